@@ -1,0 +1,321 @@
+"""A bundle directory (or one ``.tar`` of it) in, verified manifest, encoder files and prompt tables out.
+
+A bundle is all that a device needs. Nothing in it is pickled; every file that is read is first held against the
+sha256 in ``manifest.json``, and the manifest against its own digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError, VariantError
+from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file
+from edgeclip.prompts import PromptTable
+from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest, TableEntry, Variant
+
+MANIFEST = "manifest.json"
+STARTER = "starter"
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file ``manifest.json``: a manifest and the sha256 of its canonical JSON."""
+
+    manifest: Manifest
+    sha256: str
+
+
+class _SchemaOnly(msgspec.Struct, frozen=True):
+    schema_version: int | None = None
+
+
+class _AnyEnvelope(msgspec.Struct, frozen=True):
+    manifest: _SchemaOnly
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        path: the directory (for a ``.tar``, where it was unpacked).
+        manifest: its verified manifest.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle directory, a ``.tar`` of one, or the shipped ``"starter"``.
+
+        The manifest is read and checked here; bulk files are checked when they are asked for.
+
+        Raises:
+            ManifestError: there is no manifest, or it is malformed, altered or of an unknown schema.
+            IntegrityError: a ``.tar`` holds unsafe or missing files.
+        """
+        if str(path) == STARTER:
+            folder = Path(str(resources.files("edgeclip").joinpath("assets", "starter.edgeclip")))
+        else:
+            folder = Path(path)
+            if folder.suffix == ".tar" and folder.is_file():
+                folder = _unpack(folder)
+        return cls(folder, read_manifest(folder))
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether this is the bundle shipped inside the package, which must not be written to."""
+        return self.path == Path(str(resources.files("edgeclip").joinpath("assets", "starter.edgeclip")))
+
+    def file(self, relative: str) -> Path:
+        """Path of a file listed in the manifest, after checking its size and sha256.
+
+        Raises:
+            IntegrityError: it is unlisted, missing or altered.
+        """
+        record = self.manifest.files.get(relative)
+        if record is None:
+            raise IntegrityError(f"{relative} is not listed in {self.path / MANIFEST}: make the bundle again")
+        path = self.path / _safe(relative)
+        if not path.is_file():
+            raise IntegrityError(f"{self.path} lacks {relative}: copy the bundle again")
+        size = path.stat().st_size
+        if size != record.size:
+            raise IntegrityError(
+                f"{path} was altered: expected {record.size:,} bytes, got {size:,}; copy the bundle again"
+            )
+        digest = sha256_file(path)
+        if digest != record.sha256:
+            raise IntegrityError(
+                f"{path} was altered: expected sha256 {record.sha256[:12]}…, got {digest[:12]}…; copy the bundle again"
+            )
+        return path
+
+    def verify(self) -> Iterator[str]:
+        """Check every listed file in turn, yielding each relative path once it has passed.
+
+        Raises:
+            IntegrityError: at the first file that is missing or altered, or if the folder holds unlisted files.
+        """
+        listed = set(self.manifest.files)
+        present = {
+            path.relative_to(self.path).as_posix()
+            for path in self.path.rglob("*")
+            if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
+        }
+        for relative in sorted(listed):
+            self.file(relative)
+            yield relative
+        if unlisted := sorted(present - listed):
+            raise IntegrityError(
+                f"{self.path} holds files that its manifest does not list ({', '.join(unlisted[:3])}): remove them"
+            )
+
+    def variant(self, name: str) -> Variant:
+        """The variant called ``name``.
+
+        Raises:
+            VariantError: there is none; the message lists those there are.
+        """
+        for variant in self.manifest.variants:
+            if variant.name == name:
+                return variant
+        available = ", ".join(variant.name for variant in self.manifest.variants)
+        raise VariantError(f"{self.path.name} has no variant {name!r}: expected one of {available}")
+
+    def variant_path(self, name: str) -> Path:
+        """Checked path of a variant's ONNX graph (its external data files are checked too)."""
+        variant = self.variant(name)
+        for data_file in variant.data_files:
+            self.file(data_file)
+        return self.file(variant.file)
+
+    def table(self, name: str | None = None) -> PromptTable:
+        """Load a prompt table of this bundle, checked against its hash and against the encoder.
+
+        Args:
+            name: the table; may be left out when the bundle has exactly one.
+
+        Raises:
+            TableError: no such table, or it belongs to another model.
+        """
+        tables = {table.name: table for table in self.manifest.tables}
+        if name is None:
+            if len(tables) != 1:
+                what = f"has {len(tables)} prompt tables ({', '.join(tables)})" if tables else "has no prompt table"
+                raise TableError(f"{self.path.name} {what}: name one with --table or give --classes")
+            name = next(iter(tables))
+        if name not in tables:
+            available = ", ".join(tables) or "none yet; make one with edgeclip prompts build"
+            raise TableError(f"{self.path.name} has no prompt table {name!r}: expected one of: {available}")
+        table = PromptTable.load(self.file(tables[name].file))
+        self.check_table(table)
+        return table
+
+    def check_table(self, table: PromptTable) -> None:
+        """Refuse a table that was made for another model or width.
+
+        Raises:
+            TableError: with what was expected and got.
+        """
+        width = self.manifest.encoder.embedding_dim
+        if table.embeddings.shape[1] != width:
+            raise TableError(
+                f"table {table.name!r} has rows of width {table.embeddings.shape[1]}, the encoder of {self.path.name} "
+                f"gives {width}: build the table for this bundle"
+            )
+        model = self.manifest.model
+        if table.model_id != model.id:
+            raise TableError(
+                f"table {table.name!r} was made for model {table.model_id}, this bundle is {model.id} "
+                f"({model.name}): build the table for this bundle"
+            )
+
+    def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:
+        """Write a table into the bundle and list it; at every moment the bundle on disk is valid.
+
+        Raises:
+            TableError: the name is taken and ``overwrite`` is false, or the table is of another model.
+            BundleError: the bundle is the shipped one, which is read-only.
+        """
+        if self.is_starter:
+            raise BundleError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
+        self.check_table(table)
+        relative = f"prompts/{table.name}.safetensors"
+        manifest = self.manifest
+        if any(entry.name == table.name for entry in manifest.tables):
+            if not overwrite:
+                raise TableError(f"{self.path.name} has a table {table.name!r} already: pass --overwrite to replace it")
+            manifest = msgspec.structs.replace(
+                manifest,
+                tables=tuple(entry for entry in manifest.tables if entry.name != table.name),
+                files={name: record for name, record in manifest.files.items() if name != relative},
+            )
+            write_manifest(self.path, manifest)
+        path = self.path / relative
+        table.save(path)
+        entry = TableEntry(
+            name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash
+        )
+        manifest = msgspec.structs.replace(
+            manifest,
+            tables=(*manifest.tables, entry),
+            files={**manifest.files, relative: _record(path)},
+        )
+        write_manifest(self.path, manifest)
+        return Bundle(self.path, manifest)
+
+    def to_tar(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole bundle, checked, as one ``.tar`` with fixed times and owners (same bytes every time)."""
+
+        def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+            info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o644
+            return info
+
+        target = Path(path)
+        with atomic_file(target) as temporary, tarfile.open(temporary, "w") as archive:
+            archive.add(self.path / MANIFEST, MANIFEST, filter=plain)
+            for relative in self.verify():
+                archive.add(self.path / relative, relative, filter=plain)
+        return target
+
+
+@contextmanager
+def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to fill (end with :func:`write_manifest`); it becomes ``path`` only on success."""
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        (folder / "image_encoder").mkdir()
+        (folder / "prompts").mkdir()
+        (folder / "reports").mkdir()
+        yield folder
+
+
+def write_manifest(folder: Path, manifest: Manifest, *, scan: bool = False) -> Manifest:
+    """Write ``manifest.json`` atomically and return what was written.
+
+    Args:
+        scan: hash every file in the folder into ``manifest.files`` first.
+    """
+    if scan:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+        files = {path.relative_to(folder).as_posix(): _record(path) for path in paths}
+        manifest = msgspec.structs.replace(manifest, files=files)
+    envelope = _Envelope(manifest=manifest, sha256=_digest(manifest))
+    with atomic_file(folder / MANIFEST) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(envelope), indent=2) + b"\n")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Raises:
+        ManifestError: absent, not JSON, of an unknown schema, invalid, or not matching its digest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "no such file or folder" if not folder.exists() else f"no {MANIFEST} in it"
+        raise ManifestError(f"expected a bundle at {folder}, got {what}: make one with edgeclip export")
+    raw = path.read_bytes()
+    try:
+        version = msgspec.json.decode(raw, type=_AnyEnvelope).manifest.schema_version
+        if version != SCHEMA_VERSION:
+            raise ManifestError(
+                f"{path} has schema version {version}, this edgeclip reads {SCHEMA_VERSION}: "
+                "use the edgeclip that wrote it, or export again"
+            )
+        envelope = msgspec.json.decode(raw, type=_Envelope)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is not a valid manifest ({error}): copy the bundle again") from error
+    if envelope.sha256 != _digest(envelope.manifest):
+        raise ManifestError(f"{path} was altered: it does not match its own sha256; copy the bundle again")
+    return envelope.manifest
+
+
+def _digest(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(manifest, order="deterministic")).hexdigest()
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(size=path.stat().st_size, sha256=sha256_file(path))
+
+
+def _safe(relative: str) -> PurePosixPath:
+    """A relative path that stays inside the bundle, or IntegrityError."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or "\\" in relative or not path.parts:
+        raise IntegrityError(f"expected a path inside the bundle, got {relative!r}: do not use this bundle")
+    return path
+
+
+def _unpack(archive_path: Path) -> Path:
+    """Unpack a bundle ``.tar`` to the cache, once for each content; only plain files at safe paths are taken."""
+    target = cache_dir("bundles") / sha256_file(archive_path)
+    if target.is_dir():
+        return target
+    try:
+        with tarfile.open(archive_path, "r:") as archive, atomic_folder(target) as folder:
+            for member in archive:
+                if member.isdir():
+                    continue
+                stream = archive.extractfile(member) if member.isreg() else None
+                if stream is None:
+                    raise IntegrityError(f"{archive_path} holds {member.name!r}, which is not a plain file")
+                path = folder / _safe(member.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as out:
+                    shutil.copyfileobj(stream, out)
+            read_manifest(folder)
+    except tarfile.TarError as error:
+        raise IntegrityError(f"{archive_path} is not a readable tar ({error}): copy it again") from error
+    return target

@@ -1,0 +1,1 @@
+"""Which images ranges are measured on before quantization."""

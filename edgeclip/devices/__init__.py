@@ -1,0 +1,1 @@
+"""What this machine is, as data: device side, never imports torch."""

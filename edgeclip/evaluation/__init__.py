@@ -1,0 +1,1 @@
+"""A bundle and labelled images in, accuracy with its interval out."""

@@ -1,0 +1,90 @@
+"""Files that are either whole or absent: write under a temporary name, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeclip.errors import InputError
+
+
+def cache_dir(*parts: str) -> Path:
+    """Folder for what can be made again: ``$EDGECLIP_CACHE``, else ``$XDG_CACHE_HOME/edgeclip``, else ``~/.cache/edgeclip``."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeclip"
+    folder = Path(os.environ.get("EDGECLIP_CACHE") or default).joinpath(*parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _temporary_beside(path: Path) -> Path:
+    # The suffix stays last: encoders and savers choose their format by it.
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it over ``path`` on success, delete it on any failure.
+
+    Raises:
+        InputError: the folder cannot be made, or ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"expected a file name to write to, got the folder {path}: add a file name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent} ({error.strerror}): choose another place") from error
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; rename it to ``path`` on success, delete it on any failure.
+
+    Raises:
+        InputError: ``path`` exists and ``overwrite`` is false, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: choose another name or pass --overwrite")
+    temporary = _temporary_beside(path)
+    retired = _temporary_beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+    except OSError as error:
+        if retired.exists() and not path.exists():
+            os.replace(retired, path)
+        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,286 @@
+"""Class names × prompt templates in, a prompt table of unit rows out; building needs a text encoder, using does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edgeclip.errors import PromptError, TableError
+from edgeclip.extras import require
+from edgeclip.files import atomic_file
+
+FloatArray = npt.NDArray[np.float32]
+
+TABLE_FORMAT = "edgeclip.prompt-table.1"
+SIMPLE_TEMPLATES = (
+    "{}",
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a close-up photo of a {}.",
+    "a blurry photo of a {}.",
+    "a photo of a {} in a room.",
+    "a photo of a {} outdoors.",
+)
+
+
+class TextEncoder(Protocol):
+    """What a table builder needs of a model."""
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings (N, D) float32, not necessarily normalised."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptClass:
+    """One class: the label that is reported, and the names that are put into the templates (the label among them, unless
+    only other names are given)."""
+
+    label: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """Precomputed text embeddings of a set of classes.
+
+    Attributes:
+        name: what the table is called in a bundle.
+        classes: C classes in row order.
+        embeddings: (C, D) float32, rows of unit length.
+        templates: prompt templates, ``{}`` standing for the name.
+        model_id: identity of the model that made the rows (:attr:`edgeclip.spec.ModelIdentity.id`).
+    """
+
+    name: str
+    classes: tuple[PromptClass, ...]
+    embeddings: FloatArray
+    templates: tuple[str, ...]
+    model_id: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The C labels in row order."""
+        return tuple(item.label for item in self.classes)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of what the rows were made from (classes, synonyms, templates, model), not of the rows."""
+        return content_hash(self.classes, self.templates, self.model_id)
+
+    def save(self, path: Path) -> None:
+        """Write one ``.safetensors`` file atomically: tensor ``embeddings`` and JSON metadata."""
+        metadata = {
+            "format": TABLE_FORMAT,
+            "name": self.name,
+            "classes": json.dumps([[item.label, *item.names] for item in self.classes], ensure_ascii=False),
+            "templates": json.dumps(self.templates, ensure_ascii=False),
+            "model_id": self.model_id,
+            "content_hash": self.content_hash,
+        }
+        with atomic_file(path) as temporary:
+            save_file({"embeddings": np.ascontiguousarray(self.embeddings)}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> PromptTable:
+        """Read a table and check that it is whole.
+
+        Raises:
+            TableError: not a table, inconsistent, or its rows are not of unit length.
+        """
+        if not path.is_file():
+            raise TableError(f"expected a prompt table at {path}, got no such file: make it with edgeclip prompts build")
+        try:
+            with safe_open(path, framework="np") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get("format") != TABLE_FORMAT:
+                    raise TableError(
+                        f"{path} is not a prompt table (expected format {TABLE_FORMAT}, "
+                        f"got {metadata.get('format')}): make it with edgeclip prompts build"
+                    )
+                embeddings = stored.get_tensor("embeddings")
+            table = cls(
+                name=metadata["name"],
+                classes=tuple(
+                    PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])
+                ),
+                embeddings=embeddings,
+                templates=tuple(json.loads(metadata["templates"])),
+                model_id=metadata["model_id"],
+            )
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise TableError(f"{path} is not a readable prompt table ({error}): make it again") from error
+        if embeddings.dtype != np.float32 or embeddings.ndim != 2 or len(embeddings) != len(table.classes):
+            raise TableError(
+                f"{path}: expected {len(table.classes)} float32 rows, got {embeddings.dtype} {embeddings.shape}: "
+                "make it again"
+            )
+        lengths = np.linalg.norm(embeddings, axis=1)
+        if not np.allclose(lengths, 1.0, atol=1e-3):
+            raise TableError(f"{path}: expected rows of unit length, got {lengths.min():.4f}…{lengths.max():.4f}")
+        if metadata.get("content_hash") != table.content_hash:
+            raise TableError(f"{path}: its classes or templates do not match its content hash: make it again")
+        return table
+
+
+def content_hash(classes: Sequence[PromptClass], templates: Sequence[str], model_id: str) -> str:
+    """sha256 over everything that determines a table's rows."""
+    content = [[[item.label, *item.names] for item in classes], list(templates), model_id]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
+    """Read classes from ``"mug, bottle, phone"`` or from a file.
+
+    A file holds one class a line (``#`` starts a comment), or JSON: a list of names, or ``{label: [names]}``.
+    Several names of one class are joined by ``|``: ``cell phone | mobile phone``; the first is the label.
+
+    Raises:
+        PromptError: no class, an empty name or a duplicate label.
+    """
+    path = Path(text_or_file)
+    # A list of classes is no path; asking the file system about a very long one would be an error of its own.
+    is_file = "\n" not in text_or_file and len(text_or_file) < 1024 and path.is_file()
+    if is_file and path.suffix == ".json":
+        return make_classes(_read_json(path))
+    if is_file:
+        lines = (line.partition("#")[0].strip() for line in _read_text(path).splitlines())
+        return make_classes([line for line in lines if line])
+    if path.suffix in {".txt", ".json"} and "," not in text_or_file:
+        raise PromptError(f"expected class names or a file of them, got {text_or_file!r}: no such file")
+    if not text_or_file.strip():
+        raise PromptError("expected at least one class name, got none: for example \"mug, bottle, phone\"")
+    return make_classes(text_or_file.split(","))
+
+
+def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[PromptClass, ...]:
+    """Classes from names (``"a | b"`` gives one class two names) or from ``{label: names}``; checked.
+
+    Raises:
+        PromptError: no class, an empty name or a duplicate label.
+    """
+    if isinstance(items, Mapping):
+        pairs = [(label, [names] if isinstance(names, str) else list(names) or [label]) for label, names in items.items()]
+    else:
+        split = [[_clean(name) for name in str(item).split("|")] for item in items]
+        pairs = [(names[0], names) for names in split]
+    classes = tuple(
+        PromptClass(_clean(label), tuple(dict.fromkeys(_clean(str(name)) for name in names))) for label, names in pairs
+    )
+    if not classes:
+        raise PromptError("expected at least one class name, got none: for example \"mug, bottle, phone\"")
+    seen: dict[str, int] = {}
+    for position, item in enumerate(classes, start=1):
+        if not item.label or not all(item.names):
+            raise PromptError(f"class {position} has an empty name: remove the stray comma or separator")
+        if item.label in seen:
+            raise PromptError(f"class {item.label!r} is given twice (at {seen[item.label]} and {position}): remove one")
+        seen[item.label] = position
+    return classes
+
+
+def load_templates(name_or_file: str) -> tuple[str, ...]:
+    """Prompt templates: ``simple`` (ours), ``imagenet`` (CLIP's 80, from open_clip) or a file, one a line or a JSON list.
+
+    A template holds the place of the name as ``{}`` or ``{c}``.
+
+    Raises:
+        PromptError: no such file, no template, or one without exactly one placeholder.
+    """
+    if name_or_file == "simple":
+        return SIMPLE_TEMPLATES
+    if name_or_file == "imagenet":
+        open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet templates")
+        functions: Sequence[Callable[[str], str]] = open_clip.OPENAI_IMAGENET_TEMPLATES
+        return tuple(function("{}") for function in functions)
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise PromptError(f"expected templates simple, imagenet or a file, got {name_or_file!r}: no such file")
+    if path.suffix == ".json":
+        loaded = _read_json(path)
+        lines = [str(line) for line in loaded] if isinstance(loaded, list) else []
+    else:
+        lines = [line for line in map(str.strip, _read_text(path).splitlines()) if line and not line.startswith("#")]
+    templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines))
+    if not templates:
+        raise PromptError(f"expected at least one template in {path}, got none: one a line, with {{}} for the name")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise PromptError(f"expected one {{}} in each template of {path}, got {template!r}")
+    return templates
+
+
+def build_table(
+    encoder: TextEncoder,
+    classes: Sequence[PromptClass],
+    templates: Sequence[str],
+    *,
+    name: str,
+    model_id: str,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> PromptTable:
+    """Encode every name × template and average per class: normalise, average, normalise again (CLIP, section 3.1.4).
+
+    All prompts go through the encoder together, each distinct text once, sorted by length so that a batch pads little.
+
+    Args:
+        batch_size: prompts a forward pass.
+        progress: called with (prompts done, prompts in all) after each batch.
+
+    Raises:
+        PromptError: no class or template, or an embedding that is not finite.
+    """
+    if not classes or not templates:
+        raise PromptError(f"expected classes and templates, got {len(classes)} and {len(templates)}")
+    prompts = [[template.replace("{}", alias) for alias in item.names for template in templates] for item in classes]
+    texts = sorted({text for group in prompts for text in group}, key=lambda text: (len(text), text))
+    row_of = {text: row for row, text in enumerate(texts)}
+    rows: list[FloatArray] = []
+    for start in range(0, len(texts), batch_size):
+        rows.append(encoder.encode_text(texts[start : start + batch_size]))
+        if progress:
+            progress(min(start + batch_size, len(texts)), len(texts))
+    encoded = unit_rows(np.concatenate(rows))  # (T, D)
+    means = np.stack([encoded[[row_of[text] for text in group]].mean(axis=0) for group in prompts])  # (C, D)
+    if not np.isfinite(means).all():
+        raise PromptError("the text encoder gave embeddings that are not finite: check the model's weights")
+    return PromptTable(name, tuple(classes), unit_rows(means), tuple(templates), model_id)
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """Rows (N, D) scaled to unit length, float32; a zero row stays zero."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: FloatArray = (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return unit
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"\s+", " ", name).strip()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"expected a UTF-8 text file, got {path} ({error})") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        loaded = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise PromptError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(loaded, list | dict):
+        raise PromptError(f"expected a JSON list or object in {path}, got {type(loaded).__name__}")
+    return loaded

@@ -1,0 +1,156 @@
+"""Value classes shared by the workstation and the device: what an encoder expects, returns and came from.
+
+They are frozen, validated where they are decoded, and written as plain JSON. Unknown fields are refused: a field
+that this version does not know may change the meaning of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Channels = tuple[float, float, float]
+ScoreKind = Literal["softmax", "sigmoid"]
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen, keyword-only record that refuses unknown fields."""
+
+
+class PreprocessSpec(_Value, frozen=True, kw_only=True):
+    """How a frame becomes the encoder's input.
+
+    HWC uint8 RGB in [0, 255] → resize (antialiased, as Pillow does it) → centre crop → ``(x / 255 - mean) / std`` →
+    CHW float32.
+
+    Attributes:
+        height, width: the encoder's input, pixels.
+        resize: ``"shortest"`` scales the shorter side to ``resize_to`` and keeps the aspect ratio (CLIP);
+            ``"squash"`` scales straight to ``(height, width)`` and ignores it (SigLIP).
+        resize_to: length of the shorter side before the crop, pixels; unused by ``"squash"``.
+        interpolation: the resize filter.
+        mean, std: per channel, RGB, on values in [0, 1].
+    """
+
+    height: Annotated[int, msgspec.Meta(ge=1, le=8192)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)]
+    resize: Literal["shortest", "squash"] = "shortest"
+    resize_to: Annotated[int, msgspec.Meta(ge=1, le=8192)]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: Channels
+    std: Channels
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"expected every std to be above 0, got {self.std}")
+        if self.resize == "shortest" and self.resize_to < max(self.height, self.width):
+            raise ValueError(
+                f"expected resize_to of at least the crop ({self.height}x{self.width}), got {self.resize_to}"
+            )
+
+
+class EncoderSpec(_Value, frozen=True, kw_only=True):
+    """What the image encoder takes and returns, and how its embedding is scored.
+
+    The score of class c is ``logit_scale * cos(e, t_c) + logit_bias``, then softmax over the classes (CLIP) or
+    sigmoid for each (SigLIP). The graph's embedding is not normalised; the runtime does that once.
+
+    Attributes:
+        embedding_dim: width D of the embedding and of every prompt table.
+        logit_scale: multiplier on the cosine, already exponentiated.
+        logit_bias: added after the scale; 0 for CLIP.
+    """
+
+    preprocess: PreprocessSpec
+    embedding_dim: Annotated[int, msgspec.Meta(ge=1)]
+    logit_scale: Annotated[float, msgspec.Meta(gt=0)]
+    logit_bias: float = 0.0
+    score: ScoreKind = "softmax"
+
+
+class ModelOrigin(_Value, frozen=True, kw_only=True):
+    """Where a model came from, precisely enough to load it again for its text encoder.
+
+    Attributes:
+        loader: the family of code that built it.
+        name: what the loader was asked for (an open_clip name, a hub name or folder, a checkpoint path, ``starter``).
+        pretrained: the open_clip tag, or None.
+        seed: seed of the random initialisation, when there were no pretrained weights.
+    """
+
+    loader: Literal["open_clip", "transformers", "edgeclip"]
+    name: str
+    pretrained: str | None = None
+    seed: int | None = None
+
+
+class ModelIdentity(_Value, frozen=True, kw_only=True):
+    """Which weights a bundle or a table belongs to.
+
+    Attributes:
+        image_sha256: digest of the image encoder's weights as loaded, before any export.
+        text_sha256: the same of the text encoder: what a table builder checks before it adds rows.
+    """
+
+    name: str
+    origin: ModelOrigin
+    image_sha256: Sha256
+    text_sha256: Sha256
+
+    @property
+    def id(self) -> str:
+        """Short digest of both encoders; tables carry it, and the runtime compares it."""
+        return hashlib.sha256(f"{self.image_sha256}{self.text_sha256}".encode()).hexdigest()[:16]
+
+
+class Variant(_Value, frozen=True, kw_only=True):
+    """One form of the image encoder in a bundle.
+
+    Attributes:
+        file: path of the ONNX graph, relative to the bundle.
+        data_files: further files that the graph reads (ONNX external data), relative to the bundle.
+        precision: numeric type of the heavy computation.
+        opset: ONNX opset of the graph.
+        dynamic_batch: whether N is free; otherwise it is 1.
+    """
+
+    name: Name
+    file: str
+    data_files: tuple[str, ...] = ()
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    opset: int
+    dynamic_batch: bool = True
+
+
+class TableEntry(_Value, frozen=True, kw_only=True):
+    """One prompt table listed in a manifest."""
+
+    name: Name
+    file: str
+    classes: Annotated[int, msgspec.Meta(ge=1)]
+    content_hash: Sha256
+
+
+class FileRecord(_Value, frozen=True, kw_only=True):
+    """Size in bytes and sha256 of one file of a bundle."""
+
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Sha256
+
+
+class Manifest(_Value, frozen=True, kw_only=True):
+    """The contents of ``manifest.json``: everything about a bundle but the bulk data itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: ModelIdentity
+    encoder: EncoderSpec
+    variants: tuple[Variant, ...]
+    tables: tuple[TableEntry, ...] = ()
+    tools: dict[str, str] = {}
+    files: dict[str, FileRecord] = {}

@@ -1,0 +1,105 @@
+"""What every contrastive image–text model becomes here, whichever library built it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from edgeclip.errors import ModelError
+from edgeclip.prompts import FloatArray
+from edgeclip.spec import EncoderSpec, ModelIdentity, ModelOrigin
+
+
+class TextTower(ABC):
+    """The text side of a model: strings in, embeddings out. Loads without the image side where the library allows it."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Tokenize and encode; embeddings (N, D) float32, not normalised.
+
+        Raises:
+            ModelError: the tokenizer's files cannot be had.
+        """
+
+    @abstractmethod
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules whose weights make up this tower, in a fixed order."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the tower's weights; the same on every machine."""
+        return weights_digest(self.modules())
+
+
+class ContrastiveModel(ABC):
+    """Two encoders into one space, with everything that is needed to use them elsewhere.
+
+    Attributes:
+        name: for people, e.g. ``ViT-B-32 (laion2b_s34b_b79k)``.
+        origin: how to load it again.
+        encoder: preprocessing, width and scoring.
+        text: the text side.
+    """
+
+    name: str
+    origin: ModelOrigin
+    encoder: EncoderSpec
+    text: TextTower
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """The library's own image embedding, the reference of every export.
+
+        Args:
+            images: (N, 3, H, W) float32, preprocessed as ``encoder.preprocess`` says.
+
+        Returns:
+            (N, D) float32, not normalised.
+        """
+
+    @abstractmethod
+    def exportable(self) -> nn.Module:
+        """A module in eval mode, ready for export (branches merged, no in-place tricks): (N, 3, H, W) → (N, D) float32.
+
+        It may share weights with this model but never changes what :meth:`encode_image` returns.
+        """
+
+    @abstractmethod
+    def image_modules(self) -> Sequence[nn.Module]:
+        """The modules whose weights make up the image side, in a fixed order."""
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings (N, D) float32, not normalised."""
+        return self.text.encode_text(texts)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Name, origin and the digests of both sides' weights."""
+        return ModelIdentity(
+            name=self.name,
+            origin=self.origin,
+            image_sha256=weights_digest(self.image_modules()),
+            text_sha256=self.text.sha256,
+        )
+
+
+def weights_digest(modules: Sequence[nn.Module]) -> str:
+    """sha256 over the names, shapes, dtypes and values of all parameters and persistent buffers.
+
+    Raises:
+        ModelError: a weight is not finite.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            value = tensor.detach().cpu().contiguous()
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ModelError(f"weight {name} holds values that are not finite: the checkpoint is damaged")
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
