@@ -65,7 +65,7 @@ class Bundle:
             IntegrityError: a ``.tar`` holds unsafe or missing files.
         """
         if str(path) == STARTER:
-            folder = Path(str(resources.files("edgeclip").joinpath("assets", "starter.edgeclip")))
+            folder = Path(str(resources.files("edgeclip") / "assets" / "starter.edgeclip"))
         else:
             folder = Path(path)
             if folder.suffix == ".tar" and folder.is_file():
@@ -75,7 +75,7 @@ class Bundle:
     @property
     def is_starter(self) -> bool:
         """Whether this is the bundle shipped inside the package, which must not be written to."""
-        return self.path == Path(str(resources.files("edgeclip").joinpath("assets", "starter.edgeclip")))
+        return self.path == Path(str(resources.files("edgeclip") / "assets" / "starter.edgeclip"))
 
     def file(self, relative: str) -> Path:
         """Path of a file listed in the manifest, after checking its size and sha256.
@@ -204,9 +204,7 @@ class Bundle:
             write_manifest(self.path, manifest)
         path = self.path / relative
         table.save(path)
-        entry = TableEntry(
-            name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash
-        )
+        entry = TableEntry(name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash)
         manifest = msgspec.structs.replace(
             manifest,
             tables=(*manifest.tables, entry),

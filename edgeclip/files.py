@@ -14,7 +14,7 @@ from edgeclip.errors import InputError
 
 
 def cache_dir(*parts: str) -> Path:
-    """Folder for what can be made again: ``$EDGECLIP_CACHE``, else ``$XDG_CACHE_HOME/edgeclip``, else ``~/.cache/edgeclip``."""
+    """Folder for what can be made again: under ``$EDGECLIP_CACHE`` or ``~/.cache/edgeclip``."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeclip"
     folder = Path(os.environ.get("EDGECLIP_CACHE") or default).joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,9 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
+        _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,17 +69,25 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     retired = _temporary_beside(path)
     try:
         temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot make {path} ({error.strerror}): choose another place") from error
+    try:
         yield temporary
         if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
-    except OSError as error:
-        if retired.exists() and not path.exists():
-            os.replace(retired, path)
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
+            _rename(path, retired)
+        _rename(temporary, path)
     finally:
+        if retired.exists() and not path.exists():
+            _rename(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target} ({error.strerror}): choose another place") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -43,8 +43,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class PromptClass:
-    """One class: the label that is reported, and the names that are put into the templates (the label among them, unless
-    only other names are given)."""
+    """One class: the label that is reported, and the names that are put into the templates."""
 
     label: str
     names: tuple[str, ...]
@@ -99,7 +98,9 @@ class PromptTable:
             TableError: not a table, inconsistent, or its rows are not of unit length.
         """
         if not path.is_file():
-            raise TableError(f"expected a prompt table at {path}, got no such file: make it with edgeclip prompts build")
+            raise TableError(
+                f"expected a prompt table at {path}, got no such file: make it with edgeclip prompts build"
+            )
         try:
             with safe_open(path, framework="np") as stored:
                 metadata = stored.metadata() or {}
@@ -111,9 +112,7 @@ class PromptTable:
                 embeddings = stored.get_tensor("embeddings")
             table = cls(
                 name=metadata["name"],
-                classes=tuple(
-                    PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])
-                ),
+                classes=tuple(PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])),
                 embeddings=embeddings,
                 templates=tuple(json.loads(metadata["templates"])),
                 model_id=metadata["model_id"],
@@ -159,7 +158,7 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
     if path.suffix in {".txt", ".json"} and "," not in text_or_file:
         raise PromptError(f"expected class names or a file of them, got {text_or_file!r}: no such file")
     if not text_or_file.strip():
-        raise PromptError("expected at least one class name, got none: for example \"mug, bottle, phone\"")
+        raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
     return make_classes(text_or_file.split(","))
 
 
@@ -170,7 +169,9 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
         PromptError: no class, an empty name or a duplicate label.
     """
     if isinstance(items, Mapping):
-        pairs = [(label, [names] if isinstance(names, str) else list(names) or [label]) for label, names in items.items()]
+        pairs = [
+            (label, [names] if isinstance(names, str) else list(names) or [label]) for label, names in items.items()
+        ]
     else:
         split = [[_clean(name) for name in str(item).split("|")] for item in items]
         pairs = [(names[0], names) for names in split]
@@ -178,7 +179,7 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
         PromptClass(_clean(label), tuple(dict.fromkeys(_clean(str(name)) for name in names))) for label, names in pairs
     )
     if not classes:
-        raise PromptError("expected at least one class name, got none: for example \"mug, bottle, phone\"")
+        raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
     seen: dict[str, int] = {}
     for position, item in enumerate(classes, start=1):
         if not item.label or not all(item.names):
@@ -190,7 +191,7 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
 
 
 def load_templates(name_or_file: str) -> tuple[str, ...]:
-    """Prompt templates: ``simple`` (ours), ``imagenet`` (CLIP's 80, from open_clip) or a file, one a line or a JSON list.
+    """Prompt templates: ``simple`` (ours), ``imagenet`` (CLIP's 80, from open_clip) or a file (lines or a JSON list).
 
     A template holds the place of the name as ``{}`` or ``{c}``.
 

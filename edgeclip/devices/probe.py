@@ -1,0 +1,74 @@
+"""This machine in, a small dictionary out that says what a measurement was taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+Description = dict[str, str | int | float]
+
+_ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
+
+
+def describe_machine(root: Path = Path("/")) -> Description:
+    """Board or CPU, cores, memory and the versions that matter to speed.
+
+    What cannot be read is left out, never guessed.
+
+    Args:
+        root: the file system to read (a test's recorded tree, say).
+
+    Returns:
+        JSON-able values; memory in GiB.
+    """
+    described: Description = {
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cores_usable": len(os.sched_getaffinity(0)),
+    }
+    if board := _read(root / "proc/device-tree/model").rstrip("\0"):
+        described["board"] = board
+    if l4t := _read(root / "etc/nv_tegra_release").partition("\n")[0].lstrip("# "):
+        described["l4t"] = l4t
+    if cpu := _field(_read(root / "proc/cpuinfo"), "model name"):
+        described["cpu"] = cpu
+    memory_kib = _field(_read(root / "proc/meminfo"), "MemTotal").partition(" ")[0]
+    if memory_kib.isdigit():
+        described["memory_gib"] = round(int(memory_kib) / 2**20, 1)
+    for package in _ENGINES:
+        try:
+            described[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return described
+
+
+def summary(described: Description) -> str:
+    """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``."""
+    engines = [f"{name} {described[name]}" for name in _ENGINES if name in described]
+    parts = [
+        str(described.get("board") or described.get("cpu") or described["architecture"]),
+        f"{described['cores_usable']} cores",
+        *([f"{described['memory_gib']} GiB"] if "memory_gib" in described else []),
+        *engines[:1],
+    ]
+    return ", ".join(parts)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _field(text: str, key: str) -> str:
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,0 +1,57 @@
+"""A bundle's image encoder, loaded: frames in, unit embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from edgeclip.bundle import Bundle
+from edgeclip.prompts import FloatArray, unit_rows
+from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.preprocess import Pixels, Preprocessor
+
+
+class ImageEncoder:
+    """Preprocessing and engine of one variant, behind one call.
+
+    Args:
+        bundle: an opened bundle; the variant's files are checked against their hashes here.
+        variant: name of the variant.
+        engine: name of the inference engine (see :data:`edgeclip.runtime.engine.ENGINES`).
+        threads: CPU threads an inference; None for all that this process may use.
+
+    Raises:
+        VariantError, IntegrityError, EngineError: as the bundle and the engine say.
+    """
+
+    def __init__(
+        self, bundle: Bundle, variant: str = "fp32", *, engine: str = "onnxruntime", threads: int | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.variant = bundle.variant(variant)
+        self.preprocess = Preprocessor(bundle.manifest.encoder.preprocess)
+        self.engine = load_engine(engine, bundle.variant_path(variant), bundle.manifest.encoder, threads=threads)
+
+    def encode(self, frames: Sequence[Pixels]) -> FloatArray:
+        """Unit embeddings (N, D) float32 of N frames."""
+        return self.encode_preprocessed(np.stack([self.preprocess(frame) for frame in frames]))
+
+    def encode_preprocessed(self, images: FloatArray) -> FloatArray:
+        """Unit embeddings (N, D) of a preprocessed batch (N, 3, H, W)."""
+        if self.variant.dynamic_batch:
+            return unit_rows(self.engine.infer(images))
+        return unit_rows(np.concatenate([self.engine.infer(images[i : i + 1]) for i in range(len(images))]))
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> ImageEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+"""Image file in, HWC uint8 RGB array out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeclip.errors import MissingExtraError, SourceError
+
+Image = npt.NDArray[np.uint8]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def opencv() -> Any:
+    """The module ``cv2``, quiet; on a Jetson this is the system's own build.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    # Read once, when cv2 loads. What is wrong with a file is said by our own exception, not by a warning.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtraError(
+            "OpenCV is needed to read images and cameras but is not installed: on a Jetson run "
+            "apt install python3-opencv (it has GStreamer), elsewhere pip install 'edgeclip[opencv]'"
+        ) from error
+    return cv2
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file name ends like an image's."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_image(path: Path) -> Image:
+    """Read a whole image as (H, W, 3) uint8 RGB in [0, 255].
+
+    Grey becomes RGB, 16 bits become 8, alpha is dropped and the EXIF orientation is applied.
+
+    Raises:
+        SourceError: missing, empty, truncated, or not an image.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"expected an image at {path}, got: {error.strerror}") from error
+    return decode_image(data, name=str(path))
+
+
+def decode_image(data: bytes, *, name: str) -> Image:
+    """Decode the bytes of an image file as :func:`read_image` does; ``name`` is for the error."""
+    cv2 = opencv()
+    if data.startswith(_JPEG_START) and _JPEG_END not in data[-65536:]:
+        raise SourceError(f"{name} is a truncated JPEG ({len(data):,} bytes, no end marker): copy it again")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:
+        raise SourceError(f"{name} cannot be decoded ({error.err}): convert it to JPEG or PNG") from error
+    if pixels is None:
+        raise SourceError(f"expected an image, got {name} ({len(data):,} bytes that do not decode as one)")
+    image: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return image
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Write (H, W, 3) uint8 RGB; the suffix of ``path`` chooses the format. Not atomic: the caller names the file."""
+    cv2 = opencv()
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise SourceError(f"cannot write the image {path}: check its suffix and folder")
