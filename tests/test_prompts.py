@@ -1,0 +1,157 @@
+"""Class names × templates become unit rows; unusable input is refused in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeclip import PromptTable, build_table, load_templates, make_classes, parse_classes
+from edgeclip.errors import PromptError, TableError
+from edgeclip.prompts import FloatArray
+from tests.conftest import make_table
+
+
+class HashEncoder:
+    """A deterministic text encoder: equal texts get equal vectors, of any length."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        self.batches.append(list(texts))
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts]
+        return np.stack([3.0 * np.random.default_rng(seed).standard_normal(8) for seed in seeds]).astype(np.float32)
+
+
+def _by_the_book(texts: Sequence[str]) -> FloatArray:
+    rows = HashEncoder().encode_text(texts)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    mean = rows.mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def test_rows_are_normalised_averaged_and_normalised_again() -> None:
+    classes = make_classes(["cat", "cup | coffee mug"])
+    templates = ["a photo of a {}.", "{}"]
+    table = build_table(HashEncoder(), classes, templates, name="t", model_id="0" * 16, batch_size=3)
+    np.testing.assert_allclose(table.embeddings[0], _by_the_book(["a photo of a cat.", "cat"]), atol=1e-6)
+    synonyms = ["a photo of a cup.", "cup", "a photo of a coffee mug.", "coffee mug"]
+    np.testing.assert_allclose(table.embeddings[1], _by_the_book(synonyms), atol=1e-6)
+    assert table.embeddings.dtype == np.float32
+
+
+def test_each_distinct_prompt_is_encoded_once_in_full_batches() -> None:
+    encoder = HashEncoder()
+    classes = make_classes({"cat": ["cat", "animal"], "dog": ["dog", "animal"]})
+    build_table(encoder, classes, ["{}", "a {}"], name="t", model_id="m", batch_size=4)
+    texts = [text for batch in encoder.batches for text in batch]
+    assert len(texts) == len(set(texts)) == 6
+    assert [len(batch) for batch in encoder.batches] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("mug, bottle,phone", ("mug", "bottle", "phone")),
+        ("cell  phone | smartphone", ("cell phone",)),
+        ("Straße, 茶碗", ("Straße", "茶碗")),
+    ],
+)
+def test_classes_from_text(text: str, labels: tuple[str, ...]) -> None:
+    assert tuple(item.label for item in parse_classes(text)) == labels
+
+
+def test_classes_from_files(tmp_path: Path) -> None:
+    lines = tmp_path / "classes.txt"
+    lines.write_text("# kitchen\nmug | cup\n\nchair, folding # with a comma\n")
+    assert [item.names for item in parse_classes(str(lines))] == [("mug", "cup"), ("chair, folding",)]
+    objects = tmp_path / "classes.json"
+    objects.write_text(json.dumps({"mug": ["cup", "mug"], "phone": []}))
+    assert [(item.label, item.names) for item in parse_classes(str(objects))] == [
+        ("mug", ("cup", "mug")),
+        ("phone", ("phone",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at least one class"),
+        ("  ", "at least one class"),
+        ("cat,,dog", "class 2 has an empty name"),
+        ("cat, |dog", "class 2 has an empty name"),
+        ("cat, dog, cat", "given twice"),
+        ("absent.txt", "no such file"),
+    ],
+)
+def test_unusable_classes_are_refused(text: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        parse_classes(text)
+
+
+def test_unusable_class_files_are_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("# nothing\n")
+    with pytest.raises(PromptError, match="at least one class"):
+        parse_classes(str(empty))
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(PromptError, match="UTF-8"):
+        parse_classes(str(binary))
+    broken = tmp_path / "broken.json"
+    broken.write_text("[")
+    with pytest.raises(PromptError, match="JSON"):
+        parse_classes(str(broken))
+
+
+def test_imagenet_templates_are_clips_eighty() -> None:
+    templates = load_templates("imagenet")
+    assert len(templates) == 80
+    assert templates[0] == "a bad photo of a {}."
+    assert all(template.count("{}") == 1 for template in templates)
+
+
+def test_templates_from_files(tmp_path: Path) -> None:
+    path = tmp_path / "templates.txt"
+    path.write_text("# comment\na drawing of a {c}.\na {} at night\n")
+    assert load_templates(str(path)) == ("a drawing of a {}.", "a {} at night")
+    path.write_text("no place\n")
+    with pytest.raises(PromptError, match=r"expected one \{\}"):
+        load_templates(str(path))
+    path.write_text("")
+    with pytest.raises(PromptError, match="at least one template"):
+        load_templates(str(path))
+    with pytest.raises(PromptError, match="no such file"):
+        load_templates("absent")
+
+
+def test_a_saved_table_is_checked_when_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    table = make_table(model_id="0" * 16)
+    table.save(path)
+    loaded = PromptTable.load(path)
+    np.testing.assert_array_equal(loaded.embeddings, table.embeddings)
+    assert (loaded.classes, loaded.templates, loaded.model_id) == (table.classes, table.templates, table.model_id)
+
+    PromptTable("t", table.classes, 2 * table.embeddings, table.templates, table.model_id).save(path)
+    with pytest.raises(TableError, match="unit length"):
+        PromptTable.load(path)
+    PromptTable("t", table.classes[:2], table.embeddings, table.templates, table.model_id).save(path)
+    with pytest.raises(TableError, match="expected 2 float32 rows"):
+        PromptTable.load(path)
+    path.write_bytes(b"not a table")
+    with pytest.raises(TableError, match="not a readable"):
+        PromptTable.load(path)
+    with pytest.raises(TableError, match="no such file"):
+        PromptTable.load(tmp_path / "absent.safetensors")
+
+
+def test_the_content_hash_follows_the_content() -> None:
+    base = make_table(model_id="0" * 16)
+    assert base.content_hash == make_table("another name", model_id="0" * 16).content_hash
+    assert base.content_hash != make_table(model_id="1" * 16).content_hash
