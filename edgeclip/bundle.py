@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError, VariantError
-from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file
-from edgeclip.prompts import PromptTable
+from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, write_json
+from edgeclip.prompts import PromptTable, check_table_name
 from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest, TableEntry, Variant
 
 MANIFEST = "manifest.json"
@@ -190,6 +190,7 @@ class Bundle:
         """
         if self.is_starter:
             raise BundleError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
+        check_table_name(table.name)
         self.check_table(table)
         relative = f"prompts/{table.name}.safetensors"
         manifest = self.manifest
@@ -249,8 +250,7 @@ def write_manifest(folder: Path, manifest: Manifest, *, scan: bool = False) -> M
         files = {path.relative_to(folder).as_posix(): _record(path) for path in paths}
         manifest = msgspec.structs.replace(manifest, files=files)
     envelope = _Envelope(manifest=manifest, sha256=_digest(manifest))
-    with atomic_file(folder / MANIFEST) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(envelope), indent=2) + b"\n")
+    write_json(folder / MANIFEST, envelope)
     return manifest
 
 

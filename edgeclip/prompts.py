@@ -266,6 +266,16 @@ def unit_rows(rows: FloatArray) -> FloatArray:
     return unit
 
 
+def check_table_name(name: str) -> None:
+    """Refuse a table name that could not be a file name everywhere.
+
+    Raises:
+        PromptError: with what was expected.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise PromptError(f"expected a table name of letters, digits, '.', '_' and '-', got {name!r}")
+
+
 def _clean(name: str) -> str:
     return re.sub(r"\s+", " ", name).strip()
 

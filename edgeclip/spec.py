@@ -17,6 +17,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Channels = tuple[float, float, float]
 ScoreKind = Literal["softmax", "sigmoid"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,7 +124,7 @@ class Variant(_Value, frozen=True, kw_only=True):
     name: Name
     file: str
     data_files: tuple[str, ...] = ()
-    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    precision: Precision
     opset: int
     dynamic_batch: bool = True
 

@@ -32,7 +32,13 @@ class ImageEncoder:
         self.bundle = bundle
         self.variant = bundle.variant(variant)
         self.preprocess = Preprocessor(bundle.manifest.encoder.preprocess)
-        self.engine = load_engine(engine, bundle.variant_path(variant), bundle.manifest.encoder, threads=threads)
+        self.engine = load_engine(
+            engine,
+            bundle.variant_path(variant),
+            bundle.manifest.encoder,
+            precision=self.variant.precision,
+            threads=threads,
+        )
 
     def encode(self, frames: Sequence[Pixels]) -> FloatArray:
         """Unit embeddings (N, D) float32 of N frames."""

@@ -14,8 +14,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.errors import EngineError
-from edgeclip.spec import EncoderSpec
+from edgeclip.errors import EngineError, InputError
+from edgeclip.spec import EncoderSpec, Precision
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,6 +30,7 @@ class Engine(ABC):
     Args:
         path: the ONNX graph.
         encoder: what it takes and returns.
+        precision: of the variant; an engine may prepare an INT8 graph differently.
         threads: CPU threads for one inference; None for as many as this process may use.
 
     Raises:
@@ -38,9 +39,12 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, path: Path, encoder: EncoderSpec, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+    ) -> None:
         self.path = path
         self.encoder = encoder
+        self.precision = precision
         self.threads = threads
 
     def infer(self, images: FloatArray) -> FloatArray:
@@ -89,15 +93,20 @@ class Engine(ABC):
         self.close()
 
 
-def load_engine(name: str, path: Path, encoder: EncoderSpec, *, threads: int | None = None) -> Engine:
+def load_engine(
+    name: str, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+) -> Engine:
     """Load an encoder with the engine called ``name``.
 
     Raises:
+        InputError: ``threads`` is below 1.
         EngineError: no such engine, or it cannot load the graph.
         MissingExtraError: the engine's library is not installed.
     """
+    if threads is not None and threads < 1:
+        raise InputError(f"expected --threads of at least 1, got {threads}")
     if name not in ENGINES:
         raise EngineError(f"expected an engine out of {', '.join(ENGINES)}, got {name!r}")
     module, _, attribute = ENGINES[name].partition(":")
     engine_class: type[Engine] = getattr(importlib.import_module(module), attribute)
-    return engine_class(path, encoder, threads=threads)
+    return engine_class(path, encoder, precision=precision, threads=threads)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from edgeclip.bundle import Bundle
+from edgeclip.errors import InputError
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.sinks import LabelledFrame, Sink
-from edgeclip.runtime.source import Frame, Source
+from edgeclip.runtime.sinks import JsonlSink, LabelledFrame, OverlaySink, Sink
+from edgeclip.runtime.source import Frame, Source, limited
 
 _KEPT_TIMES = 10_000  # bounds the memory of a run that never ends
 
@@ -51,6 +55,29 @@ class Account:
         """The q-th percentile of ``encode_ms`` or ``preprocess_ms``; 0 before the first frame."""
         kept = list(values)
         return float(np.percentile(kept, q)) if kept else 0.0
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Rare knobs of :func:`label_source`.
+
+    Attributes:
+        variant: which form of the encoder.
+        engine: which inference engine.
+        threads: CPU threads an inference; None for all.
+        top_k: labels to report a frame.
+        limit: stop after that many frames.
+        jsonl: write one JSON line a frame here.
+        overlay: write a video with the labels drawn in here.
+    """
+
+    variant: str = "fp32"
+    engine: str = "onnxruntime"
+    threads: int | None = None
+    top_k: int = 5
+    limit: int | None = None
+    jsonl: Path | None = None
+    overlay: Path | None = None
 
 
 class Labeler:
@@ -131,3 +158,33 @@ def run(
     account.dropped, account.failed = source.dropped, source.failed
     account.elapsed_s = time.perf_counter() - start
     return account
+
+
+def label_source(
+    bundle: Bundle,
+    source: Source,
+    table: PromptTable,
+    options: LabelOptions = LabelOptions(),
+    *,
+    watch: Callable[[LabelledFrame, Account], None] | None = None,
+) -> Account:
+    """Label a source with a bundle and write what the options ask for; nothing is written when this raises.
+
+    Raises:
+        InputError: an option is out of range or an output cannot be written.
+        BundleError, EngineError: the encoder cannot be used here.
+        SourceError: the source gave no frame.
+    """
+    if options.top_k < 1:
+        raise InputError(f"expected --top of at least 1, got {options.top_k}")
+    with ExitStack() as stack:
+        encoder = stack.enter_context(
+            ImageEncoder(bundle, options.variant, engine=options.engine, threads=options.threads)
+        )
+        labeler = Labeler(encoder, table, top_k=options.top_k)
+        sinks: list[Sink] = []
+        if options.jsonl:
+            sinks.append(stack.enter_context(JsonlSink(options.jsonl, live=source.live)))
+        if options.overlay:
+            sinks.append(stack.enter_context(OverlaySink(options.overlay, fps=source.fps)))
+        return run(source, limited(source, options.limit), labeler, sinks, watch=watch)

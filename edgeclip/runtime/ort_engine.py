@@ -10,7 +10,7 @@ import numpy as np
 from edgeclip.errors import EngineError
 from edgeclip.extras import require
 from edgeclip.runtime.engine import Engine, FloatArray
-from edgeclip.spec import EncoderSpec
+from edgeclip.spec import EncoderSpec, Precision
 
 
 class OrtEngine(Engine):
@@ -18,13 +18,18 @@ class OrtEngine(Engine):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, encoder: EncoderSpec, *, threads: int | None = None) -> None:
-        super().__init__(path, encoder, threads=threads)
+    def __init__(
+        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+    ) -> None:
+        super().__init__(path, encoder, precision=precision, threads=threads)
         ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; what fails is raised, not printed
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
+        if precision != "int8":
+            # Weights that are stored as INT8 but computed with in floating point are unpacked once, at load.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises a dozen unrelated types

@@ -16,6 +16,7 @@ from edgeclip.runtime.sinks import LabelledFrame
 
 _REFRESH_S = 0.1
 _BAR_WIDTH = 30
+_LABELS_IN_SUMMARY = 10
 
 
 class TerminalView:
@@ -72,3 +73,24 @@ class TerminalView:
                 Text(label, style), Text("█" * max(1, round(score * _BAR_WIDTH)), style), Text(f"{score:.2f}", style)
             )
         return Group(head, bars)
+
+
+def print_summary(account: Account, console: Console) -> None:
+    """Say what became of every frame, how fast it went and which labels were seen."""
+    console.print(
+        f"{account.encoded:,} frames labelled, {account.dropped:,} dropped, {account.failed:,} failed"
+        f" in {account.elapsed_s:.1f} s ({account.fps:.1f} frames/s){'; stopped' if account.interrupted else ''}",
+        highlight=False,
+    )
+    if not account.encoded:
+        return
+    encode, preprocess = account.encode_ms, account.preprocess_ms
+    console.print(
+        f"encode p50 {account.percentile(encode, 50):.1f} ms, p99 {account.percentile(encode, 99):.1f} ms; "
+        f"preprocess p50 {account.percentile(preprocess, 50):.1f} ms, p99 {account.percentile(preprocess, 99):.1f} ms",
+        highlight=False,
+    )
+    table = Table.grid(padding=(0, 2))
+    for label, count in account.labels.most_common(_LABELS_IN_SUMMARY):
+        table.add_row(label, f"{count:,} frames", f"{count / account.encoded:.1%}")
+    console.print(table)

@@ -1,0 +1,47 @@
+"""Folders of footage or photographs in, the images that quantization ranges are measured on out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeclip.errors import SourceError
+from edgeclip.runtime.images import Image, is_image_name, read_image
+
+
+def sample_images(folder: Path, count: int, *, seed: int = 0) -> list[Image]:
+    """A seeded random sample of the readable images below a folder, each (H, W, 3) uint8 RGB.
+
+    Args:
+        folder: searched recursively.
+        count: how many; fewer if there are not so many.
+
+    Raises:
+        SourceError: no readable image.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_name(path))
+    random.Random(seed).shuffle(paths)
+    images: list[Image] = []
+    for path in paths:
+        if len(images) == count:
+            break
+        try:
+            images.append(read_image(path))
+        except SourceError:
+            continue
+    if not images:
+        raise SourceError(f"expected calibration images below {folder}, got none that can be read")
+    return images
+
+
+def crops(images: Sequence[Image], count: int, *, seed: int = 0) -> list[Image]:
+    """``count`` random crops with sides of 40–100 % of their image: more views from few images."""
+    chooser = random.Random(seed)
+    views: list[Image] = []
+    for index in range(count):
+        image = images[index % len(images)]
+        height, width = (max(1, round(side * chooser.uniform(0.4, 1.0))) for side in image.shape[:2])
+        top, left = chooser.randint(0, image.shape[0] - height), chooser.randint(0, image.shape[1] - width)
+        views.append(image[top : top + height, left : left + width])
+    return views

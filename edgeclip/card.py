@@ -1,0 +1,52 @@
+"""A bundle in, a readable card of it out."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeclip.bundle import Bundle
+
+
+def print_card(bundle: Bundle, console: Console) -> None:
+    """Print model, preprocessing, scoring, variants, tables and tools of a bundle."""
+    manifest = bundle.manifest
+    model, encoder = manifest.model, manifest.encoder
+    preprocess = encoder.preprocess
+    resize = f"shorter side to {preprocess.resize_to}" if preprocess.resize == "shortest" else "squashed"
+    origin = f"{model.origin.loader}:{model.origin.name}"
+    if model.origin.pretrained:
+        origin += f" ({model.origin.pretrained})"
+    if model.origin.seed is not None:
+        origin += f" (random weights, seed {model.origin.seed})"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("bundle", str(bundle.path))
+    facts.add_row("model", f"{model.name}  id {model.id}")
+    facts.add_row("origin", origin)
+    facts.add_row("input", f"{preprocess.height}×{preprocess.width} RGB, {resize}, {preprocess.interpolation}")
+    facts.add_row("normalise", f"mean {_numbers(preprocess.mean)}  std {_numbers(preprocess.std)}")
+    facts.add_row(
+        "score",
+        f"{encoder.score}({encoder.logit_scale:.3f} · cos {encoder.logit_bias:+.3f}), width {encoder.embedding_dim}",
+    )
+    facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())))
+    console.print(facts, highlight=False)
+
+    variants = Table("variant", "precision", "opset", "batch", "MB", box=None, header_style="bold", padding=(0, 2))
+    for variant in manifest.variants:
+        size = sum(manifest.files[name].size for name in (variant.file, *variant.data_files))
+        batch = "any" if variant.dynamic_batch else "1"
+        variants.add_row(variant.name, variant.precision, str(variant.opset), batch, f"{size / 1e6:.1f}")
+    console.print(variants, highlight=False)
+
+    tables = Table("table", "classes", "content", box=None, header_style="bold", padding=(0, 2))
+    for table in manifest.tables:
+        tables.add_row(table.name, str(table.classes), table.content_hash[:12])
+    if manifest.tables:
+        console.print(tables, highlight=False)
+    else:
+        console.print("no prompt table yet: edgeclip prompts build", highlight=False)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

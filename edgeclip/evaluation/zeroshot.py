@@ -1,0 +1,170 @@
+"""A bundle and a folder of labelled images in, zero-shot top-1 and top-5 with their intervals out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from rich.console import Console
+
+from edgeclip.bundle import Bundle
+from edgeclip.devices.probe import Description, describe_machine, summary
+from edgeclip.errors import InputError, SourceError
+from edgeclip.export.tables import table_for_bundle
+from edgeclip.prompts import FloatArray, PromptClass, make_classes
+from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.images import Image, is_image_name, read_image
+
+_BATCH = 32
+_Z95 = 1.959964
+
+
+class ZeroShotResult(msgspec.Struct, frozen=True):
+    """Zero-shot accuracy over a labelled set.
+
+    Attributes:
+        data: the folder.
+        top1, top5: fraction of images whose true class is first, or among the first five.
+        ci95: Wilson interval of ``top1``.
+        n: images scored.
+        failed: images that could not be decoded.
+        classes: number of classes scored against.
+        model_id, variant: what was measured.
+        templates: prompts a class name went through.
+        machine: what it was measured on.
+    """
+
+    data: str
+    top1: float
+    top5: float
+    ci95: tuple[float, float]
+    n: int
+    failed: int
+    classes: int
+    model_id: str
+    variant: str
+    templates: tuple[str, ...]
+    machine: Description
+
+
+def evaluate_folder(
+    bundle: Bundle,
+    data: Path,
+    *,
+    templates: Sequence[str],
+    names: Path | None = None,
+    variant: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> ZeroShotResult:
+    """Score every image of ``data/CLASS/*`` against prompts made from the class names.
+
+    Args:
+        data: one folder of images a class. A folder's name is its class name, underscores read as spaces.
+        names: JSON object, folder name → class name or list of names, for folders whose name is no good prompt.
+        progress: called with (images done, images in all).
+
+    Raises:
+        SourceError: no class folders, or one without images.
+        InputError: ``names`` lacks a folder.
+    """
+    files, folders = _list_images(data)
+    classes = class_prompts(folders, names)
+    table = table_for_bundle(bundle, classes, templates, name=data.name or "eval")
+    hits_1 = hits_5 = scored = done = 0
+    with ImageEncoder(bundle, variant) as encoder:
+        remaining = iter(files)
+        while batch := list(islice(remaining, _BATCH)):
+            decoded = list(_decode(batch))
+            done += len(batch)
+            if decoded:
+                embeddings = encoder.encode([image for image, _ in decoded])  # (N, D)
+                ranks = true_class_ranks(embeddings @ table.embeddings.T, np.array([index for _, index in decoded]))
+                hits_1 += int((ranks == 0).sum())
+                hits_5 += int((ranks < 5).sum())
+                scored += len(decoded)
+            if progress:
+                progress(done, len(files))
+    if not scored:
+        raise SourceError(f"none of the {len(files)} images in {data} can be decoded: check one by hand")
+    return ZeroShotResult(
+        data=str(data),
+        top1=hits_1 / scored,
+        top5=hits_5 / scored,
+        ci95=wilson_interval(hits_1, scored),
+        n=scored,
+        failed=len(files) - scored,
+        classes=len(folders),
+        model_id=bundle.manifest.model.id,
+        variant=variant,
+        templates=tuple(templates),
+        machine=describe_machine(),
+    )
+
+
+def true_class_ranks(similarities: FloatArray, true_class: np.typing.NDArray[np.integer]) -> np.typing.NDArray[np.intp]:
+    """How many classes score above the true one, for each row of (N, C); a tie counts against the true class."""
+    own = similarities[np.arange(len(true_class)), true_class][:, None]
+    ranks: np.typing.NDArray[np.intp] = (similarities >= own).sum(axis=1) - 1
+    return ranks
+
+
+def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and holds for few samples."""
+    p, z2 = hits / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def class_prompts(folders: Sequence[str], names: Path | None) -> tuple[PromptClass, ...]:
+    """One class a folder: names from the JSON file, else the folder's name with underscores read as spaces."""
+    given: Mapping[str, str | list[str]] = {}
+    if names:
+        try:
+            given = json.loads(names.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"expected a JSON object of folder → class name at {names} ({error})") from error
+        if missing := [folder for folder in folders if folder not in given]:
+            raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
+    resolved = {folder: given.get(folder, folder.replace("_", " ")) for folder in folders}
+    return make_classes({folder: [value] if isinstance(value, str) else value for folder, value in resolved.items()})
+
+
+def print_result(result: ZeroShotResult, console: Console) -> None:
+    """Print accuracy, interval and what it was measured on."""
+    low, high = result.ci95
+    console.print(
+        f"{result.data}: top-1 {result.top1:.3f} (95 % {low:.3f}–{high:.3f}), top-5 {result.top5:.3f}, "
+        f"{result.n:,} images, {result.classes} classes"
+        + (f", {result.failed} images could not be decoded" if result.failed else ""),
+        highlight=False,
+    )
+    console.print(f"{result.variant} of model {result.model_id} on {summary(result.machine)}", style="dim")
+
+
+def _list_images(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    if not data.is_dir():
+        raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
+    folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not folders:
+        raise SourceError(f"expected one folder a class in {data}, got none")
+    files: list[tuple[Path, int]] = []
+    for index, folder in enumerate(folders):
+        images = sorted(item for item in folder.iterdir() if item.is_file() and is_image_name(item))
+        if not images:
+            raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
+        files.extend((image, index) for image in images)
+    return files, [folder.name for folder in folders]
+
+
+def _decode(batch: Sequence[tuple[Path, int]]) -> Iterator[tuple[Image, int]]:
+    for path, index in batch:
+        try:
+            yield read_image(path), index
+        except SourceError:
+            continue
