@@ -1,0 +1,116 @@
+"""A locked image tower and labelled images in, pooled features out; computed once, then read from the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgeclip.files import atomic_folder, cache_dir, sha256_file
+from edgeclip.runtime.engine import Engine, FloatArray, load_engine
+from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.spec import EncoderSpec
+from edgeclip.training.data import Shards
+from edgeclip.training.model import weights_digest
+from edgeclip.training.quiet import quiet
+from edgeclip.training.towers import ImageTower
+
+_BATCH = 16
+
+
+class Features(NamedTuple):
+    """Pooled features (N, F) float16 of N images, their labels (N,) int64, and how many samples were damaged."""
+
+    features: npt.NDArray[np.float16]
+    labels: npt.NDArray[np.int64]
+    skipped: int
+
+
+def cached_features(
+    tower: ImageTower, shards: Shards, *, view: int = 0, progress: Callable[[int], None] | None = None
+) -> Features:
+    """Features of every image in the shards.
+
+    The cache is keyed by the tower's weights, its preprocessing, the shards' bytes and the view. The tower runs in
+    ONNX Runtime, several times as fast as eager torch for a depthwise CNN on a CPU.
+
+    Args:
+        view: shrink each image to this side first, pixels; 0 to leave it as it is.
+        progress: called with the number of images done.
+    """
+    key = hashlib.sha256(weights_digest([tower.module]).encode())
+    key.update(msgspec.json.encode(tower.preprocess) + str(view).encode())
+    for path in shards.paths:
+        key.update(sha256_file(path).encode())
+    folder = cache_dir("features") / key.hexdigest()
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            features, labels = _extract(tower, shards, view, progress)
+            np.save(temporary / "features.npy", features)
+            np.save(temporary / "labels.npy", labels)
+            np.save(temporary / "skipped.npy", shards.skipped)
+    return Features(
+        np.load(folder / "features.npy", mmap_mode="r"),
+        np.load(folder / "labels.npy"),
+        int(np.load(folder / "skipped.npy")),
+    )
+
+
+def _extract(
+    tower: ImageTower, shards: Shards, view: int, progress: Callable[[int], None] | None
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
+    preprocess = Preprocessor(tower.preprocess)
+    rows: list[FloatArray] = []
+    pending: list[FloatArray] = []
+    labels: list[int] = []
+    with load_tower(tower) as engine:
+        for sample in shards:
+            pending.append(preprocess(shrink(sample.image, view) if view else sample.image))
+            labels.append(sample.label)
+            if len(pending) == _BATCH:
+                rows.append(engine.infer(np.stack(pending)).astype(np.float16))
+                pending.clear()
+                if progress:
+                    progress(len(labels))
+        if pending:
+            rows.append(engine.infer(np.stack(pending)).astype(np.float16))
+    return np.concatenate(rows), np.array(labels, np.int64)
+
+
+def shrink(image: Image, side: int) -> Image:
+    """The image with its shorter side at ``side`` pixels, as a small sensor would have seen it; never enlarged."""
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    if scale >= 1:
+        return image
+    cv2 = opencv()
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def load_tower(tower: ImageTower) -> Engine:
+    """The tower in ONNX Runtime: preprocessed (N, 3, H, W) → pooled features (N, F)."""
+    spec = EncoderSpec(preprocess=tower.preprocess, embedding_dim=tower.width, logit_scale=1.0)
+    example = torch.zeros(2, 3, tower.preprocess.height, tower.preprocess.width)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "tower.onnx"
+        torch.onnx.export(
+            tower.module,
+            (example,),
+            str(path),
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )
+        return load_engine("onnxruntime", path, spec)

