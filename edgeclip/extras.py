@@ -16,6 +16,8 @@ _EXTRA_OF = {
     "transformers": "export",
     "onnx": "export",
     "onnxscript": "export",
+    "onnx_ir": "export",
+    "nncf": "export",
     "timm": "export",
     "yaml": "train",
     "efficientnet_lite_pytorch": "train",

@@ -1,1 +1,1 @@
-"""Image–text pairs, or a model from open_clip or transformers, in; a ContrastiveModel out. Workstation side: uses torch."""
+"""Image–text pairs, or a model from open_clip or transformers, in; a ContrastiveModel out."""

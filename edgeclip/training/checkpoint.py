@@ -131,6 +131,7 @@ def save_checkpoint(
             tensors[name] = value
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)
         config = CheckpointConfig(
             recipe=recipe,
             logit_scale=logit_scale,

@@ -16,7 +16,7 @@ from edgeclip.spec import EncoderSpec, ModelIdentity, ModelOrigin
 
 
 class TextTower(ABC):
-    """The text side of a model: strings in, embeddings out. Loads without the image side where the library allows it."""
+    """The text side of a model: strings in, embeddings out."""
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> FloatArray:

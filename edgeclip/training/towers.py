@@ -88,7 +88,8 @@ class _InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = x if self.expand is None else nn.functional.relu6(self.expand(x))
         inner = self.project(nn.functional.relu6(self.depthwise(inner)))
-        return x + inner if self.residual else inner
+        out: Tensor = x + inner if self.residual else inner
+        return out
 
 
 def efficientnet_lite0(*, on_grid: bool = False) -> ImageTower:

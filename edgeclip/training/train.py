@@ -124,7 +124,7 @@ def train_recipe(recipe: Recipe, target: Path, *, console: Console, overwrite: b
                     f"the loss is {loss.item()} at step {step} (images {images[:5].tolist()}…): lower optimizer.lr"
                 )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             for kept, parameter in zip(average, trained, strict=True):
