@@ -68,6 +68,9 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. [MODEL.edgeclip]")] = None,
     photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. [scikit-image's]")] = None,
     int8_cpu: Annotated[bool, typer.Option("--int8-cpu", help="Add an INT8 variant for ONNX Runtime on CPUs.")] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Images to measure INT8 ranges on. [crops of the photographs]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
@@ -86,9 +89,11 @@ def export(
         loaded = load_model(model, pretrained=pretrained, seed=seed)
         makers = []
         if int8_cpu:
-            from edgeclip.export.int8_cpu import make_int8_cpu
+            from edgeclip.calibration.images import sample_images
+            from edgeclip.export.int8_cpu import CALIBRATION_IMAGES, int8_cpu_maker
 
-            makers.append(make_int8_cpu)
+            images_to_calibrate = sample_images(calibration, CALIBRATION_IMAGES) if calibration else []
+            makers.append(int8_cpu_maker(loaded.encoder, images_to_calibrate))
         bundle = export_bundle(
             loaded, target, photos=images, extra_variants=makers, overwrite=overwrite, progress=status.update
         )
@@ -152,9 +157,7 @@ def label(
     templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
     top: Annotated[int, typer.Option(help="Labels to report for each frame.")] = 5,
     jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line a frame.")] = None,
-    overlay: Annotated[
-        Path | None, typer.Option(help="Write a video with the labels drawn in (.mp4, .mkv).")
-    ] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Write a video with the labels drawn in (.mp4, .mkv).")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
     variant: Annotated[str, typer.Option(help="Form of the encoder; edgeclip inspect lists them.")] = "fp32",
     engine: Annotated[str, typer.Option(help="Inference engine.")] = "onnxruntime",

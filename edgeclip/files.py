@@ -54,6 +54,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         yield temporary
+        temporary.chmod(0o644)  # some writers make files that only their owner can read
         _rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,12 +1,14 @@
-"""The real photographs that scikit-image's wheel ships: no download, known licences, no model was trained on them here."""
+"""The real photographs that scikit-image's wheel ships: known licences, no download, none of them trained on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from edgeclip.errors import SourceError
 from edgeclip.extras import require
-from edgeclip.runtime.images import Image, read_image
+from edgeclip.runtime.images import Image
 
 # Colour photographs of things, for checks that want realistic input.
 COLOUR = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
@@ -26,4 +28,7 @@ def photograph(name: str) -> Image:
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise SourceError(f"scikit-image {skimage.__version__} does not ship {name}: install another version")
-    return read_image(path)
+    # Pillow, which scikit-image brings, reads them without a word; OpenCV's libpng complains of one's colour profile.
+    pillow = require("PIL.Image", purpose="read photographs", extra="demo")
+    with pillow.open(path) as image:
+        return np.asarray(image.convert("RGB"))

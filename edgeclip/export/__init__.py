@@ -1,1 +1,1 @@
-"""ContrastiveModel in, bundle out: ONNX variants, each with the proof that it agrees with its model. Workstation side."""
+"""ContrastiveModel in, bundle out: ONNX variants, each with the proof that it agrees with its model."""
