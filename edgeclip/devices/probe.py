@@ -47,6 +47,11 @@ def describe_machine(root: Path = Path("/")) -> Description:
     return described
 
 
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Instruction sets of an x86 CPU as Linux names them (``avx2``, ``avx512_vnni``, …); empty where there are none."""
+    return frozenset(_field(_read(root / "proc/cpuinfo"), "flags").split())
+
+
 def summary(described: Description) -> str:
     """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``."""
     engines = [f"{name} {described[name]}" for name in _ENGINES if name in described]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import numpy as np
 
-from edgeclip.errors import EngineError
+from edgeclip.devices.probe import cpu_flags
+from edgeclip.errors import EngineError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engine import Engine, FloatArray
 from edgeclip.spec import EncoderSpec, Precision
@@ -22,6 +24,11 @@ class OrtEngine(Engine):
         self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
     ) -> None:
         super().__init__(path, encoder, precision=precision, threads=threads)
+        if precision == "int8" and not adds_int8_exactly(platform.machine(), cpu_flags()):
+            raise VariantError(
+                f"{path.name} needs a CPU with VNNI: without it x86 adds INT8 products in 16 bits, which overflow "
+                "silently; use --variant fp32"
+            )
         ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; what fails is raised, not printed
@@ -51,6 +58,14 @@ class OrtEngine(Engine):
     def close(self) -> None:
         """Release the session."""
         del self._session
+
+
+def adds_int8_exactly(machine: str, flags: frozenset[str]) -> bool:
+    """Whether products of unsigned and signed bytes are added in 32 bits here (x86: only with VNNI; Arm: always).
+
+    Source: ONNX Runtime's documentation of quantization, on ``reduce_range`` and U8S8.
+    """
+    return machine not in {"x86_64", "AMD64"} or bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
 def _first_line(error: Exception) -> str:
