@@ -1,4 +1,4 @@
-"""The shipped starter bundle labels a camera-like stream cut from real photographs; the result is held against the truth."""
+"""The shipped starter labels a camera-like stream cut from real photographs, and is held against the truth."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ SCENES = (
     Scene("chelsea.png", "cat", (0.40, 0.45, 0.75), (0.55, 0.50, 0.98)),
     Scene("coffee.png", "coffee cup", (0.40, 0.40, 0.70), (0.50, 0.50, 0.95)),
     Scene("rocket.jpg", "rocket", (0.50, 0.45, 0.60), (0.50, 0.50, 0.95)),
-    Scene("motorcycle_left.png", "motorcycle", (0.55, 0.55, 0.95), (0.60, 0.60, 0.70)),
+    Scene("motorcycle_left.png", "motorcycle", (0.45, 0.50, 0.98), (0.55, 0.52, 0.90)),
     Scene("astronaut.png", "astronaut", (0.45, 0.40, 0.70), (0.50, 0.38, 0.75)),
-    Scene("brick.png", "brick wall", (0.35, 0.60, 0.60), (0.65, 0.40, 0.60)),
+    Scene("page.png", "page of text", (0.40, 0.50, 0.95), (0.60, 0.50, 0.85)),
     Scene("camera.png", "camera", (0.45, 0.38, 0.75), (0.50, 0.45, 0.75)),
-    Scene("coins.png", "coin", (0.40, 0.40, 0.55), (0.60, 0.60, 0.65)),
+    Scene("clock_motion.png", "clock", (0.48, 0.50, 0.98), (0.52, 0.50, 0.90)),
 )
 
 
@@ -106,7 +106,7 @@ def views(scene: Scene) -> Iterator[Image]:
         left = float(np.clip(x * width - view_width / 2, 0, width - view_width))
         top = float(np.clip(y * height - view_height / 2, 0, height - view_height))
         scale = SIZE[0] / view_height
-        move = np.float32([[scale, 0, -left * scale], [0, scale, -top * scale]])
+        move = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]], np.float32)
         moved: Image = cv2.warpAffine(image, move, SIZE[::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         yield moved
 
