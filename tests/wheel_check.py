@@ -25,13 +25,13 @@ def run(*command: object, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def check(python: str, wheel: Path, work: Path) -> None:
+def check(name: str, python: str, wheel: Path, work: Path) -> None:
     """Install the wheel for one Python and use it from an empty folder."""
-    environment = work / f"env-{python}"
+    environment = work / f"env-{name}"
     run(python, "-m", "venv", environment)
     run(environment / "bin/pip", "install", "--quiet", "--disable-pip-version-check", wheel)
     edgeclip = environment / "bin/edgeclip"
-    empty = work / f"run-{python}"
+    empty = work / f"run-{name}"
     empty.mkdir()
     photograph = empty / "chelsea.png"
     shutil.copy(sample_photograph(), photograph)
@@ -52,10 +52,15 @@ def sample_photograph() -> Path:
     return Path(skimage.__file__).parent / "data" / "chelsea.png"
 
 
-def usable(python: str) -> bool:
-    """Whether this interpreter is on the machine and works (a version manager's stub may not)."""
-    found = shutil.which(python)
-    return bool(found) and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0
+def find(python: str) -> str | None:
+    """A working interpreter of that name, on the path or among pyenv's versions."""
+    version = python.removeprefix("python")
+    managed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/{python}"))
+    for candidate in (shutil.which(python), *managed):
+        # A version manager's stub is found, but does not run.
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
+            return str(candidate)
+    return None
 
 
 def main() -> None:
@@ -66,10 +71,10 @@ def main() -> None:
         (wheel,) = (work / "dist").glob("*.whl")
         (sdist,) = (work / "dist").glob("*.tar.gz")
         print(f"{wheel.name} {wheel.stat().st_size / 1e6:.1f} MB, {sdist.name} {sdist.stat().st_size / 1e6:.1f} MB")
-        pythons = [python for python in PYTHONS if usable(python)] or [sys.executable]
-        for python in pythons:
-            check(python, wheel, work)
-        print(f"the wheel works on {', '.join(pythons)}")
+        found = {python: path for python in PYTHONS if (path := find(python))} or {"python": sys.executable}
+        for name, path in found.items():
+            check(name, path, wheel, work)
+        print(f"the wheel works on {', '.join(found)}")
 
 
 if __name__ == "__main__":
