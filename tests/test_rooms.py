@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "devices": set(),
     "training": {"runtime", "devices"},
     "calibration": {"runtime", "devices"},
-    "export": {"runtime", "devices", "training", "calibration"},
+    "export": {"runtime", "devices", "training", "calibration", "photographs"},
     "evaluation": {"runtime", "devices", "training", "calibration", "export"},
 }
 
