@@ -228,7 +228,7 @@ def build_table(
     *,
     name: str,
     model_id: str,
-    batch_size: int = 256,
+    batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> PromptTable:
     """Encode every name × template and average per class: normalise, average, normalise again (CLIP, section 3.1.4).
