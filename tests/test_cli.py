@@ -87,6 +87,7 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
     ("arguments", "message"),
     [
         (["label", "BUNDLE", "absent.mp4"], "no such file"),
+        (["label", "BUNDLE", ""], "empty name"),
         (["label", "BUNDLE", "."], "expected images in"),
         (["label", "BUNDLE", "text.mp4"], "expected an image or a video"),
         (["label", "BUNDLE", "91"], "camera 91"),

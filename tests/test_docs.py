@@ -45,6 +45,14 @@ def test_the_pipeline_of_the_readme_runs(tmp_path: Path, video: Path) -> None:
     assert (tmp_path / "labels.jsonl").is_file()
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_python_examples_run(path: Path, tmp_path: Path, video: Path) -> None:
+    shutil.copy(video, tmp_path / "video.mp4")
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_files_that_documents_name_exist() -> None:
     for path in DOCUMENTS:
         for name in re.findall(r"`((?:benchmarks|recipes|tests|edgeclip|docs)/[\w./-]+\.\w+)`", path.read_text()):

@@ -92,6 +92,8 @@ def open_source(source: str) -> Source:
     if source.isascii() and source.isdigit():
         return CameraSource.open(int(source))
     path = Path(source)
+    if not source.strip():
+        raise SourceError("expected an image, a folder, a video file or a camera index, got an empty name")
     if path.is_dir():
         return FolderSource(path)
     if not path.exists():
