@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +72,10 @@ def main() -> None:
         (wheel,) = (work / "dist").glob("*.whl")
         (sdist,) = (work / "dist").glob("*.tar.gz")
         print(f"{wheel.name} {wheel.stat().st_size / 1e6:.1f} MB, {sdist.name} {sdist.stat().st_size / 1e6:.1f} MB")
+        with zipfile.ZipFile(wheel) as packed:
+            lacking = {"edgeclip/py.typed", "edgeclip/assets/starter.edgeclip/manifest.json"} - set(packed.namelist())
+        if lacking:
+            sys.exit(f"the wheel lacks {sorted(lacking)}")
         found = {python: path for python in PYTHONS if (path := find(python))} or {"python": sys.executable}
         for name, path in found.items():
             check(name, path, wheel, work)
