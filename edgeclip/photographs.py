@@ -1,4 +1,4 @@
-"""The real photographs that scikit-image's wheel ships: known licences, no download, none of them trained on."""
+"""The real photographs that scikit-image's wheel ships: known licences, and nothing to download."""
 
 from __future__ import annotations
 
