@@ -21,7 +21,7 @@ from edgeclip import Bundle, load_templates
 from edgeclip.devices.probe import describe_machine, summary
 from edgeclip.evaluation.zeroshot import class_prompts, evaluate_folder, true_class_ranks
 from edgeclip.prompts import FloatArray, build_table, make_classes, unit_rows
-from edgeclip.runtime.images import is_image_name, read_image
+from edgeclip.runtime.images import list_images, read_image
 from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.training.features import load_tower
 from edgeclip.training.towers import MiniLm, image_tower
@@ -59,7 +59,7 @@ def stand_in(data: Path, templates: tuple[str, ...]) -> tuple[float, float]:
     ranks = []
     with load_tower(tower) as engine:
         for index, folder in enumerate(folders):
-            for path in sorted(item for item in folder.iterdir() if is_image_name(item)):
+            for path in list_images(folder):
                 features = engine.infer(preprocess(read_image(path))[None])
                 probabilities = torch.softmax(torch.from_numpy(features @ weight.T + bias), dim=1).numpy()[0]
                 best = np.argsort(-probabilities)[:TOP]

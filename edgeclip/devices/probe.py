@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -39,12 +40,19 @@ def describe_machine(root: Path = Path("/")) -> Description:
     memory_kib = _field(_read(root / "proc/meminfo"), "MemTotal").partition(" ")[0]
     if memory_kib.isdigit():
         described["memory_gib"] = round(int(memory_kib) / 2**20, 1)
-    for package in _ENGINES:
+    described.update(installed_versions(_ENGINES))
+    return described
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the packages that are installed, by their names on PyPI."""
+    versions = {}
+    for package in packages:
         try:
-            described[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return described
+    return versions
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:

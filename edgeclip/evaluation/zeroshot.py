@@ -18,7 +18,7 @@ from edgeclip.errors import InputError, SourceError
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.prompts import FloatArray, PromptClass, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import Image, is_image_name, read_image
+from edgeclip.runtime.images import Image, list_images, read_image
 
 _BATCH = 32
 _Z95 = 1.959964
@@ -155,7 +155,7 @@ def _list_images(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         raise SourceError(f"expected one folder a class in {data}, got none")
     files: list[tuple[Path, int]] = []
     for index, folder in enumerate(folders):
-        images = sorted(item for item in folder.iterdir() if item.is_file() and is_image_name(item))
+        images = list_images(folder)
         if not images:
             raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
         files.extend((image, index) for image in images)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
-import msgspec
-
 from edgeclip.bundle import Bundle, create_bundle, write_manifest
-from edgeclip.devices.probe import describe_machine
+from edgeclip.devices.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
 from edgeclip.export.compact import compact
 from edgeclip.export.onnx_export import OPSET, export_onnx
 from edgeclip.export.parity import ParityReport, check_parity
 from edgeclip.export.photographs import Photograph
+from edgeclip.files import write_json
 from edgeclip.spec import Manifest, Variant
 from edgeclip.training.model import ContrastiveModel
 
@@ -76,7 +74,9 @@ def export_bundle(
             raise InputError(f"expected variants of different names, got {[variant.name for variant in variants]}")
         write_manifest(
             folder,
-            Manifest(model=model.identity, encoder=model.encoder, variants=tuple(variants), tools=tool_versions()),
+            Manifest(
+                model=model.identity, encoder=model.encoder, variants=tuple(variants), tools=installed_versions(_TOOLS)
+            ),
             scan=True,
         )
     return Bundle.open(path)
@@ -89,18 +89,5 @@ def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str
 
 def write_parity_report(folder: Path, variant: str, report: ParityReport) -> None:
     """Write ``reports/parity-<variant>.json``: the figures and the machine that they were taken on."""
-    content = {"variant": variant, "parity": report, "machine": describe_machine(), "tools": tool_versions()}
-    (folder / "reports" / f"parity-{variant}.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
-    )
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the installed packages that shape an export."""
-    versions = {}
-    for package in _TOOLS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    content = {"variant": variant, "parity": report, "machine": describe_machine(), "tools": installed_versions(_TOOLS)}
+    write_json(folder / "reports" / f"parity-{variant}.json", content)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import SourceError
 from edgeclip.photographs import COLOUR, photograph
-from edgeclip.runtime.images import is_image_name, read_image
+from edgeclip.runtime.images import list_images, read_image
 
 Photograph = tuple[str, npt.NDArray[np.uint8]]
 
@@ -29,7 +29,7 @@ def photographs(folder: Path | None = None) -> list[Photograph]:
     """
     if folder is None:
         return [(name, photograph(name)) for name in _PACKAGED]
-    paths = sorted(path for path in folder.glob("*") if is_image_name(path)) if folder.is_dir() else []
+    paths = list_images(folder) if folder.is_dir() else []
     if not paths:
         raise SourceError(f"expected a folder of photographs, got {folder} without an image: give another folder")
     return [(path.name, read_image(path)) for path in paths]

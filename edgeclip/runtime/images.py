@@ -40,6 +40,11 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path))
+
+
 def read_image(path: Path) -> Image:
     """Read a whole image as (H, W, 3) uint8 RGB in [0, 255].
 

@@ -19,7 +19,7 @@ import av.error
 import numpy as np
 
 from edgeclip.errors import InputError, SourceError
-from edgeclip.runtime.images import Image, is_image_name, opencv, read_image
+from edgeclip.runtime.images import Image, is_image_name, list_images, opencv, read_image
 from edgeclip.runtime.preprocess import Pixels
 
 
@@ -120,7 +120,7 @@ class FolderSource(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.name or str(path))
-        self._paths = sorted(item for item in path.iterdir() if item.is_file() and is_image_name(item))
+        self._paths = list_images(path)
         if not self._paths:
             raise SourceError(f"expected images in {path}, got none: put .jpg or .png files directly in it")
         self.total = len(self._paths)

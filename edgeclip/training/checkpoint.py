@@ -6,7 +6,6 @@ A checkpoint is a folder: ``checkpoint.json`` (the recipe, the towers' digests, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from edgeclip.errors import ModelError
 from edgeclip.files import atomic_folder, sha256_file, write_json
 from edgeclip.prompts import FloatArray
-from edgeclip.spec import EncoderSpec, ModelOrigin, Sha256
+from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec, Sha256
 from edgeclip.training.grid import pack, unpack
 from edgeclip.training.heads import ImageEncoder, ImageHead, TextHead
 from edgeclip.training.model import ContrastiveModel, TextTower, weights_digest
@@ -72,12 +71,18 @@ class ProjectedText(TextTower):
 class CheckpointModel(ContrastiveModel):
     """A two-tower model of ours."""
 
-    def __init__(self, name: str, config: CheckpointConfig, image: ImageEncoder, text: ProjectedText) -> None:
-        tower = image_tower(config.recipe.image_tower)
+    def __init__(
+        self,
+        name: str,
+        config: CheckpointConfig,
+        preprocess: PreprocessSpec,
+        image: ImageEncoder,
+        text: ProjectedText,
+    ) -> None:
         self.name = config.recipe.name
         self.origin = ModelOrigin(loader="edgeclip", name=name)
         self.encoder = EncoderSpec(
-            preprocess=tower.preprocess,
+            preprocess=preprocess,
             embedding_dim=config.recipe.embedding_dim,
             logit_scale=config.logit_scale,
         )
@@ -160,7 +165,7 @@ def load_checkpoint(name: str) -> ContrastiveModel:
     head.from_features.weight.data = weights["from_features.weight"]
     head.from_features.bias.data = weights["from_features.bias"]
     image = ImageEncoder(tower.module, head).requires_grad_(requires_grad=False).eval()
-    return CheckpointModel(name, config, image, _text(config, weights))
+    return CheckpointModel(name, config, tower.preprocess, image, _text(config, weights))
 
 
 def load_checkpoint_text(name: str) -> TextTower:
@@ -186,7 +191,7 @@ def _text(config: CheckpointConfig, weights: dict[str, Tensor]) -> ProjectedText
 def _read(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     try:
         config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=CheckpointConfig)
-        if (digest := hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()) != config.weights_sha256:
+        if (digest := sha256_file(folder / WEIGHTS)) != config.weights_sha256:
             raise ModelError(
                 f"{folder / WEIGHTS} was altered: expected sha256 {config.weights_sha256[:12]}…, got {digest[:12]}…"
             )

@@ -21,7 +21,7 @@ from edgeclip.files import atomic_folder, cache_dir
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.grid import to_grid
 
-_MINILM_BATCH_TOKENS = 128  # longer texts are cut, as the sentence encoder was trained
+_MINILM_MAX_TOKENS = 128  # longer texts are cut, as the sentence encoder was trained
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class MiniLm(nn.Module):
         self.bert = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-        self.tokenizer.enable_truncation(_MINILM_BATCH_TOKENS)
+        self.tokenizer.enable_truncation(_MINILM_MAX_TOKENS)
         self.requires_grad_(requires_grad=False).eval()
 
     @torch.inference_mode()

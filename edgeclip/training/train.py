@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from edgeclip.devices.probe import installed_versions
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.prompts import load_templates
@@ -144,7 +144,7 @@ def train_recipe(recipe: Recipe, target: Path, *, console: Console, overwrite: b
         text=ProjectedText(sentences, text_head),
         logit_scale=float(log_scale.detach().exp().clamp(max=settings.max_logit_scale)),
         final_loss=final_loss,
-        tools={package: metadata.version(package) for package in ("edgeclip", "torch", "onnxruntime")},
+        tools=installed_versions(("edgeclip", "torch", "onnxruntime")),
         overwrite=overwrite,
     )
     console.print(f"loss {losses[0]:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
