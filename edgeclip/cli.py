@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edgeclip import __version__
+from edgeclip import __version__, cli_make
 from edgeclip.bundle import Bundle
+from edgeclip.cli_common import BundleArgument, ClassesHelp, TemplatesHelp, console, notices, progress_bars
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable, check_table_name, load_templates, parse_classes
@@ -25,16 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 prompts_app = typer.Typer(help="Prompt tables: class names × templates, encoded once.", no_args_is_help=True)
+for make in (cli_make.export, cli_make.quantize, cli_make.build, cli_make.train):
+    app.command()(make)
 app.add_typer(prompts_app, name="prompts")
-
-console = Console()
-notices = Console(stderr=True)
-
-BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or .tar, or the word starter.")]
-ClassesHelp = (
-    'Class names: "mug, bottle, phone", or a file (one a line, or JSON). Synonyms: "mobile phone | smartphone".'
-)
-TemplatesHelp = "Prompt templates: simple, imagenet (CLIP's 80) or a file with one a line, {} standing for the name."
 
 
 def main() -> None:
@@ -59,66 +51,6 @@ def _options(
     if version:
         console.print(__version__, highlight=False)
         raise typer.Exit
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
-    pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. [MODEL.edgeclip]")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. [scikit-image's]")] = None,
-    int8_cpu: Annotated[bool, typer.Option("--int8-cpu", help="Add an INT8 variant for ONNX Runtime on CPUs.")] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Images to measure INT8 ranges on. [crops of the photographs]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-) -> None:
-    """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs."""
-    require("torch", purpose="export a model")
-    require("onnxscript", purpose="export a model")
-    from edgeclip.export.export_bundle import export_bundle
-    from edgeclip.export.photographs import photographs
-    from edgeclip.training.load import load_model
-
-    target = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already: choose another --output or pass --overwrite")
-    images = photographs(photos)
-    with console.status("loading the model") as status:
-        loaded = load_model(model, pretrained=pretrained, seed=seed)
-        makers = []
-        if int8_cpu:
-            from edgeclip.calibration.images import sample_images
-            from edgeclip.export.int8_cpu import CALIBRATION_IMAGES, int8_cpu_maker
-
-            images_to_calibrate = sample_images(calibration, CALIBRATION_IMAGES) if calibration else []
-            makers.append(int8_cpu_maker(loaded.encoder, images_to_calibrate))
-        bundle = export_bundle(
-            loaded, target, photos=images, extra_variants=makers, overwrite=overwrite, progress=status.update
-        )
-    from edgeclip.card import print_card
-
-    print_card(bundle, console)
-
-
-@app.command()
-def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Checkpoint folder. [runs/NAME]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
-) -> None:
-    """Train a contrastive image–text model from a recipe; the checkpoint can be exported."""
-    require("torch", purpose="train a model", extra="train")
-    require("yaml", purpose="read a recipe")
-    from edgeclip.training.recipe import load_recipe
-    from edgeclip.training.train import train_recipe
-
-    loaded = load_recipe(recipe, overrides=set_ or [])
-    target = output or Path("runs") / loaded.name
-    train_recipe(loaded, target, console=console, overwrite=overwrite)
-    console.print(f"checkpoint: {target}\nnext: edgeclip export {target}", highlight=False)
 
 
 @prompts_app.command("build")
@@ -159,28 +91,41 @@ def label(
     jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line a frame.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the labels drawn in (.mp4, .mkv).")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
-    variant: Annotated[str, typer.Option(help="Form of the encoder; edgeclip inspect lists them.")] = "fp32",
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "onnxruntime",
+    variant: Annotated[str | None, typer.Option(help="Form of the encoder. [the fastest proved here]")] = None,
+    engine: Annotated[str | None, typer.Option(help="Inference engine. [the fastest proved here]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads for the encoder. [all]")] = None,
 ) -> None:
-    """Label an image, a folder, a video or a camera, live."""
+    """Label an image, a folder, a video or a camera, live.
+
+    Unless told otherwise, it runs the fastest variant and engine that agree with FP32 on this machine, and says which.
+    """
+    from edgeclip.runtime.choose import choose
     from edgeclip.runtime.label import LabelOptions, label_source
     from edgeclip.runtime.source import open_source
-    from edgeclip.runtime.terminal import TerminalView, print_summary
+    from edgeclip.runtime.terminal import TerminalView, print_choice, print_summary
 
     if table is not None and classes is not None:
         raise InputError("expected --table or --classes, got both: leave one out")
     opened = Bundle.open(bundle)
-    options = LabelOptions(
-        variant=variant, engine=engine, threads=threads, top_k=top, limit=limit, jsonl=jsonl, overlay=overlay
-    )
     with open_source(source) as frames:
         if classes is None:
-            chosen = _find_table(opened, table)
+            prompts = _find_table(opened, table)
         else:
-            chosen = _build_table(opened, classes, templates, name="classes")
+            prompts = _build_table(opened, classes, templates, name="classes")
+        with notices.status("proving the encoder on this machine") as status:
+            choice = choose(opened, variant=variant, engine=engine, threads=threads, progress=status.update)
+        print_choice(choice, notices)
+        options = LabelOptions(
+            variant=choice.variant,
+            engine=choice.engine,
+            threads=threads,
+            top_k=top,
+            limit=limit,
+            jsonl=jsonl,
+            overlay=overlay,
+        )
         with TerminalView(console, frames.name, limit or frames.total) as view:
-            account = label_source(opened, frames, chosen, options, watch=view)
+            account = label_source(opened, frames, prompts, options, watch=view)
     print_summary(account, console)
 
 
@@ -217,7 +162,7 @@ def evaluate(
     from edgeclip.evaluation.zeroshot import evaluate_folder, print_result
 
     opened = Bundle.open(bundle)
-    with _progress() as bars:
+    with progress_bars() as bars:
         task = bars.add_task("images", total=None)
         result = evaluate_folder(
             opened,
@@ -260,7 +205,7 @@ def _build_table(bundle: Bundle, classes: str, templates: str, *, name: str) -> 
     require("torch", purpose="encode class names", extra=extra)
     from edgeclip.export.tables import table_for_bundle
 
-    with _progress() as bars:
+    with progress_bars() as bars:
         task = bars.add_task("prompts", total=None)
         return table_for_bundle(
             bundle,
@@ -269,18 +214,6 @@ def _build_table(bundle: Bundle, classes: str, templates: str, *, name: str) -> 
             name=name,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=notices,
-        transient=True,
-        disable=not notices.is_terminal,
-    )
 
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:

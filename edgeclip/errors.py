@@ -16,6 +16,7 @@ and exits with the class's ``exit_code``.
      │   ├─ TableError           a prompt table is absent, or of another width or model
      │   └─ VariantError         the variant asked for is not there or cannot run here
      ├─ ModelError               a model cannot be found, loaded or described
+     │   └─ LintError            a graph holds what TensorRT refuses
      ├─ ParityError              an exported graph disagrees with the model it came from
      ├─ EngineError              an inference engine failed to load or run
      ├─ TrainingError            training cannot go on (no data, a loss that is not finite)
@@ -67,6 +68,10 @@ class VariantError(BundleError):
 
 class ModelError(EdgeclipError):
     """A model cannot be found, loaded or described."""
+
+
+class LintError(ModelError):
+    """A graph holds what TensorRT refuses; the message lists what and where."""
 
 
 class ParityError(EdgeclipError):

@@ -18,6 +18,7 @@ _EXTRA_OF = {
     "onnxscript": "export",
     "onnx_ir": "export",
     "nncf": "export",
+    "onnxslim": "export",
     "timm": "export",
     "yaml": "train",
     "efficientnet_lite_pytorch": "train",
@@ -25,6 +26,9 @@ _EXTRA_OF = {
     "all_minilm_l6_v2": "demo",
     "skimage": "demo",
     "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "cuda",
 }
 
 

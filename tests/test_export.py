@@ -15,10 +15,11 @@ import pytest
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ModelError, ParityError, SourceError
-from edgeclip.export.parity import check_parity, compare_embeddings, preprocess
+from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.parity import LIMITS, compare_embeddings
 from edgeclip.spec import Variant
 
 torch = pytest.importorskip("torch")

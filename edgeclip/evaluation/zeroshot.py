@@ -72,7 +72,7 @@ def evaluate_folder(
         SourceError: no class folders, or one without images.
         InputError: ``names`` lacks a folder.
     """
-    files, folders = _list_images(data)
+    files, folders = list_labelled(data)
     classes = class_prompts(folders, names)
     table = table_for_bundle(bundle, classes, templates, name=data.name or "eval")
     hits_1 = hits_5 = scored = done = 0
@@ -147,7 +147,12 @@ def print_result(result: ZeroShotResult, console: Console) -> None:
     console.print(f"{result.variant} of model {result.model_id} on {summary(result.machine)}", style="dim")
 
 
-def _list_images(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
+
+    Raises:
+        SourceError: no class folders, or one without images.
+    """
     if not data.is_dir():
         raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
     folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))

@@ -1,27 +1,46 @@
-"""A ContrastiveModel in, a verified bundle out: the FP32 graph with the proof that it agrees with its model."""
+"""A ContrastiveModel in, a verified bundle out: FP32 proved equal to the model, variants proved against FP32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 from edgeclip.bundle import Bundle, create_bundle, write_manifest
-from edgeclip.devices.probe import describe_machine, installed_versions
-from edgeclip.errors import InputError
+from edgeclip.calibration.images import crops
+from edgeclip.devices.probe import installed_versions
 from edgeclip.export.compact import compact
+from edgeclip.export.golden import class_rows, make_golden
 from edgeclip.export.onnx_export import OPSET, export_onnx
-from edgeclip.export.parity import ParityReport, check_parity
+from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
-from edgeclip.files import write_json
-from edgeclip.spec import Manifest, Variant
+from edgeclip.export.quantization import DEFAULT_RECIPE, QuantizationRecipe
+from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.golden import FILE as GOLDEN
+from edgeclip.runtime.images import Image
+from edgeclip.runtime.parity import Limits
+from edgeclip.spec import EncoderSpec, Manifest, Variant
 from edgeclip.training.model import ContrastiveModel
 
-# (the fp32 graph, the bundle's folder, photographs) -> what was written: the variant's files go under
-# ``image_encoder/``, its report under ``reports/`` (see write_parity_report). It raises ParityError for a bad one.
-VariantMaker: TypeAlias = Callable[[Path, Path, Sequence[Photograph]], Variant]
+CALIBRATION_IMAGES = 128
 
-_TOOLS = ("edgeclip", "torch", "onnx", "onnxscript", "onnxruntime", "open_clip_torch", "timm", "transformers")
+
+@dataclass(frozen=True)
+class VariantOptions:
+    """Which variants to make beside FP32, and how.
+
+    Attributes:
+        names: of :data:`edgeclip.export.variants.VARIANTS`.
+        calibration: images to measure ranges on; without any, random crops of the photographs.
+        recipe: how to quantize.
+        limits: of the comparison with FP32, in place of each precision's own.
+    """
+
+    names: tuple[str, ...] = ()
+    calibration: Sequence[Image] = ()
+    recipe: QuantizationRecipe = DEFAULT_RECIPE
+    limits: Limits | None = None
 
 
 def export_bundle(
@@ -29,7 +48,7 @@ def export_bundle(
     path: Path,
     *,
     photos: Sequence[Photograph],
-    extra_variants: Sequence[VariantMaker] = (),
+    variants: VariantOptions = VariantOptions(),
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
@@ -37,16 +56,18 @@ def export_bundle(
 
     Args:
         photos: real photographs for the comparison (:func:`edgeclip.export.photographs.photographs`).
-        extra_variants: makers of further variants, called in order once the FP32 graph is proved.
+        variants: what to make beside FP32.
         overwrite: replace a bundle at ``path``.
         progress: called with a short sentence before each step.
 
     Raises:
         ModelError: the model cannot be exported.
-        ParityError: a graph disagrees with the model.
+        ParityError: a graph disagrees with the model, or a variant with FP32.
+        LintError: a variant that TensorRT would refuse.
         InputError: ``path`` exists already or cannot be written.
     """
     say = progress or (lambda _: None)
+    check_variant_names(variants.names)
     with create_bundle(path, overwrite=overwrite) as folder:
         say(f"exporting {model.name} to ONNX")
         fp32 = folder / "image_encoder" / "fp32.onnx"
@@ -54,8 +75,8 @@ def export_bundle(
             model.exportable(), model.encoder, fp32, metadata=onnx_metadata(model.name, model.identity.id, "fp32")
         )
         say(f"comparing fp32 with the model on {len(photos)} photographs")
-        write_parity_report(folder, "fp32", check_parity(model, fp32, photos))
-        variants = [
+        write_report(folder, "fp32", check_parity(model, fp32, photos))
+        made = [
             Variant(
                 name="fp32",
                 file="image_encoder/fp32.onnx",
@@ -64,30 +85,34 @@ def export_bundle(
                 opset=OPSET,
             )
         ]
-        for make in extra_variants:
-            variants.append(make(fp32, folder, photos))
-            say(f"made {variants[-1].name}")
+        say("encoding the golden images")
+        golden = make_golden(fp32, model.encoder, photos, class_rows(model.text, model.encoder.embedding_dim))
+        golden.save(folder / GOLDEN)
+        if variants.names:
+            images = calibration_inputs(variants.calibration, photos, model.encoder)
+            materials = Materials(fp32, model.encoder, golden, images, variants.recipe, variants.limits)
+            made += make_variants(variants.names, folder, materials, progress=say)
         if len(written) == 1 and compact(fp32):
             say("comparing fp32 again, its weights stored in 8 bits")
-            write_parity_report(folder, "fp32", check_parity(model, fp32, photos))
-        if len({variant.name for variant in variants}) < len(variants):
-            raise InputError(f"expected variants of different names, got {[variant.name for variant in variants]}")
+            write_report(folder, "fp32", check_parity(model, fp32, photos))
         write_manifest(
             folder,
             Manifest(
-                model=model.identity, encoder=model.encoder, variants=tuple(variants), tools=installed_versions(_TOOLS)
+                model=model.identity, encoder=model.encoder, variants=tuple(made), tools=installed_versions(TOOLS)
             ),
             scan=True,
         )
     return Bundle.open(path)
 
 
+def calibration_inputs(
+    images: Sequence[Image], photos: Sequence[Photograph], encoder: EncoderSpec, *, count: int = CALIBRATION_IMAGES
+) -> FloatArray:
+    """Images, or without any ``count`` random crops of the photographs, preprocessed: (N, 3, H, W) float32."""
+    views = images or crops([image for _, image in photos], count)
+    return preprocess([(str(index), view) for index, view in enumerate(views)], encoder)
+
+
 def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str]:
     """What an ONNX file of ours says of itself in its ``metadata_props``."""
     return {"edgeclip.model": model_name, "edgeclip.model_id": model_id, "edgeclip.variant": variant}
-
-
-def write_parity_report(folder: Path, variant: str, report: ParityReport) -> None:
-    """Write ``reports/parity-<variant>.json``: the figures and the machine that they were taken on."""
-    content = {"variant": variant, "parity": report, "machine": describe_machine(), "tools": installed_versions(_TOOLS)}
-    write_json(folder / "reports" / f"parity-{variant}.json", content)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.errors import InputError, ModelError
+from edgeclip.export.simplify import simplify
 from edgeclip.extras import require
 from edgeclip.spec import EncoderSpec
-from edgeclip.training.quiet import quiet
+from edgeclip.training.quiet import silent
 
 # The exporter's native opset: the oldest that it writes without converting, hence what most device parsers take.
 OPSET = 18
@@ -57,7 +55,7 @@ def export_onnx(
     require("onnxscript", purpose="export to ONNX")
     size = encoder.preprocess
     example = torch.zeros(2, 3, size.height, size.width)  # a batch of 1 would be taken for a constant
-    with _silence(), torch.no_grad():
+    with silent(), torch.no_grad():
         try:
             program: Any = torch.onnx.export(
                 EncoderModule(module).eval(),
@@ -72,9 +70,10 @@ def export_onnx(
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"torch {torch.__version__} cannot export this model to ONNX ({reason})") from error
     _free_names(program.model)
-    _tidy(program.model, metadata)
-    _check(program.model, encoder, opset)
-    return _save(program.model, path)
+    model = simplify(program.model)
+    _tidy(model, metadata)
+    _check(model, encoder, opset)
+    return save_graph(model, path)
 
 
 def _free_names(model: Any) -> None:
@@ -124,7 +123,7 @@ def _check(model: Any, encoder: EncoderSpec, opset: int) -> None:
         )
 
 
-def _save(model: Any, path: Path) -> tuple[Path, ...]:
+def save_graph(model: Any, path: Path) -> tuple[Path, ...]:
     """Write to a temporary folder beside ``path``, then move: external data is found by its file name."""
     ir = require("onnx_ir", purpose="write ONNX files", extra="export")
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
@@ -141,10 +140,3 @@ def _save(model: Any, path: Path) -> tuple[Path, ...]:
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
     return (path, data) if external else (path,)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Drop what the exporter prints; its failures arrive as exceptions."""
-    with quiet(), contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -1,27 +1,43 @@
 """Preprocessed batches in, embeddings out: the one interface that every inference engine fills.
 
-To add an engine: subclass :class:`Engine` in a file of its own, fill ``_infer`` and ``close``, and add a line to
-``ENGINES``.
+To add an engine: subclass :class:`Engine` in a file of its own, fill ``_infer``, ``close`` and ``describe``, say
+what it is meant for (``kinds``, ``available``), and add a line to ``ENGINES``.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import EngineError, InputError
-from edgeclip.spec import EncoderSpec, Precision
+from edgeclip.spec import EncoderSpec, Precision, Variant
 
 FloatArray = npt.NDArray[np.float32]
 
 # Name -> "module:class"; the module is imported when the engine is asked for, so an engine that is not installed
 # costs nothing.
-ENGINES = {"onnxruntime": "edgeclip.runtime.ort_engine:OrtEngine"}
+ENGINES = {
+    "onnxruntime": "edgeclip.runtime.ort_engine:OrtEngine",
+    "onnxruntime-cuda": "edgeclip.runtime.ort_engine:OrtCudaEngine",
+    "onnxruntime-tensorrt": "edgeclip.runtime.ort_engine:OrtTensorRtEngine",
+    "onnxruntime-tensorrt-rtx": "edgeclip.runtime.ort_engine:OrtTensorRtRtxEngine",
+    "openvino": "edgeclip.runtime.openvino_engine:OpenVinoEngine",
+    "openvino-gpu": "edgeclip.runtime.openvino_engine:OpenVinoGpuEngine",
+    "tensorrt": "edgeclip.runtime.tensorrt_engine:TensorRtEngine",
+    "tensorrt-rtx": "edgeclip.runtime.tensorrt_engine:TensorRtRtxEngine",
+}
+
+# Name of the variant whose INT8 layout is made for CPU kernels: its zero-points and unsigned activations are not
+# what device compilers take.
+CPU_LAYOUT = "int8-cpu"
 
 
 class Engine(ABC):
@@ -34,10 +50,17 @@ class Engine(ABC):
         threads: CPU threads for one inference; None for as many as this process may use.
 
     Raises:
-        EngineError: the graph cannot be loaded or does not fit ``encoder``.
+        EngineError: the graph cannot be loaded or does not fit ``encoder``, or the engine's device is not here.
+        VariantError: this device cannot compute in ``precision``.
+        MissingExtraError: the engine's library is not installed.
+
+    Attributes:
+        name: the key in ``ENGINES``.
+        kinds: precisions of the variants that the engine is meant for, and ``CPU_LAYOUT`` if it is for that one too.
     """
 
     name: str
+    kinds: ClassVar[frozenset[str]] = frozenset({"fp32", "fp16", "bf16", "int8", CPU_LAYOUT})
 
     def __init__(
         self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
@@ -46,6 +69,23 @@ class Engine(ABC):
         self.encoder = encoder
         self.precision = precision
         self.threads = threads
+
+    @classmethod
+    def suits(cls, variant: Variant) -> bool:
+        """Whether the engine is meant for ``variant``, on any machine; others run slowly or not at all."""
+        return (CPU_LAYOUT if variant.name == CPU_LAYOUT else variant.precision) in cls.kinds
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the engine's library is installed and its device is here, as far as a quick look can tell.
+
+        True is no promise: a driver may be too old, a library may not load. Loading an engine says why.
+        """
+        return True
+
+    def describe(self) -> str:
+        """What runs: library and version, device, numeric type or threads, as loaded and not as asked for."""
+        return self.name
 
     def infer(self, images: FloatArray) -> FloatArray:
         """Encode a batch.
@@ -81,6 +121,14 @@ class Engine(ABC):
     def _infer(self, images: FloatArray) -> FloatArray:
         """Run checked input; return whatever the graph gives as float32."""
 
+    def _check_names(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Refuse a graph whose inputs and outputs are not those of an image encoder."""
+        if list(inputs) != ["image"] or list(outputs) != ["embedding"]:
+            raise EngineError(
+                f"{self.path.name}: expected input image and output embedding, got {', '.join(inputs) or 'none'} and "
+                f"{', '.join(outputs) or 'none'}: export it with edgeclip"
+            )
+
     def close(self) -> None:  # noqa: B027 - an engine that owns nothing has nothing to release
         """Release the engine's memory."""
 
@@ -93,6 +141,19 @@ class Engine(ABC):
         self.close()
 
 
+def engine_class(name: str) -> type[Engine]:
+    """The class of the engine called ``name``; its library need not be installed.
+
+    Raises:
+        EngineError: no such engine.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"expected an engine out of {', '.join(ENGINES)}, got {name!r}")
+    module, _, attribute = ENGINES[name].partition(":")
+    found: type[Engine] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
 def load_engine(
     name: str, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
 ) -> Engine:
@@ -100,13 +161,15 @@ def load_engine(
 
     Raises:
         InputError: ``threads`` is below 1.
-        EngineError: no such engine, or it cannot load the graph.
+        EngineError: no such engine, it cannot load the graph, or its device is not here.
+        VariantError: this device cannot compute in ``precision``.
         MissingExtraError: the engine's library is not installed.
     """
     if threads is not None and threads < 1:
         raise InputError(f"expected --threads of at least 1, got {threads}")
-    if name not in ENGINES:
-        raise EngineError(f"expected an engine out of {', '.join(ENGINES)}, got {name!r}")
-    module, _, attribute = ENGINES[name].partition(":")
-    engine_class: type[Engine] = getattr(importlib.import_module(module), attribute)
-    return engine_class(path, encoder, precision=precision, threads=threads)
+    return engine_class(name)(path, encoder, precision=precision, threads=threads)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0))

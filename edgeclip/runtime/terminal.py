@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edgeclip.runtime.choose import Choice
 from edgeclip.runtime.label import Account
 from edgeclip.runtime.sinks import LabelledFrame
 
@@ -94,3 +95,10 @@ def print_summary(account: Account, console: Console) -> None:
     for label, count in account.labels.most_common(_LABELS_IN_SUMMARY):
         table.add_row(label, f"{count:,} frames", f"{count / account.encoded:.1%}")
     console.print(table)
+
+
+def print_choice(choice: Choice, console: Console) -> None:
+    """Say which variant and engine will run, why, and what was refused."""
+    console.print(f"{choice.variant} on {choice.engine}: {choice.why}", style="dim", highlight=False, soft_wrap=True)
+    for variant, engine, reason in choice.refused:
+        console.print(f"not {variant} on {engine}: {reason}", style="dim", highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import pickle
 import socket
@@ -46,6 +47,13 @@ def quiet() -> Iterator[None]:
         # open_clip logs through the root logger, which installs a handler of its own as a side effect.
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """:func:`quiet`, and drop what is printed; for libraries whose failures arrive as exceptions."""
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 @contextlib.contextmanager

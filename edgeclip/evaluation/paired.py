@@ -1,0 +1,105 @@
+"""Two variants' results on the same labelled images in, the difference of their accuracies with its interval out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeclip.errors import InputError
+from edgeclip.prompts import PromptTable, unit_rows
+from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.images import Image, read_image
+from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.spec import EncoderSpec, Precision
+
+_Z95 = 1.959964
+Hits = npt.NDArray[np.bool_]
+
+
+class PairedDifference(msgspec.Struct, frozen=True):
+    """Accuracy of a candidate less that of a reference on the same images, in percentage points.
+
+    Attributes:
+        points: the difference; negative if the candidate is worse.
+        ci95: its 95 % interval.
+        n: images.
+        only_reference, only_candidate: images that only one of the two labels right.
+    """
+
+    points: float
+    ci95: tuple[float, float]
+    n: int
+    only_reference: int
+    only_candidate: int
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {self.n:,} images)"
+
+
+def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
+    """Compare hits (N,) of the same images in the same order.
+
+    The interval is that of Agresti and Min ("Simple improved confidence intervals for comparing matched proportions",
+    2005): Wald's on counts with half a discordant pair added to each cell, which holds where few images change.
+
+    Raises:
+        InputError: no image, or numbers that differ.
+    """
+    if len(reference) != len(candidate) or not len(reference):
+        raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
+    n = len(reference)
+    lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
+    adjusted_n, adjusted_lost, adjusted_won = n + 2, lost + 0.5, won + 0.5
+    centre = (adjusted_won - adjusted_lost) / adjusted_n
+    variance = (adjusted_won + adjusted_lost - (adjusted_won - adjusted_lost) ** 2 / adjusted_n) / adjusted_n**2
+    half = _Z95 * math.sqrt(max(variance, 0.0))
+    return PairedDifference(
+        points=100 * (won - lost) / n,
+        ci95=(100 * (centre - half), 100 * (centre + half)),
+        n=n,
+        only_reference=lost,
+        only_candidate=won,
+    )
+
+
+class LabelledImages:
+    """Images of known class, kept small in memory, on which graphs are compared by their zero-shot hits.
+
+    Args:
+        files: (path, index of its class) of each image.
+        table: the classes.
+        encoder: of the model.
+        progress: called with (images read, images in all).
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, int]],
+        table: PromptTable,
+        encoder: EncoderSpec,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._rows, self._encoder = table.embeddings, encoder
+        self._preprocess = Preprocessor(encoder.preprocess)
+        self._images: list[Image] = []
+        for done, (path, _) in enumerate(files):
+            self._images.append(self._preprocess.resize(read_image(path)))  # (H, W, 3) uint8: a quarter of its floats
+            if progress:
+                progress(done + 1, len(files))
+        self._truth = np.array([index for _, index in files])
+
+    def hits(self, path: Path, *, precision: Precision = "fp32") -> Hits:
+        """Which images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
+        found = np.zeros(len(self._images), np.bool_)
+        with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
+            for index, image in enumerate(self._images):
+                embedding = unit_rows(engine.infer(self._preprocess(image)[None]))  # (1, D)
+                found[index] = int((embedding @ self._rows.T).argmax()) == self._truth[index]
+        return found

@@ -1,0 +1,163 @@
+"""An FP32 graph, images and a recipe in, the ``int8`` graph out: explicit Q/DQ as TensorRT and OpenVINO take it.
+
+NNCF places the quantizers and measures the ranges. Activations are signed, symmetric and per tensor, weights symmetric
+and per channel, so every zero-point is zero. Weights use all 8 bits: the compilers that this graph is for, and CPUs
+with VNNI, add the products in 32 bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from edgeclip.errors import InputError, ModelError
+from edgeclip.export.onnx_export import save_graph
+from edgeclip.export.qdq import Model, array, is_weight, pairs, prune, requantize, widen
+from edgeclip.export.smooth import fold_scales
+from edgeclip.extras import require
+from edgeclip.prompts import FloatArray
+from edgeclip.training.quiet import silent
+
+RangeEstimator = Literal["minmax", "mean-minmax", "percentile", "mse"]
+ESTIMATORS: tuple[RangeEstimator, ...] = ("minmax", "mean-minmax", "percentile", "mse")
+_OF_NNCF = {"minmax": "MINMAX", "mean-minmax": "MEAN_MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
+
+
+class QuantizationRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What decides an INT8 graph, beside the weights and the images; stored with the graph, and can be replayed.
+
+    Attributes:
+        range_estimator: how an activation's range follows from its values: the extremes, the mean over images of the
+            extremes, the mean of quantiles, or the range with the least squared rounding error on a histogram.
+        smooth_alpha: SmoothQuant's α: how much of the activations' spread goes into the weights; None for none.
+        bias_correction: whether biases make up for the mean shift that rounding causes.
+        keep_float: names of nodes that stay in FP32.
+    """
+
+    range_estimator: RangeEstimator = "minmax"
+    smooth_alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = 0.5
+    bias_correction: bool = True
+    keep_float: tuple[str, ...] = ()
+
+
+DEFAULT_RECIPE = QuantizationRecipe()
+
+
+def read_recipe(path: Path) -> QuantizationRecipe:
+    """Read a recipe: its own JSON, or a bundle's ``reports/quantization.json``, which holds one under ``recipe``.
+
+    Raises:
+        InputError: it cannot be read, or is not a recipe.
+    """
+
+    class _Report(msgspec.Struct):
+        recipe: QuantizationRecipe
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"expected a quantization recipe, cannot read {path} ({error.strerror})") from error
+    try:
+        return msgspec.json.decode(raw, type=_Report).recipe
+    except msgspec.MsgspecError:
+        pass
+    try:
+        return msgspec.json.decode(raw, type=QuantizationRecipe)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a quantization recipe ({error}): see docs/quantization.md") from error
+
+
+def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationRecipe) -> tuple[Path, ...]:
+    """Write the INT8 graph.
+
+    Args:
+        images: preprocessed, (N, 3, H, W) float32; ranges are measured on them one by one.
+
+    Returns:
+        The files written, the graph first.
+
+    Raises:
+        InputError: the recipe names a node that the graph does not have.
+        ModelError: NNCF cannot quantize the graph.
+    """
+    ir = require("onnx_ir", purpose="quantize", extra="export")
+    model = ir.load(str(fp32))
+    unpack_weights(model)
+    known = {node.name for node in model.graph}
+    if unknown := [name for name in recipe.keep_float if name not in known]:
+        raise InputError(f"the recipe keeps {unknown[0]!r} in FP32, which is no node of {fp32.name}: make a new recipe")
+    quantized = _run_nncf(model, images, recipe)
+    for node in quantized.graph:
+        node.metadata_props.clear()
+    fold_scales(quantized)
+    _make_signed(quantized)
+    common = require("onnx_ir.passes.common", purpose="quantize", extra="export")
+    common.DeduplicateInitializersPass(size_limit=16)(quantized)
+    prune(quantized)
+    quantized.metadata_props.clear()
+    quantized.metadata_props.update({**model.metadata_props, "edgeclip.variant": "int8"})
+    quantized.ir_version = model.ir_version
+    return save_graph(quantized, target)
+
+
+def unpack_weights(model: Model) -> None:
+    """Turn weights that are stored as INT8 but computed with in FP32 (see :mod:`edgeclip.export.compact`) into FP32."""
+    for node in list(model.graph):
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.producer() is not None and is_weight(value.producer()):
+                widen(model, node, index)
+    prune(model)
+
+
+def is_transformer(model: Model) -> bool:
+    """Whether attention is in the graph: a softmax followed by a product of two computed values."""
+    return any(
+        user.op_type == "MatMul" and array(user.inputs[1]) is None
+        for node in model.graph
+        if node.op_type == "Softmax"
+        for user in node.outputs[0].consumers()
+    )
+
+
+def _make_signed(model: Model) -> None:
+    """NNCF takes unsigned levels for what cannot be negative; TensorRT takes signed ones only."""
+    for quantize, _ in list(pairs(model)):
+        scale, zero = array(quantize.inputs[1]), array(quantize.inputs[2])
+        if scale is not None and zero is not None and zero.dtype == np.uint8 and not zero.any():
+            requantize(model, quantize, scale=scale * (255 / 127), zero=np.zeros(zero.shape, np.int8))
+
+
+def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe) -> Model:
+    ir = require("onnx_ir", purpose="quantize", extra="export")
+    with silent():
+        nncf = require("nncf", purpose="quantize")
+        advanced = require("nncf.quantization.advanced_parameters", purpose="quantize")
+        ranges = require("nncf.quantization.range_estimator", purpose="quantize").RangeEstimatorParametersSet
+        nncf.set_log_level(logging.ERROR)
+        alpha = -1 if recipe.smooth_alpha is None else recipe.smooth_alpha
+        parameters = advanced.AdvancedQuantizationParameters(
+            overflow_fix=advanced.OverflowFix.DISABLE,
+            disable_bias_correction=not recipe.bias_correction,
+            activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+            activations_range_estimator_params=getattr(ranges, _OF_NNCF[recipe.range_estimator]),
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=alpha),
+        )
+        try:
+            quantized = nncf.quantize(
+                ir.to_proto(model),
+                nncf.Dataset([{"image": image[None]} for image in images]),
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+                target_device=nncf.TargetDevice.GPU,  # zero zero-points; its other targets may give other ones
+                subset_size=len(images),
+                model_type=nncf.ModelType.TRANSFORMER if is_transformer(model) else None,
+                ignored_scope=nncf.IgnoredScope(names=list(recipe.keep_float)),
+                advanced_parameters=parameters,
+            )
+        except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(f"NNCF {nncf.__version__} cannot quantize this graph ({reason})") from error
+    return ir.from_proto(quantized)

@@ -1,0 +1,70 @@
+"""Variants to build in; builds, proofs and layers on the screen out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import ParityError
+from edgeclip.runtime.build import build_variant
+from edgeclip.runtime.golden import golden_of
+from edgeclip.runtime.proof import prove
+from edgeclip.runtime.tensorrt_load import layers
+from edgeclip.runtime.tensorrt_options import BuildOptions
+
+
+def build_and_prove(
+    bundle: Bundle, variants: Sequence[str], engine: str, options: BuildOptions, *, console: Console, bars: Progress
+) -> None:
+    """Build every variant, prove each one that runs here, and print what came of it.
+
+    Raises:
+        ParityError: a plan disagrees with FP32; :mod:`edgeclip.runtime.choose` passes over it.
+        EdgeclipError: a build that failed.
+    """
+    golden = golden_of(bundle)
+    elsewhere = options.compute_capability is not None or options.hardware_compatible
+    wrong: list[str] = []
+    for variant in variants:
+        tasks: dict[str, TaskID] = {}
+
+        def watch(phase: str, done: int, total: int, tasks: dict[str, TaskID] = tasks) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)
+
+        built = build_variant(bundle, variant, engine, options, progress=watch)
+        for task in tasks.values():
+            bars.remove_task(task)
+        how = "found in the cache" if built.reused else f"built in {built.seconds:.1f} s"
+        console.print(f"{variant} for {engine}: {how}, {built.size / 1e6:.1f} MB, {built.path}", highlight=False)
+        for note in built.notes:
+            console.print(f"  {note}", style="dim", highlight=False)
+        if options.detailed_layers and engine.startswith("tensorrt"):
+            _print_layers(engine, built.path, console)
+        if elsewhere:
+            console.print("  not proved: it is for another machine; build runs the proof there", highlight=False)
+        elif golden is None:
+            console.print(
+                "  not proved: the bundle has no golden images; export it again to have some", highlight=False
+            )
+        else:
+            proof = prove(bundle, variant, engine, golden)
+            console.print(f"  proved: {proof}" if not proof.failures else f"  [red]wrong[/]: {proof}", highlight=False)
+            wrong += [f"{variant}: expected {failure}" for failure in proof.failures]
+    if wrong:
+        raise ParityError(
+            f"{engine} disagrees with fp32 on the golden images ({'; '.join(wrong)}): it will not be used"
+        )
+
+
+def _print_layers(engine: str, path: Path, console: Console) -> None:
+    table = Table("layer", "kind", "outputs", box=None, header_style="bold", padding=(0, 2))
+    for layer in layers(engine, path):
+        table.add_row(layer.name, layer.kind, ", ".join(layer.outputs))
+    console.print(table, highlight=False)

@@ -1,0 +1,120 @@
+"""A bundle in; the fastest variant and engine that are proved on this machine, and what became of the others, out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import EdgeclipError, EngineError, ParityError
+from edgeclip.runtime.engine import ENGINES, engine_class
+from edgeclip.runtime.golden import golden_of
+from edgeclip.runtime.proof import Proof, prove
+
+REFERENCE = ("fp32", "onnxruntime")
+_MORE_EXACT = ("fp32", "fp16", "bf16", "int8")
+_WORTH_IT = 0.95  # what is less exact has to take at most this share of the time: less is within timing's noise
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to run, and why.
+
+    Attributes:
+        variant, engine: names.
+        why: one sentence.
+        proofs: of all candidates that ran, the fastest first.
+        refused: the others, as (variant, engine, reason).
+    """
+
+    variant: str
+    engine: str
+    why: str
+    proofs: tuple[Proof, ...] = ()
+    refused: tuple[tuple[str, str, str], ...] = ()
+
+
+def choose(
+    bundle: Bundle,
+    *,
+    variant: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Choice:
+    """Prove every candidate on this machine and take the fastest that agrees with FP32.
+
+    The first time takes seconds a candidate; afterwards the proofs come from the cache.
+
+    Args:
+        variant, engine: restrict the choice to this variant or engine.
+        threads: CPU threads an inference; None for all.
+        progress: called with a short sentence before each candidate.
+
+    Raises:
+        VariantError: no such variant.
+        ParityError: every candidate that runs disagrees with FP32.
+        EngineError: no candidate runs here.
+    """
+    say = progress or (lambda _: None)
+    if variant is not None:
+        bundle.variant(variant)
+    golden = golden_of(bundle)
+    if golden is None:
+        taken = (variant or REFERENCE[0], engine or REFERENCE[1])
+        return Choice(*taken, why="not proved here: the bundle has no golden images; export it again to have some")
+    proofs: list[Proof] = []
+    refused: list[tuple[str, str, str]] = []
+    for name, runner in candidates(bundle, variant=variant, engine=engine):
+        say(f"proving {name} on {runner}")
+        try:
+            proofs.append(prove(bundle, name, runner, golden, threads=threads))
+        except EdgeclipError as error:
+            refused.append((name, runner, str(error)))
+    good = sorted((proof for proof in proofs if not proof.failures), key=lambda proof: proof.latency_ms)
+    refused += [(proof.variant, proof.engine, "; ".join(proof.failures)) for proof in proofs if proof.failures]
+    if not good:
+        _raise_none(bundle, refused, disagreed=bool(proofs))
+    best = _best(good)
+    return Choice(best.variant, best.engine, _why(best, good), tuple(good), tuple(refused))
+
+
+def candidates(bundle: Bundle, *, variant: str | None = None, engine: str | None = None) -> Iterator[tuple[str, str]]:
+    """Pairs (variant, engine) worth trying here; an explicit pair is tried whatever the engine is meant for."""
+    if variant is not None and engine is not None:
+        yield variant, engine
+        return
+    for runner in ENGINES if engine is None else (engine,):
+        found = engine_class(runner)
+        if engine is None and not found.available():
+            continue
+        for described in bundle.manifest.variants:
+            if variant in {None, described.name} and found.suits(described):
+                yield described.name, runner
+
+
+def _best(good: list[Proof]) -> Proof:
+    """The fastest, unless a more exact one takes hardly longer."""
+    best = good[0]
+    for proof in good[1:]:
+        more_exact = _MORE_EXACT.index(proof.precision) < _MORE_EXACT.index(best.precision)
+        if more_exact and best.latency_ms > _WORTH_IT * proof.latency_ms:
+            best = proof
+    return best
+
+
+def _why(best: Proof, good: list[Proof]) -> str:
+    agreement = "" if best.parity.agreement is None else f" and {best.parity.agreement:.0%} of the labels"
+    same = f"fp32's embeddings to a cosine of {best.parity.min_cosine:.4f}{agreement}"
+    proved = f"{best.latency_ms:.1f} ms an image here, {same}"
+    others = ", ".join(f"{p.variant} on {p.engine} {p.latency_ms:.1f} ms" for p in good if p is not best)
+    if not others:
+        return f"{proved}; the only one proved"
+    return f"{proved}; {'the fastest' if best is good[0] else 'as fast as any and more exact'} ({others})"
+
+
+def _raise_none(bundle: Bundle, refused: list[tuple[str, str, str]], *, disagreed: bool) -> None:
+    if not refused:
+        raise EngineError(f"no engine installed here is meant for a variant of {bundle.path.name}: give --engine")
+    reasons = "; ".join(f"{variant} on {engine}: {reason}" for variant, engine, reason in refused[:3])
+    raise (ParityError if disagreed else EngineError)(f"no variant is proved on this machine: {reasons}")

@@ -1,0 +1,129 @@
+"""Photographs and their FP32 embeddings, kept in a bundle: what an engine is proved on where no FP32 model can run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import IntegrityError
+from edgeclip.files import atomic_file
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.engine import Engine
+from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.parity import ParityReport, compare_embeddings, worst_of
+from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.spec import PreprocessSpec
+
+FILE = "golden/golden.safetensors"
+COUNT = 64
+_QUALITY = 90
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden images and what FP32 makes of them.
+
+    Attributes:
+        names: of the N photographs, for reports.
+        files: each photograph as a JPEG file of the encoder's size.
+        embeddings: (N, D) float32 of the FP32 graph on ONNX Runtime, not normalised.
+        classes: (C, D) float32 unit rows of a prompt table, to see whether decisions change; (0, D) if there was none.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[bytes, ...]
+    embeddings: FloatArray
+    classes: FloatArray
+
+    def save(self, path: Path) -> None:
+        """Write photographs, embeddings and classes to one ``.safetensors`` file, atomically."""
+        tensors: dict[str, np.typing.NDArray[Any]] = {
+            "jpeg": np.frombuffer(b"".join(self.files), np.uint8),
+            "ends": np.cumsum([len(file) for file in self.files]).astype(np.int64),
+            "embeddings": self.embeddings,
+            "classes": self.classes,
+        }
+        with atomic_file(path) as temporary:
+            safetensors.numpy.save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            IntegrityError: it is not such a file.
+        """
+        try:
+            with safetensors.safe_open(str(path), "numpy") as opened:
+                names = tuple(json.loads(opened.metadata()["names"]))
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            files = np.split(tensors["jpeg"], tensors["ends"][:-1])
+            return cls(names, tuple(file.tobytes() for file in files), tensors["embeddings"], tensors["classes"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
+
+    def inputs(self, spec: PreprocessSpec) -> FloatArray:
+        """The images as one preprocessed batch (N, 3, H, W) float32."""
+        return decoded_inputs(self.files, spec)
+
+    def compare(self, engine: Engine, *, dynamic_batch: bool = True) -> ParityReport:
+        """Hold an engine against the stored embeddings: all images one by one, some in one batch if that is allowed.
+
+        Raises:
+            EngineError: the engine fails, or gives values that are not finite.
+        """
+        inputs = self.inputs(engine.encoder.preprocess)
+        single = np.concatenate([engine.infer(image[None]) for image in inputs])
+        reports = [compare_embeddings(self.embeddings, single, self.names, batch_size=1, classes=self.classes)]
+        if dynamic_batch and len(inputs) > 1:
+            size = min(_BATCH, len(inputs))
+            together = np.concatenate([engine.infer(inputs[:size]), single[size:]])
+            reports.append(
+                compare_embeddings(self.embeddings, together, self.names, batch_size=size, classes=self.classes)
+            )
+        return worst_of(reports)
+
+
+def golden_of(bundle: Bundle) -> Golden | None:
+    """A bundle's golden images, checked against their hash; None if it has none."""
+    return Golden.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
+
+
+def golden_files(images: Sequence[Image], spec: PreprocessSpec) -> tuple[bytes, ...]:
+    """Frames of any size as the JPEG files of a golden set: resized and cropped for the encoder."""
+    cv2 = opencv()
+    preprocess = Preprocessor(spec)
+    files = []
+    for image in images:
+        small = cv2.cvtColor(preprocess.resize(image), cv2.COLOR_RGB2BGR)
+        done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        assert done  # a uint8 frame always encodes
+        files.append(bytes(data))
+    return tuple(files)
+
+
+def decoded_inputs(files: Sequence[bytes], spec: PreprocessSpec) -> FloatArray:
+    """JPEG files as one preprocessed batch (N, 3, H, W) float32.
+
+    Raises:
+        IntegrityError: one is no JPEG.
+    """
+    cv2 = opencv()
+    preprocess = Preprocessor(spec)
+    inputs = []
+    for file in files:
+        image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise IntegrityError("a golden image is no JPEG: copy the bundle again")
+        inputs.append(preprocess(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
+    return np.stack(inputs)

@@ -1,0 +1,105 @@
+"""A variant and an engine in; the proof that they agree with FP32 on this machine, and how long an image takes, out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeclip.bundle import Bundle
+from edgeclip.devices.probe import Description, describe_machine
+from edgeclip.files import cache_dir, write_json
+from edgeclip.runtime.engine import Engine, load_engine
+from edgeclip.runtime.golden import FILE, Golden
+from edgeclip.runtime.parity import LIMITS, ParityReport
+from edgeclip.runtime.plan_cache import graph_sha256
+from edgeclip.spec import Variant
+
+_WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """How one variant on one engine did on this machine.
+
+    Attributes:
+        ran_on: what really ran, as the engine says.
+        parity: against the bundle's golden embeddings.
+        latency_ms: median of single images, preprocessed and in memory.
+        machine: this machine.
+    """
+
+    variant: str
+    precision: str
+    engine: str
+    ran_on: str
+    parity: ParityReport
+    latency_ms: float
+    machine: Description
+
+    @property
+    def failures(self) -> list[str]:
+        """The limits of the variant's precision that were not reached."""
+        return self.parity.failures(LIMITS[self.precision])  # type: ignore[index]
+
+    def __str__(self) -> str:
+        agreement = "" if self.parity.agreement is None else f", {self.parity.agreement:.0%} of labels the same"
+        return f"{self.latency_ms:.1f} ms an image, cosine to fp32 at least {self.parity.min_cosine:.4f}{agreement}"
+
+
+def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads: int | None = None) -> Proof:
+    """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
+
+    The cache is keyed by the variant's and the golden set's sha256, the engine, its threads and the machine with the
+    versions of its libraries.
+
+    Raises:
+        EdgeclipError: the engine cannot run the variant here; which kind says why.
+    """
+    described = bundle.variant(variant)
+    path = bundle.variant_path(variant)
+    machine = describe_machine()
+    key = (graph_sha256(path), bundle.manifest.files[FILE].sha256, variant, engine, threads, machine)
+    kept = cache_dir("proofs") / f"{hashlib.sha256(msgspec.json.encode(key, order='deterministic')).hexdigest()}.json"
+    if (found := _read(kept)) is not None:
+        return found
+    with _load(bundle, described, path, engine, threads) as loaded:
+        proof = Proof(
+            variant=variant,
+            precision=described.precision,
+            engine=engine,
+            ran_on=loaded.describe(),
+            parity=golden.compare(loaded, dynamic_batch=described.dynamic_batch),
+            latency_ms=latency_ms(loaded, golden),
+            machine=machine,
+        )
+    write_json(kept, proof)
+    return proof
+
+
+def latency_ms(engine: Engine, golden: Golden) -> float:
+    """Median time of one image, milliseconds, once the engine has warmed up."""
+    image = golden.inputs(engine.encoder.preprocess)[:1]
+    start = time.perf_counter()
+    while time.perf_counter() - start < _WARM_UP_S:
+        engine.infer(image)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 3 or (len(times) < _RUNS and time.perf_counter() - start < _MEASURE_S):
+        before = time.perf_counter()
+        engine.infer(image)
+        times.append(time.perf_counter() - before)
+    return round(float(np.median(times)) * 1e3, 3)
+
+
+def _load(bundle: Bundle, variant: Variant, path: Path, engine: str, threads: int | None) -> Engine:
+    return load_engine(engine, path, bundle.manifest.encoder, precision=variant.precision, threads=threads)
+
+
+def _read(path: Path) -> Proof | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Proof)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
