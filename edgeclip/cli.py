@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -106,6 +107,7 @@ def label(
 
     if table is not None and classes is not None:
         raise InputError("expected --table or --classes, got both: leave one out")
+    options = LabelOptions(threads=threads, top_k=top, limit=limit, jsonl=jsonl, overlay=overlay)
     opened = Bundle.open(bundle)
     with open_source(source) as frames:
         if classes is None:
@@ -115,15 +117,7 @@ def label(
         with notices.status("proving the encoder on this machine") as status:
             choice = choose(opened, variant=variant, engine=engine, threads=threads, progress=status.update)
         print_choice(choice, notices)
-        options = LabelOptions(
-            variant=choice.variant,
-            engine=choice.engine,
-            threads=threads,
-            top_k=top,
-            limit=limit,
-            jsonl=jsonl,
-            overlay=overlay,
-        )
+        options = replace(options, variant=choice.variant, engine=choice.engine)
         with TerminalView(console, frames.name, limit or frames.total) as view:
             account = label_source(opened, frames, prompts, options, watch=view)
     print_summary(account, console)

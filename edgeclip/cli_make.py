@@ -95,6 +95,7 @@ def quantize(
     """Add INT8 variants to a bundle: search for the recipe that quantizes most within a loss, or replay one."""
     require("nncf", purpose="quantize")
     from edgeclip.evaluation.quantize import QuantizeOptions, quantize_bundle
+    from edgeclip.export.extend import require_writable
 
     options = QuantizeOptions(
         names=tuple(split_names(variants)),
@@ -108,10 +109,12 @@ def quantize(
         budget_s=budget,
         seed=seed,
     )
+    opened = Bundle.open(bundle)
+    require_writable(opened)
     with notices.status("reading images") as status:
-        done = quantize_bundle(Bundle.open(bundle), options, progress=status.update)
+        done = quantize_bundle(opened, options, progress=status.update)
     for line in done.lines():
-        console.print(line, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def build(

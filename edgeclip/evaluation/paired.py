@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, SourceError
+from edgeclip.evaluation.zeroshot import true_class_ranks
 from edgeclip.prompts import PromptTable, unit_rows
 from edgeclip.runtime.engine import load_engine
 from edgeclip.runtime.images import Image, read_image
@@ -76,6 +78,9 @@ class LabelledImages:
         table: the classes.
         encoder: of the model.
         progress: called with (images read, images in all).
+
+    Raises:
+        SourceError: none can be decoded.
     """
 
     def __init__(
@@ -89,17 +94,23 @@ class LabelledImages:
         self._rows, self._encoder = table.embeddings, encoder
         self._preprocess = Preprocessor(encoder.preprocess)
         self._images: list[Image] = []
-        for done, (path, _) in enumerate(files):
-            self._images.append(self._preprocess.resize(read_image(path)))  # (H, W, 3) uint8: a quarter of its floats
+        truth: list[int] = []
+        for done, (path, index) in enumerate(files):
+            with suppress(SourceError):  # what cannot be decoded is left out, as in evaluate_folder
+                # (H, W, 3) uint8: a quarter of its floats
+                self._images.append(self._preprocess.resize(read_image(path)))
+                truth.append(index)
             if progress:
                 progress(done + 1, len(files))
-        self._truth = np.array([index for _, index in files])
+        if not truth:
+            raise SourceError(f"none of the {len(files)} images can be decoded: check one by hand")
+        self._truth = np.array(truth)
 
     def hits(self, path: Path, *, precision: Precision = "fp32") -> Hits:
-        """Which images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
+        """Which of the decoded images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
         found = np.zeros(len(self._images), np.bool_)
         with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
             for index, image in enumerate(self._images):
-                embedding = unit_rows(engine.infer(self._preprocess(image)[None]))  # (1, D)
-                found[index] = int((embedding @ self._rows.T).argmax()) == self._truth[index]
+                embedding = unit_rows(engine.infer(self._preprocess.normalise(image)[None]))  # (1, D)
+                found[index] = true_class_ranks(embedding @ self._rows.T, self._truth[index : index + 1])[0] == 0
         return found

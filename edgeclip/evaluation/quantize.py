@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError
 from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
 from edgeclip.evaluation.zeroshot import class_prompts, list_labelled
+from edgeclip.export.cpu_layout import lay_out_for_cpu
 from edgeclip.export.export_bundle import calibration_inputs
 from edgeclip.export.extend import extended
 from edgeclip.export.photographs import photographs
@@ -115,7 +117,9 @@ def quantize_bundle(
     else:
         loss = _accuracy_loss(labelled, hits) if labelled and hits is not None else _cosine_loss(golden, bundle)
         unit = "points of top-1" if labelled else "1 - cosine"
-        search = Search(fp32, images, loss, unit=unit, budget_s=options.budget_s, progress=say).run(options.max_drop)
+        search = Search(
+            fp32, images, _worst(loss, options.names), unit=unit, budget_s=options.budget_s, progress=say
+        ).run(options.max_drop)
         recipe = search.best.recipe
     with extended(bundle, names=options.names) as (folder, made):
         made += make_variants(options.names, folder, Materials(fp32, encoder, golden, images, recipe), progress=say)
@@ -138,6 +142,19 @@ def _labelled(bundle: Bundle, options: QuantizeOptions, say: Callable[[str], Non
     return LabelledImages(
         files, table, bundle.manifest.encoder, progress=lambda done, total: say(f"reading image {done} of {total}")
     )
+
+
+def _worst(loss: Callable[[Path], float], names: Sequence[str]) -> Callable[[Path], float]:
+    """The larger loss of the layouts asked for: their ranges are the same, their levels are not."""
+
+    def worst(int8: Path) -> float:
+        losses = [loss(int8)] if "int8" in names else []
+        if "int8-cpu" in names:
+            with tempfile.TemporaryDirectory() as scratch:
+                losses.append(loss(lay_out_for_cpu(int8, Path(scratch) / "int8-cpu.onnx")[0]))
+        return max(losses)
+
+    return worst
 
 
 def _accuracy_loss(labelled: LabelledImages, reference: np.typing.NDArray[np.bool_]) -> Callable[[Path], float]:

@@ -14,7 +14,7 @@ from edgeclip.bundle import Bundle, write_manifest
 from edgeclip.devices.probe import installed_versions
 from edgeclip.errors import BundleError
 from edgeclip.export.variants import TOOLS
-from edgeclip.files import atomic_folder
+from edgeclip.files import atomic_folder, cache_dir
 from edgeclip.spec import Variant
 
 
@@ -26,11 +26,10 @@ def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, li
         names: of the variants that will be made; those of the bundle that are called so are left out of the copy.
 
     Raises:
-        BundleError: the bundle is the shipped one, which is read-only.
+        BundleError: the bundle cannot be written to; see :func:`require_writable`.
         IntegrityError: a file of the bundle does not match its hash.
     """
-    if bundle.is_starter:
-        raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
+    require_writable(bundle)
     manifest = bundle.manifest
     kept = [variant for variant in manifest.variants if variant.name not in names]
     dropped = {
@@ -47,6 +46,18 @@ def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, li
         yield folder, made
         tools = {**manifest.tools, **installed_versions(TOOLS)}
         write_manifest(folder, msgspec.structs.replace(manifest, variants=(*kept, *made), tools=tools), scan=True)
+
+
+def require_writable(bundle: Bundle) -> None:
+    """Refuse a bundle that nothing can be added to.
+
+    Raises:
+        BundleError: it is the shipped one, or was opened from a ``.tar``: the cache holds that under the tar's sha256.
+    """
+    if bundle.is_starter:
+        raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
+    if bundle.path.parent == cache_dir("bundles"):
+        raise BundleError("expected a bundle's folder to write to, got one in a .tar: unpack it first")
 
 
 def _link(source: Path, target: Path) -> None:

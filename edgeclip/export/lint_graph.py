@@ -18,7 +18,7 @@ Value = Any  # onnx_ir.Value
 Severity = Literal["error", "warning"]
 Problem: TypeAlias = tuple[str, str, Severity]  # the node or value, what is wrong and what to do, how bad
 
-# They move numbers and keep what they are; a Q/DQ pair may have them between.
+# They move numbers and keep what they are: a Q/DQ pair may have them between, and they never round.
 LAYOUT = {
     *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose"),
     *("Unsqueeze", "MaxPool"),
@@ -64,7 +64,7 @@ class Graph:
         if (producer := value.producer()) is not None and producer.op_type in {"Cast", "Identity"}:
             return self.array(producer.inputs[0])
         ir = require("onnx_ir", purpose="lint a graph", extra="export")
-        tensor = value.const_value or ir.convenience.get_const_tensor(value)
+        tensor = ir.convenience.get_const_tensor(value)
         return None if tensor is None else np.asarray(tensor.numpy())
 
 

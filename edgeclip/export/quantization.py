@@ -38,7 +38,7 @@ class QuantizationRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         keep_float: names of nodes that stay in FP32.
     """
 
-    range_estimator: RangeEstimator = "minmax"
+    range_estimator: RangeEstimator = "mse"
     smooth_alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = 0.5
     bias_correction: bool = True
     keep_float: tuple[str, ...] = ()

@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeclip.export.lint_graph import LAYOUT
 from edgeclip.export.onnx_export import save_graph
 from edgeclip.export.ranges import infer_types
 from edgeclip.extras import require
-
-# They move numbers, and what they give is as round as what they read.
-_LAYOUT = {
-    *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad"),
-    *("Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
-}
 
 
 def emulate(path: Path, target: Path) -> tuple[Path, ...]:
@@ -46,7 +41,7 @@ def emulate(path: Path, target: Path) -> tuple[Path, ...]:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
         for index, value in enumerate(node.outputs):
             if value.dtype in low_types:
-                _round(model, node, index, through=None if node.op_type in _LAYOUT else value.dtype)
+                _round(model, node, index, through=None if node.op_type in LAYOUT else value.dtype)
     return save_graph(model, target)
 
 

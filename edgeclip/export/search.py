@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.errors import ParityError
-from edgeclip.export.cpu_layout import lay_out_for_cpu
 from edgeclip.export.quantization import DEFAULT_RECIPE, ESTIMATORS, QuantizationRecipe, is_transformer, quantize
 from edgeclip.export.sensitivity import Sensitivity, sensitivities
 from edgeclip.extras import require
@@ -61,7 +60,7 @@ class Search:
     Args:
         fp32: the graph.
         images: preprocessed (N, 3, H, W) float32, to measure ranges on.
-        loss: of a quantized graph, laid out for ONNX Runtime's CPU kernels, against FP32; lower is better.
+        loss: against FP32 of a graph that :func:`edgeclip.export.quantization.quantize` wrote; lower is better.
         unit: what the loss counts, e.g. "points of top-1".
         budget_s: no new trial is begun after that long.
         progress: called with a short sentence before each trial.
@@ -131,13 +130,10 @@ class Search:
             int8 = Path(scratch) / "int8.onnx"
             quantize(self._fp32, int8, self._images, recipe)
 
-            def loss(path: Path) -> float:
-                return self._loss(lay_out_for_cpu(path, Path(scratch) / "cpu.onnx")[0])
-
             def progress(done: int, total: int) -> None:
                 self._say(f"sensitivity of block {done} of {total}")
 
-            return tuple(sensitivities(self._fp32, int8, loss, progress=progress))
+            return tuple(sensitivities(self._fp32, int8, self._loss, progress=progress))
 
     def _fewest_in_fp32(self, whole: Trial, found: tuple[Sensitivity, ...], max_loss: float) -> Trial:
         """Bisection over how many of the most sensitive blocks stay in FP32."""
@@ -160,7 +156,7 @@ class Search:
         with tempfile.TemporaryDirectory() as scratch:
             int8 = Path(scratch) / "int8.onnx"
             quantize(self._fp32, int8, self._images, recipe)
-            loss = self._loss(lay_out_for_cpu(int8, Path(scratch) / "cpu.onnx")[0])
+            loss = self._loss(int8)
         seconds = round(time.perf_counter() - start, 1)
         self._trials.append(Trial(recipe=recipe, blocks_in_fp32=kept, loss=loss, seconds=seconds))
         return self._trials[-1]

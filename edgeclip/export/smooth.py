@@ -1,8 +1,8 @@
 """A graph with per-channel multiplications (as SmoothQuant inserts them) in, the same function without them out.
 
 SmoothQuant moves the spread of an activation's channels into the weights that follow: it multiplies the activation
-by a vector and divides the weights by it (Xiao et al., "SmoothQuant", 2022). Where the activation is a LayerNormalization's
-output, the vector belongs into that operator's scale and bias, and costs nothing at run time.
+by a vector and divides the weights by it (Xiao et al., "SmoothQuant", 2022). Where the activation is the output of a
+LayerNormalization, the vector belongs into that operator's scale and bias, and costs nothing at run time.
 """
 
 from __future__ import annotations

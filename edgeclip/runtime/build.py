@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import EngineError
+from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.runtime.engine import engine_class
 from edgeclip.runtime.tensorrt_options import BuildOptions
 from edgeclip.runtime.tensorrt_progress import Progress
@@ -55,11 +55,16 @@ def build_variant(
     Raises:
         VariantError: no such variant, or the engine is not meant for it.
         EngineError: the engine has nothing to build, or cannot build it here.
+        InputError: options that are TensorRT's, for another engine.
         MissingExtraError: the engine's library is not installed.
     """
     if engine not in BUILDERS:
         raise EngineError(f"expected an engine that is built: {', '.join(BUILDERS)}, got {engine!r}")
     described = bundle.variant(variant)
+    if not engine_class(engine).suits(described):
+        raise VariantError(
+            f"{engine} is not meant for {variant}: expected one of {', '.join(suitable(bundle, engine)) or 'none here'}"
+        )
     path = bundle.variant_path(variant)
     start = time.perf_counter()
     plan, reused, notes = BUILDERS[engine](
@@ -100,10 +105,13 @@ def _tensorrt(
 
 
 def _openvino(
-    engine: str, path: Path, encoder: EncoderSpec, variant: Variant, _options: BuildOptions, _progress: Progress | None
+    engine: str, path: Path, encoder: EncoderSpec, variant: Variant, options: BuildOptions, _progress: Progress | None
 ) -> tuple[Path, bool, tuple[str, ...]]:
     from edgeclip.runtime.openvino_engine import build_blob
 
+    if options != BuildOptions():
+        given = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
+        raise InputError(f"{', '.join(given)}: expected no options of a TensorRT plan with --engine {engine}")
     before = time.time_ns()
     blob = build_blob(path, encoder, precision=variant.precision, engine=engine)
     return blob, blob.stat().st_mtime_ns < before, ()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from rich.text import Text
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import ParityError
+from edgeclip.errors import ParityError, VariantError
 from edgeclip.runtime.build import build_variant
 from edgeclip.runtime.golden import golden_of
 from edgeclip.runtime.proof import prove
@@ -25,10 +27,14 @@ def build_and_prove(
 
     Raises:
         ParityError: a plan disagrees with FP32; :mod:`edgeclip.runtime.choose` passes over it.
+        VariantError: there is nothing to build.
         EdgeclipError: a build that failed.
     """
+    if not variants:
+        raise VariantError(f"{bundle.path.name} has no variant that {engine} is meant for: give --variant")
     golden = golden_of(bundle)
     elsewhere = options.compute_capability is not None or options.hardware_compatible
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # paths and messages hold brackets
     wrong: list[str] = []
     for variant in variants:
         tasks: dict[str, TaskID] = {}
@@ -42,20 +48,18 @@ def build_and_prove(
         for task in tasks.values():
             bars.remove_task(task)
         how = "found in the cache" if built.reused else f"built in {built.seconds:.1f} s"
-        console.print(f"{variant} for {engine}: {how}, {built.size / 1e6:.1f} MB, {built.path}", highlight=False)
+        say(f"{variant} for {engine}: {how}, {built.size / 1e6:.1f} MB, {built.path}")
         for note in built.notes:
-            console.print(f"  {note}", style="dim", highlight=False)
+            say(f"  {note}", style="dim")
         if options.detailed_layers and engine.startswith("tensorrt"):
             _print_layers(engine, built.path, console)
         if elsewhere:
-            console.print("  not proved: it is for another machine; build runs the proof there", highlight=False)
+            say("  not proved: it is for another machine; build runs the proof there")
         elif golden is None:
-            console.print(
-                "  not proved: the bundle has no golden images; export it again to have some", highlight=False
-            )
+            say("  not proved: the bundle has no golden images; export it again to have some")
         else:
             proof = prove(bundle, variant, engine, golden)
-            console.print(f"  proved: {proof}" if not proof.failures else f"  [red]wrong[/]: {proof}", highlight=False)
+            say(f"  {'wrong' if proof.failures else 'proved'}: {proof}", style="red" if proof.failures else None)
             wrong += [f"{variant}: expected {failure}" for failure in proof.failures]
     if wrong:
         raise ParityError(
@@ -66,5 +70,5 @@ def build_and_prove(
 def _print_layers(engine: str, path: Path, console: Console) -> None:
     table = Table("layer", "kind", "outputs", box=None, header_style="bold", padding=(0, 2))
     for layer in layers(engine, path):
-        table.add_row(layer.name, layer.kind, ", ".join(layer.outputs))
+        table.add_row(*map(Text, (layer.name, layer.kind, ", ".join(layer.outputs))))
     console.print(table, highlight=False)

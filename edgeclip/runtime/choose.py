@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import EdgeclipError, EngineError, ParityError
+from edgeclip.errors import EdgeclipError, EngineError, InputError, IntegrityError, ParityError
 from edgeclip.runtime.engine import ENGINES, engine_class
 from edgeclip.runtime.golden import golden_of
 from edgeclip.runtime.proof import Proof, prove
@@ -53,15 +53,20 @@ def choose(
 
     Raises:
         VariantError: no such variant.
+        InputError: ``threads`` is below 1.
+        IntegrityError: a file of the bundle was altered.
         ParityError: every candidate that runs disagrees with FP32.
-        EngineError: no candidate runs here.
+        EngineError: no such engine, or no candidate runs here.
     """
     say = progress or (lambda _: None)
     if variant is not None:
         bundle.variant(variant)
+    if engine is not None:
+        engine_class(engine)
     golden = golden_of(bundle)
     if golden is None:
         taken = (variant or REFERENCE[0], engine or REFERENCE[1])
+        bundle.variant_path(taken[0])
         return Choice(*taken, why="not proved here: the bundle has no golden images; export it again to have some")
     proofs: list[Proof] = []
     refused: list[tuple[str, str, str]] = []
@@ -69,6 +74,8 @@ def choose(
         say(f"proving {name} on {runner}")
         try:
             proofs.append(prove(bundle, name, runner, golden, threads=threads))
+        except (InputError, IntegrityError):
+            raise  # no fault of the candidate: the caller's, or a bundle that cannot be trusted
         except EdgeclipError as error:
             refused.append((name, runner, str(error)))
     good = sorted((proof for proof in proofs if not proof.failures), key=lambda proof: proof.latency_ms)

@@ -65,12 +65,17 @@ class Golden:
         """
         try:
             with safetensors.safe_open(str(path), "numpy") as opened:
-                names = tuple(json.loads(opened.metadata()["names"]))
+                names = tuple(json.loads((opened.metadata() or {})["names"]))
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-            files = np.split(tensors["jpeg"], tensors["ends"][:-1])
-            return cls(names, tuple(file.tobytes() for file in files), tensors["embeddings"], tensors["classes"])
-        except (SafetensorError, KeyError, ValueError) as error:
+            files = tuple(file.tobytes() for file in np.split(tensors["jpeg"], tensors["ends"][:-1]))
+            embeddings, classes = tensors["embeddings"], tensors["classes"]
+            if not 0 < len(names) == len(files) == len(embeddings) or embeddings.shape[1:] != classes.shape[1:]:
+                raise ValueError(
+                    f"{len(names)} names, {len(files)} images, embeddings {embeddings.shape}, classes {classes.shape}"
+                )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
+        return cls(names, files, embeddings, classes)
 
     def inputs(self, spec: PreprocessSpec) -> FloatArray:
         """The images as one preprocessed batch (N, 3, H, W) float32."""
@@ -116,14 +121,15 @@ def decoded_inputs(files: Sequence[bytes], spec: PreprocessSpec) -> FloatArray:
     """JPEG files as one preprocessed batch (N, 3, H, W) float32.
 
     Raises:
-        IntegrityError: one is no JPEG.
+        IntegrityError: one is no JPEG of the encoder's size.
     """
     cv2 = opencv()
     preprocess = Preprocessor(spec)
     inputs = []
     for file in files:
-        image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise IntegrityError("a golden image is no JPEG: copy the bundle again")
-        inputs.append(preprocess(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
+        image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) if file else None
+        if image is None or image.shape[:2] != (spec.height, spec.width):
+            raise IntegrityError(f"a golden image is no JPEG of {spec.height}x{spec.width}: copy the bundle again")
+        # Not resized: it has the encoder's size, and a resize before a crop would cut it a second time.
+        inputs.append(preprocess.normalise(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
     return np.stack(inputs)

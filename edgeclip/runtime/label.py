@@ -16,7 +16,7 @@ from edgeclip.errors import InputError
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.sinks import JsonlSink, LabelledFrame, OverlaySink, Sink
+from edgeclip.runtime.sinks import JsonlSink, LabelledFrame, OverlaySink, Sink, check_overlay_name
 from edgeclip.runtime.source import Frame, Source, limited
 
 _KEPT_TIMES = 10_000  # bounds the memory of a run that never ends
@@ -69,6 +69,9 @@ class LabelOptions:
         limit: stop after that many frames.
         jsonl: write one JSON line a frame here.
         overlay: write a video with the labels drawn in here.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     variant: str = "fp32"
@@ -78,6 +81,13 @@ class LabelOptions:
     limit: int | None = None
     jsonl: Path | None = None
     overlay: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("threads", self.threads), ("top", self.top_k), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise InputError(f"expected --{name} of at least 1, got {value}")
+        if self.overlay:
+            check_overlay_name(self.overlay)
 
 
 class Labeler:
@@ -171,12 +181,10 @@ def label_source(
     """Label a source with a bundle and write what the options ask for; nothing is written when this raises.
 
     Raises:
-        InputError: an option is out of range or an output cannot be written.
+        InputError: an output cannot be written.
         BundleError, EngineError: the encoder cannot be used here.
         SourceError: the source gave no frame.
     """
-    if options.top_k < 1:
-        raise InputError(f"expected --top of at least 1, got {options.top_k}")
     with ExitStack() as stack:
         encoder = stack.enter_context(
             ImageEncoder(bundle, options.variant, engine=options.engine, threads=options.threads)

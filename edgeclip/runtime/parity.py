@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -169,7 +169,8 @@ def compare_embeddings(
     cosine = _cosine(exact, tried)
     centre = exact.mean(axis=0)
     centred = _cosine(exact - centre, tried - centre) if len(names) > 1 else None
-    order = np.argsort(cosine if centred is None else np.minimum(cosine, centred))
+    lowest = cosine if centred is None else np.minimum(cosine, centred)
+    order = np.argsort(np.where(np.isnan(lowest), -np.inf, lowest))  # NaN would come last
     report = ParityReport(
         images=len(names),
         batch_sizes=(batch_size,),
@@ -211,18 +212,20 @@ def margin_loss(reference: FloatArray, candidate: FloatArray) -> tuple[float, np
 
 def worst_of(reports: Sequence[ParityReport]) -> ParityReport:
     """One report from those of several batch sizes: each figure is the worst of them."""
-    worst = min(reports, key=lambda report: (report.min_cosine, -report.max_relative_error))
+    worst = min(reports, key=lambda report: (report.min_cosine == report.min_cosine, report.min_cosine))  # NaN first
     figures: dict[str, float | None] = {}
-    for name in ("mean_cosine", "p01_cosine", "mean_centred_cosine", "min_centred_cosine", "agreement"):
-        figures[name] = min(_taken(reports, name), default=None)
+    for name in ("mean_cosine", "p01_cosine", "min_cosine", "mean_centred_cosine", "min_centred_cosine", "agreement"):
+        figures[name] = _extreme(np.min, reports, name)
     for name in ("max_relative_error", "max_abs_difference", "mean_margin_loss", "p95_margin_loss"):
-        figures[name] = max(_taken(reports, name), default=None)
+        figures[name] = _extreme(np.max, reports, name)
     sizes = tuple(size for report in reports for size in report.batch_sizes)
     return msgspec.structs.replace(worst, batch_sizes=sizes, **figures)
 
 
-def _taken(reports: Sequence[ParityReport], name: str) -> list[float]:
-    return [value for report in reports if (value := getattr(report, name)) is not None]
+def _extreme(of: Callable[[list[float]], np.floating], reports: Sequence[ParityReport], name: str) -> float | None:
+    """The least or largest of a figure; NaN if one is, unlike Python's own ``min``; None if it was not taken."""
+    taken = [value for report in reports if (value := getattr(report, name)) is not None]
+    return float(of(taken)) if taken else None
 
 
 def _margin(scores: FloatArray, best: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:

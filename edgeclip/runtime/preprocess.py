@@ -57,9 +57,7 @@ class Preprocessor:
         Raises:
             InputError: not an HWC uint8 RGB array with pixels in it.
         """
-        small = self.resize(pixels).transpose(2, 0, 1)  # (3, H, W) uint8
-        normalised: npt.NDArray[np.float32] = small * self._gain - self._offset
-        return normalised
+        return self.normalise(self.resize(pixels))
 
     def resize(self, pixels: Pixels) -> Image:
         """The resized and cropped frame, (height, width, 3) uint8 RGB, before normalisation."""
@@ -71,6 +69,11 @@ class Preprocessor:
         self._graph.push(frame)
         small: Image = self._graph.pull().to_ndarray()
         return small
+
+    def normalise(self, small: Image) -> npt.NDArray[np.float32]:
+        """What :meth:`resize` gave, as (3, height, width) float32."""
+        normalised: npt.NDArray[np.float32] = small.transpose(2, 0, 1) * self._gain - self._offset
+        return normalised
 
     def _wrap(self, image: Image) -> av.VideoFrame:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from edgeclip import __version__
 from edgeclip.bundle import Bundle
+from edgeclip.devices.cuda import find_gpu
 from edgeclip.devices.probe import Description, describe_machine
+from edgeclip.errors import MissingExtraError
 from edgeclip.files import cache_dir, write_json
 from edgeclip.runtime.engine import Engine, load_engine
 from edgeclip.runtime.golden import FILE, Golden
 from edgeclip.runtime.parity import LIMITS, ParityReport
-from edgeclip.runtime.plan_cache import graph_sha256
+from edgeclip.runtime.plan_cache import graph_sha256, records
 from edgeclip.spec import Variant
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
@@ -52,8 +56,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads: int | None = None) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
-    The cache is keyed by the variant's and the golden set's sha256, the engine, its threads and the machine with the
-    versions of its libraries.
+    The cache is keyed by the variant, what its encoder takes, its and the golden set's sha256, the engine with its
+    compiled plans of the variant, its threads, and the machine with its GPU and the versions of its libraries.
 
     Raises:
         EdgeclipError: the engine cannot run the variant here; which kind says why.
@@ -61,9 +65,9 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
     described = bundle.variant(variant)
     path = bundle.variant_path(variant)
     machine = describe_machine()
-    key = (graph_sha256(path), bundle.manifest.files[FILE].sha256, variant, engine, threads, machine)
-    kept = cache_dir("proofs") / f"{hashlib.sha256(msgspec.json.encode(key, order='deterministic')).hexdigest()}.json"
-    if (found := _read(kept)) is not None:
+    graph = graph_sha256(path)
+    decides = (described, bundle.manifest.encoder, graph, bundle.manifest.files[FILE].sha256, engine, threads, machine)
+    if (found := _read(_kept(decides, engine, graph))) is not None:
         return found
     with _load(bundle, described, path, engine, threads) as loaded:
         proof = Proof(
@@ -75,7 +79,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
             latency_ms=latency_ms(loaded, golden),
             machine=machine,
         )
-    write_json(kept, proof)
+    write_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
     return proof
 
 
@@ -92,6 +96,21 @@ def latency_ms(engine: Engine, golden: Golden) -> float:
         engine.infer(image)
         times.append(time.perf_counter() - before)
     return round(float(np.median(times)) * 1e3, 3)
+
+
+def _kept(decides: Sequence[object], engine: str, graph: str) -> Path:
+    """Where the proof is kept that was made with all this and with the plans that are there now."""
+    plans = [record.sha256 for record in records(engine, graph)]  # an engine takes the one built last
+    key = msgspec.json.encode((*decides, plans, _gpu(), __version__), order="deterministic")
+    return cache_dir("proofs") / f"{hashlib.sha256(key).hexdigest()}.json"
+
+
+def _gpu() -> tuple[str, str] | None:
+    try:
+        gpu = find_gpu()
+    except MissingExtraError:
+        return None
+    return (gpu.name, gpu.compute_capability) if gpu else None
 
 
 def _load(bundle: Bundle, variant: Variant, path: Path, engine: str, threads: int | None) -> Engine:

@@ -104,8 +104,7 @@ class OverlaySink(Sink):
     """
 
     def __init__(self, path: Path, *, fps: float | None) -> None:
-        if path.suffix.lower() not in {".mp4", ".mkv", ".mov"}:
-            raise InputError(f"expected an overlay file ending in .mp4, .mkv or .mov, got {path}")
+        check_overlay_name(path)
         self.path = path
         self._rate = Fraction(fps or 5.0).limit_denominator(1001)
         self._file = atomic_file(path)
@@ -147,6 +146,16 @@ class OverlaySink(Sink):
                 self._container.mux(self._stream.encode(None))
             self._container.close()
         self._file.__exit__(kind, error, trace)
+
+
+def check_overlay_name(path: Path) -> None:
+    """Refuse a file whose suffix names no container for a video.
+
+    Raises:
+        InputError: as said.
+    """
+    if path.suffix.lower() not in {".mp4", ".mkv", ".mov"}:
+        raise InputError(f"expected an overlay file ending in .mp4, .mkv or .mov, got {path}")
 
 
 def fit(image: Image, height: int, width: int) -> Image:

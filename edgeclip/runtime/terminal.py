@@ -93,12 +93,13 @@ def print_summary(account: Account, console: Console) -> None:
     )
     table = Table.grid(padding=(0, 2))
     for label, count in account.labels.most_common(_LABELS_IN_SUMMARY):
-        table.add_row(label, f"{count:,} frames", f"{count / account.encoded:.1%}")
+        table.add_row(Text(label), f"{count:,} frames", f"{count / account.encoded:.1%}")
     console.print(table)
 
 
 def print_choice(choice: Choice, console: Console) -> None:
     """Say which variant and engine will run, why, and what was refused."""
-    console.print(f"{choice.variant} on {choice.engine}: {choice.why}", style="dim", highlight=False, soft_wrap=True)
-    for variant, engine, reason in choice.refused:
-        console.print(f"not {variant} on {engine}: {reason}", style="dim", highlight=False, soft_wrap=True)
+    lines = [f"{choice.variant} on {choice.engine}: {choice.why}"]
+    lines += [f"not {variant} on {engine}: {reason}" for variant, engine, reason in choice.refused]
+    for line in lines:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)  # a reason may hold brackets
