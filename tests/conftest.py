@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
+import msgspec
 import numpy as np
 import pytest
 from skimage import data as skimage_data
 
 from edgeclip import Bundle, EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, PromptTable, Variant
-from edgeclip.bundle import create_bundle, write_manifest
+from edgeclip.bundle import create_bundle, read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.images import write_image
+from edgeclip.spec import Precision
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SIZE, WIDTH = 32, 16
@@ -62,6 +67,45 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+@dataclass(frozen=True)
+class ExportedFamily:
+    """A model family's FP32 graph, and what it takes and returns."""
+
+    fp32: Path
+    encoder: EncoderSpec
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ExportedFamily]]:
+    """Exports a family by its name in ``tests.families``, once a session; or ``starter``, which is shipped so."""
+    pytest.importorskip("torch")
+    pytest.importorskip("open_clip")
+    pytest.importorskip("transformers")
+    from edgeclip.export.export_bundle import onnx_metadata
+    from edgeclip.export.onnx_export import export_onnx
+    from tests.families import FAMILIES, as_if_trained
+
+    folder = tmp_path_factory.mktemp("families")
+    made: dict[str, ExportedFamily] = {}
+
+    def export(name: str) -> ExportedFamily:
+        if name == "starter":
+            bundle = Bundle.open("starter")
+            return ExportedFamily(bundle.variant_path("fp32"), bundle.manifest.encoder)
+        if name not in made:
+            own = folder / name.replace("/", "-")
+            model = as_if_trained(FAMILIES[name](own / "model"))
+            metadata = onnx_metadata(model.name, model.identity.id, "fp32")
+            fp32, *_ = export_onnx(model.exportable(), model.encoder, own / "fp32.onnx", metadata=metadata)
+            made[name] = ExportedFamily(fp32, model.encoder)
+            del model
+            gc.collect()  # torch modules of this size hold each other in cycles
+        return made[name]
+
+    yield export
+    shutil.rmtree(folder)
 
 
 def make_table(name: str = "things", *, model_id: str, width: int = WIDTH, seed: int = 0) -> PromptTable:
@@ -126,4 +170,55 @@ def tiny_bundle(_tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy, free to be damaged, of a real bundle around a real (tiny, random) encoder with one table."""
     copy = tmp_path / "tiny.edgeclip"
     shutil.copytree(_tiny_bundle, copy)
+    return copy
+
+
+def add_variant(
+    bundle: Path, name: str, edit: Callable[[Any], None], *, precision: Precision = "fp16", start: str = "fp32"
+) -> Bundle:
+    """Put a variant into a bundle: the ONNX graph of another one, edited."""
+    import onnx
+
+    graph = onnx.load(str(bundle / "image_encoder" / f"{start}.onnx"))
+    edit(graph.graph)
+    onnx.save(graph, str(bundle / "image_encoder" / f"{name}.onnx"))
+    manifest = read_manifest(bundle)
+    kept = tuple(variant for variant in manifest.variants if variant.name != name)
+    added = Variant(name=name, file=f"image_encoder/{name}.onnx", precision=precision, opset=18)
+    write_manifest(bundle, msgspec.structs.replace(manifest, variants=(*kept, added)), scan=True)
+    return Bundle.open(bundle)
+
+
+def edit_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:
+    """An edit of a graph: one weight replaced by what ``change`` makes of it."""
+    from onnx import numpy_helper
+
+    def edit(graph: Any) -> None:
+        (weight,) = (item for item in graph.initializer if item.name == name)
+        weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight).copy()), name))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def _golden_bundle(_tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    from edgeclip.export.golden import make_golden
+    from edgeclip.export.photographs import photographs
+    from edgeclip.runtime.golden import FILE
+
+    path = tmp_path_factory.mktemp("golden") / "tiny.edgeclip"
+    shutil.copytree(_tiny_bundle, path)
+    bundle = Bundle.open(path)
+    golden = make_golden(bundle.variant_path("fp32"), bundle.manifest.encoder, photographs(), bundle.table().embeddings)
+    golden.save(path / FILE)
+    add_variant(path, "fp16", edit_weight("projection", lambda weight: weight.astype(np.float16).astype(np.float32)))
+    return path
+
+
+@pytest.fixture
+def golden_bundle(_golden_bundle: Path, tmp_path: Path) -> Path:
+    """``tiny_bundle`` with golden images of real photographs, and a variant ``fp16`` that agrees with fp32."""
+    copy = tmp_path / "golden" / "tiny.edgeclip"
+    shutil.copytree(_golden_bundle, copy)
     return copy

@@ -39,7 +39,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 def test_help_lists_every_verb() -> None:
     text = edgeclip("--help")
-    for verb in ("export", "train", "prompts", "label", "inspect", "verify", "eval", "demo"):
+    for verb in ("export", "quantize", "build", "train", "prompts", "label", "inspect", "verify", "eval", "demo"):
         assert re.search(rf"\b{verb}\b", text)
 
 
@@ -112,6 +112,9 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
         (["eval", "BUNDLE", "--data", "."], "expected one folder a class"),
         (["export", "ViT-B-99"], "ViT-B-"),
         (["export", "starter", "--photos", "absent"], "absent"),
+        (["export", "starter", "--variants", "int4"], "expected different variants out of fp16, bf16, int8, int8-cpu"),
+        (["export", "starter", "--variants", "int8-cpu, int8-cpu"], "expected different variants"),
+        (["export", "starter", "--variants", "int8-cpu", "--calibration", "absent"], "calibration images below absent"),
         (["train", "absent.yaml"], "absent.yaml"),
     ],
 )

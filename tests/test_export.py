@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,18 @@ from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import load_engine
-from edgeclip.runtime.parity import LIMITS, compare_embeddings
-from edgeclip.spec import Variant
+from edgeclip.runtime.golden import COUNT, golden_of
+from edgeclip.runtime.parity import Limits, compare_embeddings
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 
-from edgeclip.export.export_bundle import export_bundle, onnx_metadata  # noqa: E402
+from edgeclip.export.export_bundle import VariantOptions, export_bundle, onnx_metadata  # noqa: E402
 from edgeclip.export.onnx_export import OPSET, export_onnx  # noqa: E402
+from edgeclip.export.simplify import simplify  # noqa: E402
+from edgeclip.export.variants import VARIANTS, Made, Materials  # noqa: E402
 from edgeclip.training.load import load_model  # noqa: E402
 from edgeclip.training.model import ContrastiveModel  # noqa: E402
 from edgeclip.training.open_clip_model import OpenClipModel  # noqa: E402
@@ -194,6 +196,15 @@ def test_the_graph_is_what_the_bundle_contract_says(small: Exported) -> None:
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)  # no paths of this machine
 
 
+def test_the_graph_is_simplified(small: Exported) -> None:
+    import onnx_ir
+
+    graph = onnx_ir.load(small.fp32)
+    nodes = [node.op_type for node in graph.graph]
+    assert not {"Identity", "Dropout"} & set(nodes)
+    assert len(list(simplify(graph).graph)) == len(nodes)  # nothing is left to fold
+
+
 def test_any_batch_size_gives_the_same_rows(small: Exported, photos: list[Photograph]) -> None:
     images = preprocess(photos[:7], small.model.encoder)
     with load_engine("onnxruntime", small.fp32, small.model.encoder) as engine:
@@ -226,6 +237,7 @@ def test_weights_beyond_protobufs_limit_go_to_one_file_beside_the_graph(
     small: Exported, photos: list[Photograph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgeclip.export.onnx_export._PROTOBUF_LIMIT_BYTES", 1_000_000)
+    _few_golden_images(monkeypatch)
     bundle = export_bundle(small.model, tmp_path / "big.edgeclip", photos=photos[:2])
     assert bundle.variant("fp32").data_files == ("image_encoder/fp32.onnx.data",)
     assert sorted(path.name for path in (bundle.path / "image_encoder").iterdir()) == ["fp32.onnx", "fp32.onnx.data"]
@@ -271,6 +283,18 @@ def rows(seed: int = 0, shape: tuple[int, int] = (4, 8)) -> np.ndarray:  # type:
 NAMES = ("a", "b", "c", "d")
 
 
+def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> Limits:
+    """Limits that every number reaches, but for those given."""
+    return Limits(
+        min_cosine=min_cosine,
+        p01_cosine=-1,
+        min_centred_cosine=min_centred_cosine,
+        mean_centred_cosine=-1,
+        agreement=0,
+        margin_loss=np.inf,
+    )
+
+
 def test_equal_embeddings_agree_whatever_their_length() -> None:
     report = compare_embeddings(rows(), rows(), NAMES, batch_size=4)
     assert report.min_cosine == pytest.approx(1)
@@ -285,30 +309,30 @@ def test_the_worst_image_is_named_with_expected_and_got() -> None:
     report = compare_embeddings(rows(), candidate, NAMES, batch_size=1)
     assert report.worst[0] == "c"
     with pytest.raises(ParityError, match=r"int8: expected a cosine of at least 0\.99, got -1\.0.*of 4 images: c,"):
-        report.require(min_cosine=0.99, what="int8")
+        report.require(limits(min_cosine=0.99), what="int8")
 
 
 def test_nearly_parallel_embeddings_do_not_hide_a_wrong_graph() -> None:
     common = 1000 * rows(1, (1, 8))
     report = compare_embeddings(common + rows(2), common + rows(3), NAMES, batch_size=1)
     assert report.min_cosine > 0.9999
-    report.require(min_cosine=0.9999, what="the plain cosine alone")
-    with pytest.raises(ParityError, match="mean-centred cosine"):
-        report.require(min_cosine=0.9999, min_centred_cosine=0.9999, what="both")
+    report.require(limits(min_cosine=0.9999), what="the plain cosine alone")
+    with pytest.raises(ParityError, match="expected a mean-centred cosine of"):
+        report.require(limits(min_cosine=0.9999, min_centred_cosine=0.9999), what="both")
 
 
 def test_one_image_has_no_centred_cosine_and_still_counts() -> None:
     report = compare_embeddings(rows()[:1], -rows()[:1], ("a",), batch_size=1)
     assert report.min_centred_cosine is None
     with pytest.raises(ParityError):
-        report.require(min_cosine=0.9, min_centred_cosine=0.9, what="one image")
+        report.require(limits(min_cosine=0.9, min_centred_cosine=0.9), what="one image")
 
 
 def test_a_value_that_is_not_a_number_is_below_every_limit() -> None:
     candidate = rows()
     candidate[1, 1] = np.nan
     with pytest.raises(ParityError):
-        compare_embeddings(rows(), candidate, NAMES, batch_size=1).require(min_cosine=-1, what="nan")
+        compare_embeddings(rows(), candidate, NAMES, batch_size=1).require(limits(), what="nan")
 
 
 @pytest.mark.parametrize(("reference", "candidate", "names"), [(4, 3, NAMES), (3, 3, NAMES), (0, 0, ())])
@@ -322,7 +346,11 @@ def test_rows_that_do_not_match_are_refused(reference: int, candidate: int, name
 
 def test_a_bundle_opens_verifies_and_encodes_as_the_model_does(small: Exported, photos: list[Photograph]) -> None:
     bundle = Bundle.open(small.bundle.path)
-    assert set(bundle.verify()) == {"image_encoder/fp32.onnx", "reports/parity-fp32.json"}
+    assert set(bundle.verify()) == {
+        "golden/golden.safetensors",
+        "image_encoder/fp32.onnx",
+        "reports/parity-fp32.json",
+    }
     assert bundle.manifest.model == small.model.identity
     assert {"edgeclip", "torch", "onnx", "onnxruntime", "open_clip_torch"} <= bundle.manifest.tools.keys()
     report = json.loads(bundle.file("reports/parity-fp32.json").read_text())
@@ -334,43 +362,84 @@ def test_a_bundle_opens_verifies_and_encodes_as_the_model_does(small: Exported, 
 
 
 def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(
-    small: Exported, photos: list[Photograph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Exported, photos: list[Photograph], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bad(fp32: Path, folder: Path, photos: Sequence[Photograph]) -> Variant:
+    def bad(folder: Path, materials: Materials) -> Made:
+        (folder / "image_encoder" / "int8.onnx").write_bytes(b"half a graph")
         raise ParityError("int8 differs")
 
-    # One export serves both attempts; what is exported is not the point here.
-    monkeypatch.setattr("edgeclip.export.export_bundle.export_onnx", _copy_of(small.fp32))
+    monkeypatch.setitem(VARIANTS, "int8", bad)
+    worse = VariantOptions(names=("int8",))
     with pytest.raises(ParityError):
-        export_bundle(small.model, tmp_path / "b.edgeclip", photos=photos[:2], extra_variants=[bad])
+        export_bundle(small.model, tmp_path / "b.edgeclip", photos=photos[:2], variants=worse)
     assert not list(tmp_path.iterdir())
 
     path = export_bundle(small.model, tmp_path / "b.edgeclip", photos=photos[:2]).path
     with pytest.raises(InputError, match="exists already"):
         export_bundle(small.model, path, photos=photos[:2])
     with pytest.raises(ParityError):
-        export_bundle(small.model, path, photos=photos[:2], extra_variants=[bad], overwrite=True)
+        export_bundle(small.model, path, photos=photos[:2], variants=worse, overwrite=True)
     assert [item.name for item in tmp_path.iterdir()] == ["b.edgeclip"]
     assert list(Bundle.open(path).verify())
 
 
-def test_further_variants_are_made_from_the_proved_graph_and_listed(
-    small: Exported, photos: list[Photograph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_further_variants_are_made_from_the_proved_graph_and_listed_with_their_proof(
+    small: Exported, photos: list[Photograph], tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def same_again(fp32: Path, folder: Path, photos: Sequence[Photograph]) -> Variant:
-        (folder / "image_encoder" / "again.onnx").write_bytes(fp32.read_bytes())
-        return Variant(name="again", file="image_encoder/again.onnx", precision="fp32", opset=OPSET)
+    def same_again(folder: Path, materials: Materials) -> Made:
+        (folder / "image_encoder" / "again.onnx").write_bytes(materials.fp32.read_bytes())
+        return Made((folder / "image_encoder" / "again.onnx",), "fp32", {"copied": True})
 
-    monkeypatch.setattr("edgeclip.export.export_bundle.export_onnx", _copy_of(small.fp32))
+    monkeypatch.setitem(VARIANTS, "again", same_again)
     said: list[str] = []
+    variants = VariantOptions(names=("again",))
     bundle = export_bundle(
-        small.model, tmp_path / "b.edgeclip", photos=photos[:2], extra_variants=[same_again], progress=said.append
+        small.model, tmp_path / "b.edgeclip", photos=photos[:2], variants=variants, progress=said.append
     )
     assert [variant.name for variant in bundle.manifest.variants] == ["fp32", "again"]
     assert bundle.variant_path("again").is_file()
-    assert len(said) == 3
-    with pytest.raises(InputError, match="different names"):
-        export_bundle(small.model, tmp_path / "c", photos=photos[:2], extra_variants=[same_again, same_again])
+    report = json.loads(bundle.file("reports/parity-again.json").read_text())
+    assert report["made"] == {"copied": True}
+    assert report["parity"]["images"] == 3
+    assert report["parity"]["min_cosine"] == pytest.approx(1)
+    assert [sentence.split()[0] for sentence in said] == ["exporting", "comparing", "encoding", "making", "comparing"]
+
+
+@pytest.mark.parametrize("names", [("int8", "int8"), ("int4",)])
+def test_variants_that_cannot_be_made_are_refused_before_the_export(
+    small: Exported, photos: list[Photograph], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="expected different variants out of fp16, bf16, int8, int8-cpu"):
+        export_bundle(
+            small.model, tmp_path / "c", photos=photos, variants=VariantOptions(names=names), progress=said.append
+        )
+    assert not said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def quick(small: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One export and a small golden set without classes serve every test: they are not the point there."""
+    monkeypatch.setattr("edgeclip.export.export_bundle.export_onnx", _copy_of(small.fp32))
+    _few_golden_images(monkeypatch)
+
+
+def _few_golden_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeclip.export.export_bundle.class_rows", lambda _, width: np.zeros((0, width), np.float32))
+    monkeypatch.setattr("edgeclip.export.golden.COUNT", 3)
+
+
+def test_a_bundle_holds_golden_images_of_the_photographs_and_the_starters_classes(
+    small: Exported, photos: list[Photograph]
+) -> None:
+    golden = golden_of(small.bundle)
+    assert golden is not None
+    assert len(golden.files) == len(set(golden.names)) == COUNT
+    assert list(golden.names[: len(photos)]) == [name for name, _ in photos]
+    assert golden.embeddings.shape == (COUNT, small.model.encoder.embedding_dim)
+    assert len(golden.classes) == len(Bundle.open("starter").table("objects").classes)
+    np.testing.assert_allclose(np.linalg.norm(golden.classes, axis=1), 1, atol=1e-5)
 
 
 def _copy_of(source: Path) -> Callable[..., tuple[Path, ...]]:

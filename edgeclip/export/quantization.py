@@ -90,7 +90,7 @@ def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationR
     known = {node.name for node in model.graph}
     if unknown := [name for name in recipe.keep_float if name not in known]:
         raise InputError(f"the recipe keeps {unknown[0]!r} in FP32, which is no node of {fp32.name}: make a new recipe")
-    quantized = _run_nncf(model, images, recipe)
+    quantized = _run_nncf(model, images, recipe, weights_in=fp32.parent)
     for node in quantized.graph:
         node.metadata_props.clear()
     fold_scales(quantized)
@@ -131,7 +131,8 @@ def _make_signed(model: Model) -> None:
             requantize(model, quantize, scale=scale * (255 / 127), zero=np.zeros(zero.shape, np.int8))
 
 
-def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe) -> Model:
+def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe, *, weights_in: Path) -> Model:
+    """Quantize; weights that are not in the graph itself are looked for in the folder ``weights_in``."""
     ir = require("onnx_ir", purpose="quantize", extra="export")
     with silent():
         nncf = require("nncf", purpose="quantize")
@@ -145,6 +146,7 @@ def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe) -> M
             activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
             activations_range_estimator_params=getattr(ranges, _OF_NNCF[recipe.range_estimator]),
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=alpha),
+            backend_params={"external_data_dir": str(weights_in)},
         )
         try:
             quantized = nncf.quantize(
@@ -160,4 +162,6 @@ def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe) -> M
         except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"NNCF {nncf.__version__} cannot quantize this graph ({reason})") from error
-    return ir.from_proto(quantized)
+    result = ir.from_proto(quantized)
+    ir.external_data.set_base_dir(result.graph, weights_in)
+    return result

@@ -212,7 +212,10 @@ def margin_loss(reference: FloatArray, candidate: FloatArray) -> tuple[float, np
 
 def worst_of(reports: Sequence[ParityReport]) -> ParityReport:
     """One report from those of several batch sizes: each figure is the worst of them."""
-    worst = min(reports, key=lambda report: (report.min_cosine == report.min_cosine, report.min_cosine))  # NaN first
+    worst = min(  # NaN before all numbers
+        reports,
+        key=lambda report: (not np.isnan(report.min_cosine), report.min_cosine, -report.max_relative_error),
+    )
     figures: dict[str, float | None] = {}
     for name in ("mean_cosine", "p01_cosine", "min_cosine", "mean_centred_cosine", "min_centred_cosine", "agreement"):
         figures[name] = _extreme(np.min, reports, name)

@@ -1,0 +1,93 @@
+"""NVIDIA's own parser takes every variant of every family, and its builder makes plans for GPUs that are not here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.tensorrt_build import build
+from edgeclip.runtime.tensorrt_options import BuildOptions
+from edgeclip.spec import EncoderSpec, Precision
+from tests.conftest import ExportedFamily
+
+pytest.importorskip("torch")
+pytest.importorskip("nncf")
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.runtime")
+
+from edgeclip.export.lint import lint
+from edgeclip.export.parity import preprocess
+from edgeclip.export.photographs import photographs
+from edgeclip.export.precision import convert_precision
+from edgeclip.export.quantization import DEFAULT_RECIPE, quantize
+
+pytestmark = pytest.mark.slow
+
+CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # A100; RTX 30; L4 and RTX 40; RTX 50
+FAMILIES = ("ViT-B-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "RN50", "starter")
+CASES = [(family, precision) for family in FAMILIES for precision in ("fp32", "fp16", "int8")]
+CASES.insert(3, ("ViT-B-32", "bf16"))
+
+
+class Family:
+    """One family's graphs and plans, made when they are asked for."""
+
+    def __init__(self, exported: ExportedFamily, folder: Path) -> None:
+        self.encoder: EncoderSpec = exported.encoder
+        self._graphs: dict[str, Path] = {"fp32": exported.fp32}
+        self._folder = folder
+
+    def graph(self, precision: Precision) -> Path:
+        """The graph of a precision."""
+        if precision not in self._graphs:
+            path, images = self._folder / f"{precision}.onnx", self._images()
+            if precision == "int8":
+                quantize(self._graphs["fp32"], path, images, DEFAULT_RECIPE)
+            else:
+                convert_precision(self._graphs["fp32"], path, precision, images[:2])
+            self._graphs[precision] = path
+        return self._graphs[precision]
+
+    def plan_bytes(self, precision: Precision, capability: str) -> int:
+        """The size of a plan for GPUs of a compute capability; the plan itself stays in the cache."""
+        options = BuildOptions(compute_capability=capability)
+        result = build("tensorrt-rtx", self.graph(precision), self.encoder, precision, options)
+        assert result.key.device == f"sm{capability.replace('.', '')}"
+        return result.path.stat().st_size
+
+    def _images(self) -> FloatArray:
+        return preprocess(photographs()[:8], self.encoder)
+
+
+@pytest.fixture(scope="module")
+def family(
+    request: pytest.FixtureRequest,
+    exported: Callable[[str], ExportedFamily],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Family]:
+    """The family called ``request.param``; what was made of it is deleted when the next one comes."""
+    folder = tmp_path_factory.mktemp("ahead")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGECLIP_CACHE", str(folder / "cache"))
+        yield Family(exported(request.param), folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("family", "precision"), CASES, indirect=["family"])
+def test_every_variant_is_legal_and_builds_for_every_gpu(family: Family, precision: Precision) -> None:
+    graph = family.graph(precision)
+    assert [item for item in lint(graph) if item.severity == "error"] == []
+    sizes = {capability: family.plan_bytes(precision, capability) for capability in CAPABILITIES}
+    # The weights are in the plan, and nothing else of that size is.
+    assert all(0.9 < size / graph.stat().st_size < 1.5 for size in sizes.values()), sizes
+
+
+@pytest.mark.parametrize("family", ["ViT-B-32"], indirect=True)
+def test_a_plan_shrinks_with_its_precision(family: Family) -> None:
+    fp32, fp16, int8 = (family.plan_bytes(precision, "8.6") for precision in ("fp32", "fp16", "int8"))
+    assert fp16 < 0.6 * fp32
+    assert int8 < 0.5 * fp32
