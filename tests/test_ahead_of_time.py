@@ -28,9 +28,8 @@ from edgeclip.export.quantization import DEFAULT_RECIPE, quantize
 pytestmark = pytest.mark.slow
 
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # A100; RTX 30; L4 and RTX 40; RTX 50
+KERNELS_BYTES = 20 * 2**20  # 15 MiB were seen, for MobileCLIP2-S0 and INT8
 FAMILIES = ("ViT-B-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "RN50", "starter")
-CASES = [(family, precision) for family in FAMILIES for precision in ("fp32", "fp16", "int8")]
-CASES.insert(3, ("ViT-B-32", "bf16"))
 
 
 class Family:
@@ -51,6 +50,15 @@ class Family:
                 convert_precision(self._graphs["fp32"], path, precision, images[:2])
             self._graphs[precision] = path
         return self._graphs[precision]
+
+    def check(self, precision: Precision) -> None:
+        """The linter finds no error, NVIDIA's parser takes the graph, and its builder gives whole plans."""
+        graph = self.graph(precision)
+        assert [item for item in lint(graph) if item.severity == "error"] == []
+        sizes = [self.plan_bytes(precision, capability) for capability in CAPABILITIES]
+        weights = graph.stat().st_size
+        # The weights are in the plan in their precision, and the source of the kernels that the device will compile.
+        assert 0.9 * weights < min(sizes) <= max(sizes) < 1.1 * weights + KERNELS_BYTES
 
     def plan_bytes(self, precision: Precision, capability: str) -> int:
         """The size of a plan for GPUs of a compute capability; the plan itself stays in the cache."""
@@ -77,17 +85,19 @@ def family(
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("family", "precision"), CASES, indirect=["family"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_every_variant_is_legal_and_builds_for_every_gpu(family: Family, precision: Precision) -> None:
-    graph = family.graph(precision)
-    assert [item for item in lint(graph) if item.severity == "error"] == []
-    sizes = {capability: family.plan_bytes(precision, capability) for capability in CAPABILITIES}
-    # The weights are in the plan, and nothing else of that size is.
-    assert all(0.9 < size / graph.stat().st_size < 1.5 for size in sizes.values()), sizes
+    family.check(precision)
 
 
-@pytest.mark.parametrize("family", ["ViT-B-32"], indirect=True)
-def test_a_plan_shrinks_with_its_precision(family: Family) -> None:
+@pytest.mark.parametrize("family", FAMILIES[:1], indirect=True)
+def test_bf16_is_legal_and_builds_too(family: Family) -> None:
+    family.check("bf16")
+
+
+@pytest.mark.parametrize("family", FAMILIES[:1], indirect=True)
+def test_a_transformers_plan_shrinks_with_its_precision(family: Family) -> None:
     fp32, fp16, int8 = (family.plan_bytes(precision, "8.6") for precision in ("fp32", "fp16", "int8"))
     assert fp16 < 0.6 * fp32
     assert int8 < 0.5 * fp32

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from rich.console import Console
 
 from edgeclip import Bundle, EncoderSpec, PromptTable, make_classes
 from edgeclip.errors import EngineError, InputError, TableError
@@ -19,6 +22,7 @@ from edgeclip.runtime.overlay import draw_labels
 from edgeclip.runtime.scoring import Scored, Scorer
 from edgeclip.runtime.sinks import LabelledFrame
 from edgeclip.runtime.source import Source, open_source
+from edgeclip.runtime.terminal import print_summary
 from tests.conftest import SIZE, WIDTH, make_table
 
 
@@ -162,6 +166,7 @@ def test_ctrl_c_keeps_what_was_labelled(tiny_bundle: Path, video: Path, tmp_path
     [
         ({"top_k": 0}, "--top"),
         ({"limit": 0}, "--limit"),
+        ({"threads": 0}, "--threads"),
         ({"overlay": Path("x.gif")}, r"\.mp4"),
         ({"jsonl": Path("/proc/none/labels.jsonl")}, "cannot make the folder"),
     ],
@@ -215,6 +220,13 @@ def test_an_engine_is_one_class(tiny_bundle: Path) -> None:
 
     with Constant(Path("none"), encoder_spec(tiny_bundle)) as engine:
         assert engine.infer(np.zeros((2, 3, SIZE, SIZE), np.float32)).shape == (2, WIDTH)
+
+
+def test_a_summary_names_labels_as_they_are() -> None:
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_summary(Account(encoded=3, labels=Counter({"mug [red]": 2, "cup": 1}), elapsed_s=1.0), console)
+    assert re.search(r"mug \[red\]\s+2 frames\s+66\.7%\s*\n\s*cup\s+1 frames\s+33\.3%", capture.get())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (20, 30), (480, 640), (2160, 3840)])

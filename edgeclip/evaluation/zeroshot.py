@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,9 @@ from rich.console import Console
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import Description, describe_machine, summary
 from edgeclip.errors import InputError, SourceError
+from edgeclip.evaluation.paired import PairedDifference, paired_difference
 from edgeclip.export.tables import table_for_bundle
-from edgeclip.prompts import FloatArray, PromptClass, make_classes
+from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, list_images, read_image
 
@@ -37,6 +37,7 @@ class ZeroShotResult(msgspec.Struct, frozen=True):
         model_id, variant: what was measured.
         templates: prompts a class name went through.
         machine: what it was measured on.
+        against, difference: another variant, and the accuracy beside its on the same images.
     """
 
     data: str
@@ -50,6 +51,8 @@ class ZeroShotResult(msgspec.Struct, frozen=True):
     variant: str
     templates: tuple[str, ...]
     machine: Description
+    against: str | None = None
+    difference: PairedDifference | None = None
 
 
 def evaluate_folder(
@@ -59,6 +62,7 @@ def evaluate_folder(
     templates: Sequence[str],
     names: Path | None = None,
     variant: str = "fp32",
+    against: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ZeroShotResult:
     """Score every image of ``data/CLASS/*`` against prompts made from the class names.
@@ -66,6 +70,7 @@ def evaluate_folder(
     Args:
         data: one folder of images a class. A folder's name is its class name, underscores read as spaces.
         names: JSON object, folder name → class name or list of names, for folders whose name is no good prompt.
+        against: another variant to compare with, image by image.
         progress: called with (images done, images in all).
 
     Raises:
@@ -75,27 +80,21 @@ def evaluate_folder(
     files, folders = list_labelled(data)
     classes = class_prompts(folders, names)
     table = table_for_bundle(bundle, classes, templates, name=data.name or "eval")
-    hits_1 = hits_5 = scored = done = 0
-    with ImageEncoder(bundle, variant) as encoder:
-        remaining = iter(files)
-        while batch := list(islice(remaining, _BATCH)):
-            decoded = list(_decode(batch))
-            done += len(batch)
-            if decoded:
-                embeddings = encoder.encode([image for image, _ in decoded])  # (N, D)
-                ranks = true_class_ranks(embeddings @ table.embeddings.T, np.array([index for _, index in decoded]))
-                hits_1 += int((ranks == 0).sum())
-                hits_5 += int((ranks < 5).sum())
-                scored += len(decoded)
-            if progress:
-                progress(done, len(files))
+    runs = [variant] if against is None else [variant, against]
+
+    def watch(run: int) -> Callable[[int], None]:
+        return lambda done: progress(run * len(files) + done, len(runs) * len(files)) if progress else None
+
+    ranks, *others = [_ranks(bundle, files, table, name, watch(run)) for run, name in enumerate(runs)]
+    known = ranks >= 0
+    scored, hits = int(known.sum()), int((ranks == 0).sum())
     if not scored:
         raise SourceError(f"none of the {len(files)} images in {data} can be decoded: check one by hand")
     return ZeroShotResult(
         data=str(data),
-        top1=hits_1 / scored,
-        top5=hits_5 / scored,
-        ci95=wilson_interval(hits_1, scored),
+        top1=hits / scored,
+        top5=int((ranks[known] < 5).sum()) / scored,
+        ci95=wilson_interval(hits, scored),
         n=scored,
         failed=len(files) - scored,
         classes=len(folders),
@@ -103,7 +102,30 @@ def evaluate_folder(
         variant=variant,
         templates=tuple(templates),
         machine=describe_machine(),
+        against=against,
+        difference=paired_difference(others[0][known] == 0, ranks[known] == 0) if others else None,
     )
+
+
+def _ranks(
+    bundle: Bundle,
+    files: Sequence[tuple[Path, int]],
+    table: PromptTable,
+    variant: str,
+    progress: Callable[[int], None],
+) -> np.typing.NDArray[np.intp]:
+    """For each file, how many classes score above its own; -1 if it cannot be decoded."""
+    ranks = np.full(len(files), -1, np.intp)
+    with ImageEncoder(bundle, variant) as encoder:
+        for start in range(0, len(files), _BATCH):
+            decoded = list(_decode(files, range(start, min(start + _BATCH, len(files)))))
+            if decoded:
+                rows = [index for index, _ in decoded]
+                embeddings = encoder.encode([image for _, image in decoded])  # (N, D)
+                truth = np.array([files[index][1] for index in rows])
+                ranks[rows] = true_class_ranks(embeddings @ table.embeddings.T, truth)
+            progress(min(start + _BATCH, len(files)))
+    return ranks
 
 
 def true_class_ranks(similarities: FloatArray, true_class: np.typing.NDArray[np.integer]) -> np.typing.NDArray[np.intp]:
@@ -144,6 +166,8 @@ def print_result(result: ZeroShotResult, console: Console) -> None:
         + (f", {result.failed} images could not be decoded" if result.failed else ""),
         highlight=False,
     )
+    if result.difference:
+        console.print(f"{result.variant} beside {result.against}: {result.difference}", highlight=False)
     console.print(f"{result.variant} of model {result.model_id} on {summary(result.machine)}", style="dim")
 
 
@@ -167,9 +191,9 @@ def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     return files, [folder.name for folder in folders]
 
 
-def _decode(batch: Sequence[tuple[Path, int]]) -> Iterator[tuple[Image, int]]:
-    for path, index in batch:
+def _decode(files: Sequence[tuple[Path, int]], rows: Iterable[int]) -> Iterator[tuple[int, Image]]:
+    for row in rows:
         try:
-            yield read_image(path), index
+            yield row, read_image(files[row][0])
         except SourceError:
             continue

@@ -90,7 +90,7 @@ def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationR
     known = {node.name for node in model.graph}
     if unknown := [name for name in recipe.keep_float if name not in known]:
         raise InputError(f"the recipe keeps {unknown[0]!r} in FP32, which is no node of {fp32.name}: make a new recipe")
-    quantized = _run_nncf(model, images, recipe, weights_in=fp32.parent)
+    quantized = _run_nncf(model, images, recipe, weights_in=fp32.parent.absolute())  # NNCF takes no other
     for node in quantized.graph:
         node.metadata_props.clear()
     fold_scales(quantized)
