@@ -149,6 +149,9 @@ def evaluate(
     names: Annotated[Path | None, typer.Option(help="JSON: folder name → class name or list of names.")] = None,
     templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
     variant: Annotated[str, typer.Option(help="Form of the encoder.")] = "fp32",
+    against: Annotated[
+        str | None, typer.Option(help="Another variant: print the difference on the same images, with its interval.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
 ) -> None:
     """Zero-shot accuracy over an image folder: top-1 and top-5 with 95 % intervals."""
@@ -164,6 +167,7 @@ def evaluate(
             names=names,
             templates=load_templates(templates),
             variant=variant,
+            against=against,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     print_result(result, console)

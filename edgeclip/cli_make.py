@@ -40,6 +40,8 @@ def export(
 
     names = split_names(variants)
     check_variant_names(names)
+    if calibration and not names:
+        raise InputError("expected --variants with --calibration, got none: fp32 needs no ranges")
     target = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already: choose another --output or pass --overwrite")

@@ -73,11 +73,31 @@ def test_the_starter_knows_a_cat_from_a_motorcycle(labelled: Path, variant: str)
 def test_the_starter_beats_the_stand_in() -> None:
     """The figures to beat stand in ../shared/data/README.md, for EfficientNet-Lite0: .461 and .369."""
     bundle, templates = Bundle.open("starter"), load_templates("simple")
-    caltech = evaluate_folder(bundle, shared("caltech101"), templates=templates)
+    caltech = evaluate_folder(bundle, shared("caltech101"), templates=templates, against="int8-cpu")
     cifar = evaluate_folder(bundle, shared("cifar10-test"), templates=templates)
     assert caltech.n == 1414
     assert caltech.top1 > 0.461
     assert cifar.top1 > 0.369
+    assert caltech.difference is not None
+    assert caltech.difference.n == caltech.n
+    assert caltech.difference.points <= 0.3  # what INT8 loses
+
+
+def test_two_variants_are_compared_on_the_same_images(labelled: Path) -> None:
+    bundle, templates = Bundle.open("starter"), load_templates("simple")
+    seen: list[tuple[int, int]] = []
+    result = evaluate_folder(
+        bundle,
+        labelled,
+        templates=templates,
+        variant="int8-cpu",
+        against="fp32",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (result.variant, result.against) == ("int8-cpu", "fp32")
+    assert result.difference is not None
+    assert (result.difference.points, result.difference.n) == (0, 3)
+    assert seen[-1] == (8, 8)
 
 
 def test_unusable_folders_are_refused(labelled: Path, tmp_path: Path) -> None:
