@@ -21,7 +21,11 @@ _BATCH = 16
 
 
 def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:
-    """Give normalisations, biases and layer scales values that fresh weights hide: they start as 0 and 1."""
+    """Give normalisations, biases and layer scales values that fresh weights hide: they start as 0 and 1.
+
+    A scale that starts as 0 ends a residual branch (RN50) and stays small: as large as the others, it would make each
+    block amplify rounding errors, twentyfold over the network, so that not even FP16 agreed with FP32.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for root in model.image_modules():
@@ -30,7 +34,8 @@ def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:
                     module.running_mean.normal_(0, 0.1, generator=generator)
                     module.running_var.uniform_(0.5, 1.5, generator=generator)
                 if isinstance(module, _BatchNorm | torch.nn.LayerNorm):
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    low, high = (0.5, 1.5) if module.weight.any() else (0.1, 0.4)
+                    module.weight.uniform_(low, high, generator=generator)
                     module.bias.normal_(0, 0.1, generator=generator)
                 elif isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.bias is not None:
                     module.bias.normal_(0, 0.02, generator=generator)
