@@ -24,57 +24,18 @@ from edgeclip.runtime.parity import Limits, compare_embeddings
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 
 from edgeclip.export.export_bundle import VariantOptions, export_bundle, onnx_metadata  # noqa: E402
 from edgeclip.export.onnx_export import OPSET, export_onnx  # noqa: E402
 from edgeclip.export.simplify import simplify  # noqa: E402
 from edgeclip.export.variants import VARIANTS, Made, Materials  # noqa: E402
-from edgeclip.training.load import load_model  # noqa: E402
 from edgeclip.training.model import ContrastiveModel  # noqa: E402
 from edgeclip.training.open_clip_model import OpenClipModel  # noqa: E402
+from tests.families import FAMILIES, as_if_trained  # noqa: E402
 
 SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
-
-
-def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:
-    """Give normalisations, biases and layer scales values that fresh weights hide: they start as 0 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for root in model.image_modules():
-            for module in root.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.running_mean.normal_(0, 0.1, generator=generator)
-                    module.running_var.uniform_(0.5, 1.5, generator=generator)
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm | torch.nn.LayerNorm):
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.normal_(0, 0.1, generator=generator)
-                elif isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.bias is not None:
-                    module.bias.normal_(0, 0.02, generator=generator)
-            for name, parameter in root.named_parameters():
-                if name.endswith(("gamma", "layer_scale")):
-                    parameter.uniform_(0.2, 1.0, generator=generator)
-    return model
-
-
-def transformers_model(kind: str, folder: Path) -> ContrastiveModel:
-    """Save a random model of transformers' default size and load it from its folder."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")()
-    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
-    return load_model(str(folder))
-
-
-FAMILIES: dict[str, Callable[[Path], ContrastiveModel]] = {
-    "RN50": lambda _: OpenClipModel("RN50"),
-    "MobileCLIP2-S0": lambda _: OpenClipModel("MobileCLIP2-S0"),
-    "ViT-B-32": lambda _: OpenClipModel("ViT-B-32"),
-    "ViT-B-32-quickgelu": lambda _: OpenClipModel("ViT-B-32-quickgelu"),
-    "ViT-B-16-SigLIP": lambda _: OpenClipModel("ViT-B-16-SigLIP"),
-    "transformers CLIP B/32": lambda folder: transformers_model("CLIP", folder),
-    "transformers SigLIP B/16": lambda folder: transformers_model("Siglip", folder),
-}
 
 
 @dataclass
