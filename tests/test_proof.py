@@ -960,6 +960,13 @@ def test_build_for_a_gpu_elsewhere_says_that_it_is_not_proved_here(golden_bundle
     assert cli(*arguments)[1].startswith("fp32 for tensorrt-rtx: found in the cache")
 
 
+def test_layers_that_cannot_be_read_are_refused_before_a_build(golden_bundle: Path, cli: Run, cache: Path) -> None:
+    needs_tensorrt_rtx(gpu=False)
+    arguments = ("build", golden_bundle, "--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--layers")
+    assert "needed to read the layers of a plan, as --layers asks, but" in refusal(cli(*arguments))
+    assert not list(cache.rglob("*.bin"))
+
+
 def test_build_for_a_gpu_that_is_not_here_is_one_clear_error(golden_bundle: Path, cli: Run) -> None:
     needs_tensorrt_rtx(gpu=False)
     message = refusal(cli("build", golden_bundle, "--engine", "tensorrt-rtx"))

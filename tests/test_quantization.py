@@ -34,6 +34,7 @@ from edgeclip.export.qdq import array, bypass, constant, dequantized, pairs, pru
 from edgeclip.export.quantization import (  # noqa: E402
     ESTIMATORS,
     QuantizationRecipe,
+    default_recipe,
     is_transformer,
     quantize,
     read_recipe,
@@ -191,7 +192,10 @@ def test_a_graph_with_external_weights_is_quantized(vit: Path, tmp_path: Path, m
     monkeypatch.setattr("edgeclip.export.onnx_export._PROTOBUF_LIMIT_BYTES", 10_000)
     written = save_graph(ir.load(str(vit)), tmp_path / "vit.onnx")
     assert [path.name for path in written] == ["vit.onnx", "vit.onnx.data"]
-    made = quantize(written[0], tmp_path / "int8.onnx", views(VIT, 2, 0), FAST)
+    with pytest.raises(InputError, match=r"smooth_alpha null, got 0\.5: NNCF cannot smooth vit\.onnx"):
+        quantize(written[0], tmp_path / "int8.onnx", views(VIT, 2, 0), FAST)
+    recipe = msgspec.structs.replace(FAST, smooth_alpha=default_recipe(written[0]).smooth_alpha)
+    made = quantize(written[0], tmp_path / "int8.onnx", views(VIT, 2, 0), recipe)
     assert [path.name for path in made] == ["int8.onnx", "int8.onnx.data"]
     laid_out = lay_out_for_cpu(made[0], tmp_path / "int8-cpu.onnx")
     assert compare(vit, laid_out[0], views(VIT, 4, 5)).min_cosine > 0.98

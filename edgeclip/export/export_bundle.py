@@ -14,7 +14,7 @@ from edgeclip.export.golden import class_rows, make_golden
 from edgeclip.export.onnx_export import OPSET, export_onnx
 from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
-from edgeclip.export.quantization import DEFAULT_RECIPE, QuantizationRecipe
+from edgeclip.export.quantization import QuantizationRecipe
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.golden import FILE as GOLDEN
@@ -33,13 +33,13 @@ class VariantOptions:
     Attributes:
         names: of :data:`edgeclip.export.variants.VARIANTS`.
         calibration: images to measure ranges on; without any, random crops of the photographs.
-        recipe: how to quantize.
+        recipe: how to quantize; None for :func:`edgeclip.export.quantization.default_recipe`.
         limits: of the comparison with FP32, in place of each precision's own.
     """
 
     names: tuple[str, ...] = ()
     calibration: Sequence[Image] = ()
-    recipe: QuantizationRecipe = DEFAULT_RECIPE
+    recipe: QuantizationRecipe | None = None
     limits: Limits | None = None
 
 

@@ -123,11 +123,16 @@ def _check(model: Any, encoder: EncoderSpec, opset: int) -> None:
         )
 
 
+def external_data(graph: Path) -> Path:
+    """Where the weights of a graph lie that are too large for its own file."""
+    return graph.with_name(f"{graph.name}.data")
+
+
 def save_graph(model: Any, path: Path) -> tuple[Path, ...]:
     """Write to a temporary folder beside ``path``, then move: external data is found by its file name."""
     ir = require("onnx_ir", purpose="write ONNX files", extra="export")
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    data = path.with_name(f"{path.name}.data")
+    data = external_data(path)
     external = data.name if weights > _PROTOBUF_LIMIT_BYTES else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

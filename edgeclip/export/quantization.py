@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from edgeclip.errors import InputError, ModelError
-from edgeclip.export.onnx_export import save_graph
+from edgeclip.export.onnx_export import external_data, save_graph
 from edgeclip.export.qdq import Model, array, is_weight, pairs, prune, requantize, widen
 from edgeclip.export.smooth import fold_scales
 from edgeclip.extras import require
@@ -45,6 +45,16 @@ class QuantizationRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 DEFAULT_RECIPE = QuantizationRecipe()
+
+
+def default_recipe(fp32: Path) -> QuantizationRecipe:
+    """What to begin with: :data:`DEFAULT_RECIPE`, without SmoothQuant where NNCF cannot apply it."""
+    return DEFAULT_RECIPE if can_smooth(fp32) else msgspec.structs.replace(DEFAULT_RECIPE, smooth_alpha=None)
+
+
+def can_smooth(fp32: Path) -> bool:
+    """Whether NNCF can apply SmoothQuant: it puts changed weights into the graph itself, which holds 2 GiB at most."""
+    return not external_data(fp32).exists()
 
 
 def read_recipe(path: Path) -> QuantizationRecipe:
@@ -81,9 +91,14 @@ def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationR
         The files written, the graph first.
 
     Raises:
-        InputError: the recipe names a node that the graph does not have.
+        InputError: the recipe names a node that the graph does not have, or smooths a graph too large for that.
         ModelError: NNCF cannot quantize the graph.
     """
+    if recipe.smooth_alpha is not None and not can_smooth(fp32):
+        raise InputError(
+            f"expected a recipe with smooth_alpha null, got {recipe.smooth_alpha:g}: NNCF cannot smooth {fp32.name}, "
+            "whose weights take more than 2 GB"
+        )
     ir = require("onnx_ir", purpose="quantize", extra="export")
     model = ir.load(str(fp32))
     unpack_weights(model)

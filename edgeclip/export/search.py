@@ -17,7 +17,14 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.errors import ParityError
-from edgeclip.export.quantization import DEFAULT_RECIPE, ESTIMATORS, QuantizationRecipe, is_transformer, quantize
+from edgeclip.export.quantization import (
+    ESTIMATORS,
+    QuantizationRecipe,
+    can_smooth,
+    default_recipe,
+    is_transformer,
+    quantize,
+)
 from edgeclip.export.sensitivity import Sensitivity, sensitivities
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
@@ -82,17 +89,17 @@ class Search:
         self._trials: list[Trial] = []
         self._stopped = False
 
-    def run(self, max_loss: float, *, start: QuantizationRecipe = DEFAULT_RECIPE) -> SearchResult:
+    def run(self, max_loss: float, *, start: QuantizationRecipe | None = None) -> SearchResult:
         """Search until a recipe's loss is at most ``max_loss``.
 
         Args:
-            start: tried first.
+            start: tried first; None for :func:`edgeclip.export.quantization.default_recipe`.
 
         Raises:
             ParityError: no recipe tried is good enough; says how near the best one came.
         """
         found: tuple[Sensitivity, ...] = ()
-        best = self._whole(start, max_loss)
+        best = self._whole(start or default_recipe(self._fp32), max_loss)
         if best.loss > max_loss and not self._out_of_time():
             found = self._sensitivities(best.recipe)
             best = self._fewest_in_fp32(best, found, max_loss)
@@ -114,7 +121,7 @@ class Search:
     def _whole(self, start: QuantizationRecipe, max_loss: float) -> Trial:
         """The best recipe that quantizes everything, or the first that is good enough."""
         ir = require("onnx_ir", purpose="read ONNX graphs", extra="export")
-        smooths = is_transformer(ir.load(str(self._fp32)))
+        smooths = can_smooth(self._fp32) and is_transformer(ir.load(str(self._fp32)))
         best = self._try(start)
         for field, values in (("range_estimator", ESTIMATORS), ("smooth_alpha", ALPHAS if smooths else ())):
             for value in values:

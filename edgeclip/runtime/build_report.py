@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclip.bundle import Bundle
+from edgeclip.devices.cuda import require_gpu
 from edgeclip.errors import ParityError, VariantError
 from edgeclip.runtime.build import build_variant
 from edgeclip.runtime.golden import golden_of
@@ -26,12 +27,16 @@ def build_and_prove(
     """Build every variant, prove each one that runs here, and print what came of it.
 
     Raises:
+        EngineError: layers are to be read and there is no GPU here, which that takes.
         ParityError: a plan disagrees with FP32; :mod:`edgeclip.runtime.choose` passes over it.
         VariantError: there is nothing to build.
         EdgeclipError: a build that failed.
     """
     if not variants:
         raise VariantError(f"{bundle.path.name} has no variant that {engine} is meant for: give --variant")
+    show_layers = options.detailed_layers and engine.startswith("tensorrt")
+    if show_layers:
+        require_gpu("read the layers of a plan, as --layers asks")  # now, not after minutes of building
     golden = golden_of(bundle)
     elsewhere = options.compute_capability is not None or options.hardware_compatible
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # paths and messages hold brackets
@@ -51,7 +56,7 @@ def build_and_prove(
         say(f"{variant} for {engine}: {how}, {built.size / 1e6:.1f} MB, {built.path}")
         for note in built.notes:
             say(f"  {note}", style="dim")
-        if options.detailed_layers and engine.startswith("tensorrt"):
+        if show_layers:
             _print_layers(engine, built.path, console)
         if elsewhere:
             say("  not proved: it is for another machine; build runs the proof there")
