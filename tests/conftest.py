@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,12 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path}, which is not on this machine")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_programs() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and programs under test would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
