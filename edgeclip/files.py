@@ -33,6 +33,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def external_data(graph: Path) -> Path:
+    """Where the weights of an ONNX graph lie that are too large for its own file."""
+    return graph.with_name(f"{graph.name}.data")
+
+
 def _temporary_beside(path: Path) -> Path:
     # The suffix stays last: encoders and savers choose their format by it.
     return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")

@@ -17,6 +17,7 @@ from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
 from edgeclip.training.open_clip_model import OpenClipModel
 
+SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
 _BATCH = 16
 
 

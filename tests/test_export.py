@@ -33,9 +33,7 @@ from edgeclip.export.simplify import simplify  # noqa: E402
 from edgeclip.export.variants import VARIANTS, Made, Materials  # noqa: E402
 from edgeclip.training.model import ContrastiveModel  # noqa: E402
 from edgeclip.training.open_clip_model import OpenClipModel  # noqa: E402
-from tests.families import FAMILIES, as_if_trained  # noqa: E402
-
-SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
+from tests.families import FAMILIES, SMALL, as_if_trained  # noqa: E402
 
 
 @dataclass

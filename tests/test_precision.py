@@ -32,8 +32,7 @@ from edgeclip.export.rounding import emulate  # noqa: E402
 from edgeclip.runtime.parity import compare_embeddings  # noqa: E402
 from edgeclip.training.grid import to_grid  # noqa: E402
 from edgeclip.training.open_clip_model import OpenClipModel  # noqa: E402
-from tests.families import as_if_trained  # noqa: E402
-from tests.test_export import SMALL  # noqa: E402
+from tests.families import SMALL, as_if_trained  # noqa: E402
 
 PRECISIONS = ("fp16", "bf16")
 IMAGES = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)

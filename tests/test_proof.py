@@ -431,11 +431,11 @@ def test_limits_may_be_drawn_tighter_than_the_precisions_own(materials: Material
 
 def test_a_folder_may_be_given_by_a_relative_path(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
-    from edgeclip.export.quantization import DEFAULT_RECIPE, quantize
+    from edgeclip.export.quantization import quantize
 
     monkeypatch.chdir(materials.fp32.parents[1])
     graph = Path("image_encoder")
-    assert quantize(graph / "fp32.onnx", graph / "int8.onnx", materials.images[:2], DEFAULT_RECIPE)
+    assert quantize(graph / "fp32.onnx", graph / "int8.onnx", materials.images[:2], materials.recipe)
     assert (graph / "int8.onnx").is_file()
 
 

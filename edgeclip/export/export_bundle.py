@@ -14,7 +14,7 @@ from edgeclip.export.golden import class_rows, make_golden
 from edgeclip.export.onnx_export import OPSET, export_onnx
 from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
-from edgeclip.export.quantization import QuantizationRecipe
+from edgeclip.export.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.golden import FILE as GOLDEN
@@ -90,7 +90,8 @@ def export_bundle(
         golden.save(folder / GOLDEN)
         if variants.names:
             images = calibration_inputs(variants.calibration, photos, model.encoder)
-            materials = Materials(fp32, model.encoder, golden, images, variants.recipe, variants.limits)
+            recipe = variants.recipe or default_recipe(fp32)
+            materials = Materials(fp32, model.encoder, golden, images, recipe, variants.limits)
             made += make_variants(variants.names, folder, materials, progress=say)
         if len(written) == 1 and compact(fp32):
             say("comparing fp32 again, its weights stored in 8 bits")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.simplify import simplify
 from edgeclip.extras import require
+from edgeclip.files import external_data
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.quiet import silent
 
@@ -121,11 +122,6 @@ def _check(model: Any, encoder: EncoderSpec, opset: int) -> None:
             f"expected a graph of opset {opset} with {expected}, got opset {model.opset_imports.get('')} "
             f"with {described}: this model cannot be exported"
         )
-
-
-def external_data(graph: Path) -> Path:
-    """Where the weights of a graph lie that are too large for its own file."""
-    return graph.with_name(f"{graph.name}.data")
 
 
 def save_graph(model: Any, path: Path) -> tuple[Path, ...]:

@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 
 from edgeclip.errors import InputError, ModelError
-from edgeclip.export.onnx_export import external_data, save_graph
+from edgeclip.export.onnx_export import save_graph
 from edgeclip.export.qdq import Model, array, is_weight, pairs, prune, requantize, widen
 from edgeclip.export.smooth import fold_scales
 from edgeclip.extras import require
+from edgeclip.files import external_data
 from edgeclip.prompts import FloatArray
 from edgeclip.training.quiet import silent
 

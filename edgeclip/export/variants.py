@@ -17,7 +17,7 @@ from edgeclip.export.cpu_layout import lay_out_for_cpu
 from edgeclip.export.lint import require_legal
 from edgeclip.export.precision import convert_precision
 from edgeclip.export.precision_plan import LowPrecision
-from edgeclip.export.quantization import QuantizationRecipe, default_recipe, quantize
+from edgeclip.export.quantization import DEFAULT_RECIPE, QuantizationRecipe, quantize
 from edgeclip.export.rounding import emulate
 from edgeclip.extras import require
 from edgeclip.files import write_json
@@ -39,7 +39,7 @@ class Materials:
         encoder: what the graph takes and returns.
         golden: the images, and what FP32 makes of them, that every variant is held against.
         images: preprocessed images (N, 3, H, W) float32 to measure ranges on.
-        recipe: how to quantize; None for :func:`edgeclip.export.quantization.default_recipe`.
+        recipe: how to quantize.
         limits: in place of the precision's own, where given.
     """
 
@@ -47,7 +47,7 @@ class Materials:
     encoder: EncoderSpec
     golden: Golden
     images: FloatArray
-    recipe: QuantizationRecipe | None = None
+    recipe: QuantizationRecipe = DEFAULT_RECIPE
     limits: Limits | None = None
 
 
@@ -148,23 +148,21 @@ def _low(precision: LowPrecision) -> Maker:
 
 def _int8(folder: Path, materials: Materials) -> Made:
     target = folder / "image_encoder" / "int8.onnx"
-    recipe = materials.recipe or default_recipe(materials.fp32)
-    files = quantize(materials.fp32, target, materials.images, recipe)
+    files = quantize(materials.fp32, target, materials.images, materials.recipe)
     require_legal(target)
-    return Made(files, "int8", {"recipe": recipe, "calibration_images": len(materials.images)})
+    return Made(files, "int8", {"recipe": materials.recipe, "calibration_images": len(materials.images)})
 
 
 def _int8_cpu(folder: Path, materials: Materials) -> Made:
     """Ranges and weights are those of ``int8``: taken from it where it is there, measured once where it is not."""
-    recipe = materials.recipe or default_recipe(materials.fp32)
     present = folder / "image_encoder" / "int8.onnx"
     target = folder / "image_encoder" / "int8-cpu.onnx"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source = present if present.is_file() else Path(scratch) / "int8.onnx"
         if source != present:
-            quantize(materials.fp32, source, materials.images, recipe)
+            quantize(materials.fp32, source, materials.images, materials.recipe)
         files = lay_out_for_cpu(source, target)
-    return Made(files, "int8", {"recipe": recipe, "calibration_images": len(materials.images)})
+    return Made(files, "int8", {"recipe": materials.recipe, "calibration_images": len(materials.images)})
 
 
 # In the order in which they are made.

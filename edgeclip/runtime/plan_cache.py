@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from edgeclip.devices.probe import Description, describe_machine
-from edgeclip.files import atomic_file, cache_dir, sha256_file, write_json
+from edgeclip.files import atomic_file, cache_dir, external_data, sha256_file, write_json
 from edgeclip.spec import Sha256
 
 Option = str | int | float | bool | None
@@ -67,7 +67,7 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def graph_sha256(path: Path) -> str:
     """Digest of an ONNX graph: the file's sha256, mixed with that of ``<name>.onnx.data`` where there is one."""
     digest = sha256_file(path)
-    data = path.with_name(f"{path.name}.data")
+    data = external_data(path)
     if data.is_file():
         digest = hashlib.sha256(f"{digest}{sha256_file(data)}".encode()).hexdigest()
     return digest
