@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from edgeclip.prompts import FloatArray, PromptTable
+from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
-
-
-class Scored(NamedTuple):
-    """One label with its score in [0, 1]."""
-
-    label: str
-    score: float
 
 
 class Scorer:
@@ -26,6 +18,7 @@ class Scorer:
     """
 
     def __init__(self, table: PromptTable, encoder: EncoderSpec) -> None:
+        self.table = table
         self.labels = table.labels
         self._rows = np.ascontiguousarray(table.embeddings.T)  # (D, C)
         self._encoder = encoder
@@ -40,9 +33,8 @@ class Scorer:
         softmax: FloatArray = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
         return softmax
 
-    def top(self, embedding: FloatArray, k: int) -> list[Scored]:
-        """The k best labels of one unit embedding (D,), best first; fewer if the table has fewer classes."""
-        scores = self.scores(embedding[None])[0]
+    def top(self, scores: FloatArray, k: int) -> list[Scored]:
+        """The k best labels of one row (C,) of :meth:`scores`, best first; fewer if the table has fewer classes."""
         k = min(k, len(scores))
         candidates = np.argpartition(-scores, k - 1)[:k]
         best = candidates[np.argsort(-scores[candidates], kind="stable")]

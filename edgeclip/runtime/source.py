@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -32,12 +32,14 @@ class Frame:
         time_s: presentation time in a video, seconds since the start for a camera, 0 for an image.
         pixels: (H, W, 3) uint8 RGB, or the decoder's frame, which is converted only where that is asked for.
         file: name of the image file, in a folder of images.
+        captured: ``time.perf_counter()`` when the frame was there: decoded, or delivered by a camera.
     """
 
     index: int
     time_s: float
     pixels: Pixels
     file: str | None = None
+    captured: float = field(default_factory=time.perf_counter)
 
     def rgb(self) -> Image:
         """The frame as (H, W, 3) uint8 RGB."""
@@ -70,6 +72,12 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
+
+    def ready(self) -> None:  # noqa: B027 - only a live source has to be waited for
+        """Wait until the next frame can be taken without waiting, or the stream has ended.
+
+        The loop calls it before it asks for a place in the encoder, so that a silent camera holds no place.
+        """
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing
         """Release files and devices; a live source stops its thread."""

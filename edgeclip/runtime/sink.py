@@ -1,0 +1,155 @@
+"""Labelled frames handed to a thread of each sink's own, so that a slow or dead sink never stalls the loop.
+
+To add a sink: subclass :class:`Sink` in a file of its own and fill ``write``; ``open`` and ``close`` as needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import EdgeclipError
+from edgeclip.runtime.account import Account
+from edgeclip.runtime.records import LabelledFrame
+from edgeclip.runtime.source import Frame, Source
+from edgeclip.runtime.tables import TableSet
+
+_log = logging.getLogger("edgeclip")
+
+_QUEUED_RECORDS = 1024
+_QUEUED_FRAMES = 4  # with their pixels: a 1080p frame is 3 MB
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a sink may know of the run it belongs to, and may ask of it.
+
+    Attributes:
+        bundle: the opened bundle.
+        sources: the sources, in order; names are unique.
+        tables: the prompt tables in use; they can be replaced at any time.
+        account: counts so far; only to be read.
+        stop: ends the run as the end of the streams would.
+    """
+
+    bundle: Bundle
+    sources: tuple[Source, ...]
+    tables: TableSet
+    account: Account
+    stop: Callable[[], None]
+
+    @property
+    def live(self) -> bool:
+        """Whether any source comes at its own pace."""
+        return any(source.live for source in self.sources)
+
+
+class Sink(ABC):
+    """Takes labelled frames, one at a time, in the order in which they were labelled, all on one thread.
+
+    Attributes:
+        name: for people; unique in a run.
+        wants_pixels: whether ``write`` gets the frame beside the record; frames are large, so few sinks should.
+        lossless: whether files wait for this sink when it is slow, rather than going on without it; for sinks that
+            write to this machine. Live sources never wait.
+    """
+
+    name: str
+    wants_pixels: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+
+    def open(self, run: Run) -> None:  # noqa: B027 - most sinks open nothing
+        """Called once before the first frame, on the thread that starts the run.
+
+        Raises:
+            EdgeclipError: the sink cannot be used at all; the run does not start.
+        """
+
+    @abstractmethod
+    def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        """Take one record; ``frame`` only if ``wants_pixels``. An exception ends the sink, not the run."""
+
+    def close(self, *, complete: bool) -> None:  # noqa: B027 - most sinks hold nothing
+        """Called once after the last frame; ``complete`` is False if the run or this sink failed."""
+
+
+class SinkThread:
+    """One sink behind a bounded queue and a thread.
+
+    Args:
+        sink: opened here.
+        run: what the sink belongs to.
+
+    A full queue drops the record, counted in ``account.sink_dropped``; a lossless sink is waited for where no source
+    is live. A sink that raises is dead: it is closed, its reason goes to ``account.sink_failed``, and what comes later
+    is passed over.
+
+    Raises:
+        EdgeclipError: the sink cannot be opened.
+    """
+
+    def __init__(self, sink: Sink, run: Run) -> None:
+        self.sink = sink
+        self._account = run.account
+        self._waits = sink.lossless and not run.live
+        self._queue: queue.Queue[tuple[LabelledFrame, Frame | None] | None] = queue.Queue(
+            _QUEUED_FRAMES if sink.wants_pixels else _QUEUED_RECORDS
+        )
+        self._dead = threading.Event()
+        self._complete = True
+        sink.open(run)
+        self._thread = threading.Thread(target=self._work, name=f"edgeclip-sink-{sink.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, labelled: LabelledFrame, frame: Frame) -> None:
+        """Hand over a record; see the class for what happens when the sink cannot take it."""
+        if self._dead.is_set():
+            return
+        try:
+            self._queue.put((labelled, frame if self.sink.wants_pixels else None), block=self._waits)
+        except queue.Full:
+            self._account.sink_dropped[self.sink.name] += 1
+
+    def close(self, *, complete: bool, timeout_s: float = 10.0) -> None:
+        """Let the sink take what is queued and close it; one that does not come to an end is left behind."""
+        self._complete = complete
+        try:
+            self._queue.put(None, timeout=timeout_s)
+        except queue.Full:
+            self._fail(f"did not end within {timeout_s:g} s")
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._fail(f"did not end within {timeout_s:g} s")
+
+    def _work(self) -> None:
+        try:
+            while (item := self._queue.get()) is not None:
+                if not self._dead.is_set():
+                    self._write(*item)
+            if not self._dead.is_set():
+                self.sink.close(complete=self._complete)
+        except Exception as error:  # noqa: BLE001 - closing failed; said, not raised: the run is over
+            self._fail(_reason(error))
+
+    def _write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        try:
+            self.sink.write(labelled, frame)
+        except Exception as error:  # noqa: BLE001 - a sink's fault must not become the loop's
+            self._fail(_reason(error))
+            self.sink.close(complete=False)
+
+    def _fail(self, reason: str) -> None:
+        self._dead.set()
+        self._account.sink_failed[self.sink.name] = reason
+        _log.warning("%s stopped: %s", self.sink.name, reason)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, EdgeclipError) else f"{type(error).__name__}: {error}"

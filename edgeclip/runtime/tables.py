@@ -1,0 +1,55 @@
+"""The prompt tables in use, each of which can be replaced between two frames."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import TableError
+from edgeclip.prompts import PromptTable
+from edgeclip.runtime.scoring import Scorer
+
+
+class TableSet:
+    """Named prompt tables of one bundle's encoder.
+
+    Args:
+        bundle: whose encoder the tables must fit.
+        tables: at least one; names are unique.
+
+    Raises:
+        TableError: a table of another model or width, none at all, or two of one name.
+    """
+
+    def __init__(self, bundle: Bundle, tables: Sequence[PromptTable]) -> None:
+        self._bundle = bundle
+        self._writing = threading.Lock()
+        self.names = tuple(table.name for table in tables)
+        if not tables or len(set(self.names)) < len(tables):
+            raise TableError(f"expected prompt tables of different names, got {', '.join(self.names) or 'none'}")
+        self._scorers = tuple(self._scorer(table) for table in tables)
+
+    def current(self) -> tuple[Scorer, ...]:
+        """The tables as they are now, in the order of ``names``; the tuple never changes, later calls give another."""
+        return self._scorers
+
+    def replace(self, name: str, table: PromptTable) -> None:
+        """Use ``table`` in place of the one called ``name`` from the next frame on.
+
+        Everything is checked and computed beside the running loop; the change itself is one assignment.
+
+        Raises:
+            TableError: no such name, or a table of another model or width; the old one stays.
+        """
+        if name not in self.names:
+            raise TableError(f"expected a table out of {', '.join(self.names)}, got {name!r}")
+        scorer = self._scorer(table)
+        with self._writing:
+            self._scorers = tuple(
+                scorer if name == own else old for own, old in zip(self.names, self._scorers, strict=True)
+            )
+
+    def _scorer(self, table: PromptTable) -> Scorer:
+        self._bundle.check_table(table)
+        return Scorer(table, self._bundle.manifest.encoder)
