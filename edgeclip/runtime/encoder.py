@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 
 from edgeclip.bundle import Bundle
 from edgeclip.prompts import FloatArray, unit_rows
-from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.engine import ByteArray, Pending, load_engine
 from edgeclip.runtime.preprocess import Pixels, Preprocessor
+
+
+@dataclass(frozen=True)
+class PendingEmbeddings:
+    """A batch under way in the engine."""
+
+    parts: tuple[Pending, ...]
+
+    def result(self) -> tuple[FloatArray, float]:
+        """Wait for it: unit embeddings (N, D), and how long the engine took, milliseconds.
+
+        Raises:
+            EngineError: a failed run, or a result that is not finite.
+        """
+        results = [part.result() for part in self.parts]
+        return unit_rows(np.concatenate([rows for rows, _ in results])), sum(took for _, took in results)
 
 
 class ImageEncoder:
@@ -20,14 +37,21 @@ class ImageEncoder:
         bundle: an opened bundle; the variant's files are checked against their hashes here.
         variant: name of the variant.
         engine: name of the inference engine (see :data:`edgeclip.runtime.engine.ENGINES`).
-        threads: CPU threads an inference; None for all that this process may use.
+        threads: CPU threads an inference; None for all that this process may use, shared by ``parallel`` inferences.
+        parallel: inferences that will be under way at once (see :meth:`start`).
 
     Raises:
         VariantError, IntegrityError, EngineError: as the bundle and the engine say.
     """
 
     def __init__(
-        self, bundle: Bundle, variant: str = "fp32", *, engine: str = "onnxruntime", threads: int | None = None
+        self,
+        bundle: Bundle,
+        variant: str = "fp32",
+        *,
+        engine: str = "onnxruntime",
+        threads: int | None = None,
+        parallel: int = 1,
     ) -> None:
         self.bundle = bundle
         self.variant = bundle.variant(variant)
@@ -38,6 +62,7 @@ class ImageEncoder:
             bundle.manifest.encoder,
             precision=self.variant.precision,
             threads=threads,
+            parallel=parallel,
         )
 
     def encode(self, frames: Sequence[Pixels]) -> FloatArray:
@@ -49,6 +74,16 @@ class ImageEncoder:
         if self.variant.dynamic_batch:
             return unit_rows(self.engine.infer(images))
         return unit_rows(np.concatenate([self.engine.infer(images[i : i + 1]) for i in range(len(images))]))
+
+    def start(self, frames: ByteArray) -> PendingEmbeddings:
+        """Begin to encode resized frames (N, H, W, 3) uint8; a variant with a fixed batch takes one at a time.
+
+        Raises:
+            EngineError: a wrong shape or dtype.
+        """
+        if self.variant.dynamic_batch:
+            return PendingEmbeddings((self.engine.start(frames),))
+        return PendingEmbeddings(tuple(self.engine.start(frames[i : i + 1]) for i in range(len(frames))))
 
     def close(self) -> None:
         """Release the engine."""

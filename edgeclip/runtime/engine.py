@@ -1,26 +1,30 @@
 """Preprocessed batches in, embeddings out: the one interface that every inference engine fills.
 
 To add an engine: subclass :class:`Engine` in a file of its own, fill ``_infer``, ``close`` and ``describe``, say
-what it is meant for (``kinds``, ``available``), and add a line to ``ENGINES``.
+what it is meant for (``kinds``, ``available``), and add a line to ``ENGINES``. An engine that has asynchronous
+requests of its own fills ``_start`` too; the others get a thread for them.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import EngineError, InputError
-from edgeclip.spec import EncoderSpec, Precision, Variant
+from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
 
 # Name -> "module:class"; the module is imported when the engine is asked for, so an engine that is not installed
 # costs nothing.
@@ -40,6 +44,13 @@ ENGINES = {
 CPU_LAYOUT = "int8-cpu"
 
 
+class Pending(Protocol):
+    """An inference under way."""
+
+    def result(self) -> tuple[FloatArray, float]:
+        """Wait for it: embeddings (N, D) as the graph gives them, and how long the engine took, milliseconds."""
+
+
 class Engine(ABC):
     """One loaded image encoder. Owns its memory until :meth:`close` or the end of a ``with`` block.
 
@@ -47,7 +58,8 @@ class Engine(ABC):
         path: the ONNX graph.
         encoder: what it takes and returns.
         precision: of the variant; an engine may prepare an INT8 graph differently.
-        threads: CPU threads for one inference; None for as many as this process may use.
+        threads: CPU threads for one inference; None for as many as this process may use, shared by ``parallel`` ones.
+        parallel: inferences that will be under way at once. One alone is done soonest; several get more done.
 
     Raises:
         EngineError: the graph cannot be loaded or does not fit ``encoder``, or the engine's device is not here.
@@ -57,18 +69,35 @@ class Engine(ABC):
     Attributes:
         name: the key in ``ENGINES``.
         kinds: precisions of the variants that the engine is meant for, and ``CPU_LAYOUT`` if it is for that one too.
+        on_cpu: whether inferences share the CPU's cores among them.
+        concurrent: whether several threads may call :meth:`infer` at once.
     """
 
     name: str
     kinds: ClassVar[frozenset[str]] = frozenset({"fp32", "fp16", "bf16", "int8", CPU_LAYOUT})
+    on_cpu: ClassVar[bool] = False
+    concurrent: ClassVar[bool] = False
 
     def __init__(
-        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+        self,
+        path: Path,
+        encoder: EncoderSpec,
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        parallel: int = 1,
     ) -> None:
         self.path = path
         self.encoder = encoder
         self.precision = precision
         self.threads = threads
+        self.parallel = parallel
+        self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def best_parallel(cls) -> int:
+        """How many inferences under way at once get the most done on this machine."""
+        return min(usable_cores(), 4) if cls.on_cpu else 2
 
     @classmethod
     def suits(cls, variant: Variant) -> bool:
@@ -105,10 +134,44 @@ class Engine(ABC):
                 f"expected float32 (N, 3, {spec.height}, {spec.width}), got {images.dtype} {images.shape}: "
                 "use the bundle's PreprocessSpec"
             )
-        embeddings = self._infer(images)
-        if embeddings.shape != (len(images), self.encoder.embedding_dim):
+        return self._checked(self._infer(images), len(images))
+
+    def start(self, frames: ByteArray) -> Pending:
+        """Begin to encode a batch of resized frames; normalising them is part of it.
+
+        At most ``parallel`` of them should be under way, started by one thread at a time.
+
+        Args:
+            frames: (N, H, W, 3) uint8 RGB of the encoder's size; not to be changed before the result is there.
+
+        Raises:
+            EngineError: a wrong shape or dtype. What goes wrong later is raised by :meth:`Pending.result`.
+        """
+        spec = self.encoder.preprocess
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (spec.height, spec.width, 3):
             raise EngineError(
-                f"{self.path.name} returned {embeddings.shape}, expected {(len(images), self.encoder.embedding_dim)}: "
+                f"expected uint8 (N, {spec.height}, {spec.width}, 3), got {frames.dtype} {frames.shape}: resize frames "
+                "with the bundle's Preprocessor"
+            )
+        return self._start(frames)
+
+    def _start(self, frames: ByteArray) -> Pending:
+        """Run checked input on a thread; an engine with requests of its own does it with those."""
+        if self._pool is None:
+            workers = self.parallel if self.concurrent else 1
+            self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"edgeclip-{self.name}")
+        return _OnThread(self._pool.submit(self._normalise_and_infer, frames))
+
+    def _normalise_and_infer(self, frames: ByteArray) -> tuple[FloatArray, float]:
+        start = time.perf_counter()
+        embeddings = self.infer(normalise(self.encoder.preprocess, frames))
+        return embeddings, (time.perf_counter() - start) * 1e3
+
+    def _checked(self, embeddings: FloatArray, count: int) -> FloatArray:
+        """Refuse a result of another shape or one that is not finite."""
+        if embeddings.shape != (count, self.encoder.embedding_dim):
+            raise EngineError(
+                f"{self.path.name} returned {embeddings.shape}, expected {(count, self.encoder.embedding_dim)}: "
                 "export the bundle again"
             )
         if not np.isfinite(embeddings).all():
@@ -129,8 +192,11 @@ class Engine(ABC):
                 f"{', '.join(outputs) or 'none'}: export it with edgeclip"
             )
 
-    def close(self) -> None:  # noqa: B027 - an engine that owns nothing has nothing to release
-        """Release the engine's memory."""
+    def close(self) -> None:
+        """Wait for what is under way, and release the engine's memory."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def __enter__(self) -> Engine:
         return self
@@ -139,6 +205,32 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _OnThread:
+    """An inference on a thread of the engine's pool."""
+
+    def __init__(self, future: Future[tuple[FloatArray, float]]) -> None:
+        self._future = future
+
+    def result(self) -> tuple[FloatArray, float]:
+        return self._future.result()
+
+
+def normalise(spec: PreprocessSpec, frames: ByteArray) -> FloatArray:
+    """Resized frames (N, H, W, 3) uint8 RGB as (N, 3, H, W) float32, each channel ``(x / 255 - mean) / std``."""
+    gain, offset = gain_and_offset(spec)
+    out = np.empty((len(frames), 3, spec.height, spec.width), np.float32)
+    for channel in range(3):  # channel by channel the result is written once and in order
+        np.multiply(frames[..., channel], gain[channel], out=out[:, channel])
+        out[:, channel] -= offset[channel]
+    return out
+
+
+def gain_and_offset(spec: PreprocessSpec) -> tuple[FloatArray, FloatArray]:
+    """What a byte of each channel is multiplied by, and what is then taken off: (3,) float32 each."""
+    std = np.asarray(spec.std, np.float32)
+    return 1.0 / (255.0 * std), np.asarray(spec.mean, np.float32) / std
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -155,7 +247,13 @@ def engine_class(name: str) -> type[Engine]:
 
 
 def load_engine(
-    name: str, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+    name: str,
+    path: Path,
+    encoder: EncoderSpec,
+    *,
+    precision: Precision = "fp32",
+    threads: int | None = None,
+    parallel: int = 1,
 ) -> Engine:
     """Load an encoder with the engine called ``name``.
 
@@ -167,7 +265,7 @@ def load_engine(
     """
     if threads is not None and threads < 1:
         raise InputError(f"expected --threads of at least 1, got {threads}")
-    return engine_class(name)(path, encoder, precision=precision, threads=threads)
+    return engine_class(name)(path, encoder, precision=precision, threads=threads, parallel=parallel)
 
 
 def usable_cores() -> int:

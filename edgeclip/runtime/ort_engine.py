@@ -41,19 +41,27 @@ class OrtEngine(Engine):
 
     name = "onnxruntime"
     kinds = frozenset({"fp32", CPU_LAYOUT})  # it has few CPU kernels for the other types and unpacks at every run
+    on_cpu = True
+    concurrent = True  # a session may be run by several threads
     provider: ClassVar[str] = _CPU
     install: ClassVar[str] = "run pip install onnxruntime"
     beneath: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+        self,
+        path: Path,
+        encoder: EncoderSpec,
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        parallel: int = 1,
     ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads)
+        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
         if self.provider == _CPU:
             refuse_inexact_int8(path, precision)
         ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
         self._version: str = ort.__version__
-        self._cpu_threads = threads or usable_cores()
+        self._cpu_threads = threads or max(1, usable_cores() // parallel)
         try:
             self._session: Any = self._open(ort, self._options(ort))
         except EngineError:
@@ -87,6 +95,7 @@ class OrtEngine(Engine):
 
     def close(self) -> None:
         """Release the session."""
+        super().close()
         self._session = None
 
     def _infer(self, images: FloatArray) -> FloatArray:
@@ -165,6 +174,7 @@ class OrtCudaEngine(OrtEngine):
     """An ONNX graph on ONNX Runtime's CUDA provider. It has no INT8 kernels that take Q/DQ."""
 
     name = "onnxruntime-cuda"
+    on_cpu = False
     kinds = frozenset({"fp32", "fp16"})
     provider = "CUDAExecutionProvider"
     # Both packages fill the folder onnxruntime/: the CPU's one has to go first.
@@ -203,6 +213,7 @@ class OrtTensorRtRtxEngine(OrtEngine):
     """An ONNX graph on the TensorRT-RTX provider: built into ONNX Runtime, or NVIDIA's plugin package."""
 
     name = "onnxruntime-tensorrt-rtx"
+    on_cpu = False
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
     provider = "NvTensorRTRTXExecutionProvider"
     install = "run pip install onnxruntime-ep-nv-tensorrt-rtx on a machine with an RTX GPU"

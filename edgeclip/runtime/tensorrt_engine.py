@@ -36,9 +36,15 @@ class TensorRtEngine(Engine):
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
 
     def __init__(
-        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+        self,
+        path: Path,
+        encoder: EncoderSpec,
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        parallel: int = 1,
     ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads)
+        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
         gpu = require_gpu(f"run the engine {self.name}")
         self._library = load_library(self.name)
         plan, key = find_plan(self._library, path, gpu)
@@ -119,6 +125,7 @@ class TensorRtEngine(Engine):
 
     def close(self) -> None:
         """Release the plan and its memory."""
+        super().close()
         self._stack.close()
 
 
