@@ -11,12 +11,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeclipError
 from edgeclip.runtime.account import Account
-from edgeclip.runtime.records import LabelledFrame
+from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.source import Frame, Source
 from edgeclip.runtime.tables import TableSet
 
@@ -75,6 +76,9 @@ class Sink(ABC):
     def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
         """Take one record; ``frame`` only if ``wants_pixels``. An exception ends the sink, not the run."""
 
+    def end(self, source: str, events: list[Event], reason: str) -> None:  # noqa: B027 - most sinks care for frames only
+        """A source ended: ``events`` are what left with it, ``reason`` is why if it ended badly, and else empty."""
+
     def close(self, *, complete: bool) -> None:  # noqa: B027 - most sinks hold nothing
         """Called once after the last frame; ``complete`` is False if the run or this sink failed."""
 
@@ -98,7 +102,7 @@ class SinkThread:
         self.sink = sink
         self._account = run.account
         self._waits = sink.lossless and not run.live
-        self._queue: queue.Queue[tuple[LabelledFrame, Frame | None] | None] = queue.Queue(
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(
             _QUEUED_FRAMES if sink.wants_pixels else _QUEUED_RECORDS
         )
         self._dead = threading.Event()
@@ -109,12 +113,11 @@ class SinkThread:
 
     def put(self, labelled: LabelledFrame, frame: Frame) -> None:
         """Hand over a record; see the class for what happens when the sink cannot take it."""
-        if self._dead.is_set():
-            return
-        try:
-            self._queue.put((labelled, frame if self.sink.wants_pixels else None), block=self._waits)
-        except queue.Full:
-            self._account.sink_dropped[self.sink.name] += 1
+        self._put(partial(self.sink.write, labelled, frame if self.sink.wants_pixels else None))
+
+    def end(self, source: str, events: list[Event], reason: str) -> None:
+        """Say that a source ended, as :meth:`Sink.end`."""
+        self._put(partial(self.sink.end, source, events, reason))
 
     def close(self, *, complete: bool, timeout_s: float = 10.0) -> None:
         """Let the sink take what is queued and close it; one that does not come to an end is left behind."""
@@ -128,19 +131,27 @@ class SinkThread:
         if self._thread.is_alive():
             self._fail(f"did not end within {timeout_s:g} s")
 
+    def _put(self, task: Callable[[], None]) -> None:
+        if self._dead.is_set():
+            return
+        try:
+            self._queue.put(task, block=self._waits)
+        except queue.Full:
+            self._account.sink_dropped[self.sink.name] += 1
+
     def _work(self) -> None:
         try:
-            while (item := self._queue.get()) is not None:
+            while (task := self._queue.get()) is not None:
                 if not self._dead.is_set():
-                    self._write(*item)
+                    self._do(task)
             if not self._dead.is_set():
                 self.sink.close(complete=self._complete)
         except Exception as error:  # noqa: BLE001 - closing failed; said, not raised: the run is over
             self._fail(_reason(error))
 
-    def _write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+    def _do(self, task: Callable[[], None]) -> None:
         try:
-            self.sink.write(labelled, frame)
+            task()
         except Exception as error:  # noqa: BLE001 - a sink's fault must not become the loop's
             self._fail(_reason(error))
             self.sink.close(complete=False)

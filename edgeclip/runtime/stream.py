@@ -1,0 +1,306 @@
+"""The loop: sources → gate, crop, resize → encoder → prompt tables → decisions → sinks, all at once, in order.
+
+One thread a source feeds (:mod:`edgeclip.runtime.feed`), one fills batches (:mod:`edgeclip.runtime.batching`), the
+engine has threads of its own, each sink has one (:mod:`edgeclip.runtime.sink`), and whoever iterates over the stream
+scores and decides. What is on its way is bounded by :class:`edgeclip.runtime.feed.Places`: a file waits for a place,
+a camera loses the frames that come meanwhile, and both are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import InputError
+from edgeclip.prompts import PromptTable
+from edgeclip.runtime.account import Account, SourceCount
+from edgeclip.runtime.batching import Batch, Batcher
+from edgeclip.runtime.decision import DecisionOptions
+from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.engine import engine_class
+from edgeclip.runtime.feed import End, Feeder, Places
+from edgeclip.runtime.gate import SceneGate
+from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.runtime.records import Event, LabelledFrame
+from edgeclip.runtime.regions import Region, whole
+from edgeclip.runtime.sink import Run, Sink, SinkThread
+from edgeclip.runtime.source import Source
+from edgeclip.runtime.tables import TableSet
+from edgeclip.runtime.track import Track
+
+_log = logging.getLogger("edgeclip")
+
+_FILE_BATCH = 8  # larger ones brought no more on any engine that was measured
+_FILE_WAIT_S = 0.1
+_GATED_PLACES = 256
+_GATED_PLACES_WITH_PIXELS = 16
+_JOIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Rare knobs of :class:`Stream`; the defaults suit one camera as well as one file.
+
+    Attributes:
+        variant, engine: what to run; :func:`edgeclip.runtime.choose.choose` finds the fastest that is proved here.
+        preprocess: backend of :class:`edgeclip.runtime.preprocess.Preprocessor`.
+        threads: CPU threads an inference; None for all, shared by what is under way at once.
+        parallel: batches in the engine at once; None for one where a source is live, which is soonest done, and for
+            what gets the most done otherwise.
+        batch: rows encoded together at most; None for one of each source where any is live, and 8 otherwise.
+        wait_ms: how long a frame of a camera waits for those of others, once the engine is free.
+        top_k: labels to report for a view.
+        limit: frames to take of each source.
+        regions: what to label in a frame; by default the whole of it.
+        gate: change in grey levels below which a frame is not encoded; None to encode all.
+        decision: smoothing, hysteresis, abstention.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    variant: str = "fp32"
+    engine: str = "onnxruntime"
+    preprocess: str = "exact"
+    threads: int | None = None
+    parallel: int | None = None
+    batch: int | None = None
+    wait_ms: float = 10.0
+    top_k: int = 5
+    limit: int | None = None
+    regions: tuple[Region, ...] = ()
+    gate: float | None = None
+    decision: DecisionOptions = DecisionOptions()
+
+    def __post_init__(self) -> None:
+        counts = {"threads": self.threads, "parallel": self.parallel, "batch": self.batch, "limit": self.limit}
+        for name, value in {**counts, "top": self.top_k}.items():
+            if value is not None and value < 1:
+                raise InputError(f"expected --{name} of at least 1, got {value}")
+        if self.wait_ms < 0:
+            raise InputError(f"expected --wait-ms of at least 0, got {self.wait_ms}")
+
+
+class Stream:
+    """Labels the frames of one or several sources; to be iterated over once.
+
+    Iterating gives events as labels come and go; :meth:`frames` gives every labelled frame; :meth:`run` gives neither.
+    The sources are closed at the end.
+
+    Args:
+        bundle: an opened bundle.
+        sources: opened sources.
+        tables: prompt tables of the bundle's model, or a set of them that can be replaced while the stream runs.
+        options: rare knobs.
+        sinks: where labelled frames go, each on a thread of its own.
+
+    Attributes:
+        account: what became of the frames so far.
+        tables: the prompt tables in use.
+
+    Raises:
+        InputError: no source, or a sink that cannot be used.
+        TableError: a table of another model or width.
+        BundleError, EngineError: the encoder cannot be used here, or an inference failed.
+        SourceError: (while iterating) every source ended badly.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        sources: Sequence[Source],
+        tables: TableSet | Sequence[PromptTable],
+        options: StreamOptions = StreamOptions(),
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        if not sources:
+            raise InputError("expected at least one source, got none")
+        self._resources = ExitStack()
+        for source in sources:
+            self._resources.callback(source.close)
+        with self._resources:
+            self.tables = tables if isinstance(tables, TableSet) else TableSet(bundle, tables)
+            self.options = options
+            self.account = Account()
+            self._sources = _name_apart(sources)
+            self._regions = options.regions or (whole(),)
+            self._failures: list[Exception] = []
+            self._stopped = False
+            self._prepare(bundle, sinks)
+            self._resources = self._resources.pop_all()
+
+    def _prepare(self, bundle: Bundle, sinks: Sequence[Sink]) -> None:
+        options, sources = self.options, self._sources
+        live = any(source.live for source in sources)
+        parallel = options.parallel or (1 if live else engine_class(options.engine).best_parallel())
+        rows = options.batch or (len(sources) * len(self._regions) if live else _FILE_BATCH)
+        self._encoder = self._resources.enter_context(
+            ImageEncoder(bundle, options.variant, engine=options.engine, threads=options.threads, parallel=parallel)
+        )
+        wait_s = options.wait_ms / 1e3 if live else _FILE_WAIT_S
+        self._batcher = Batcher(self._encoder, sources=len(sources), rows=rows, wait_s=wait_s, parallel=parallel)
+        keep_pixels = any(sink.wants_pixels for sink in sinks)
+        frames_a_batch = max(1, rows // len(self._regions))
+        # One batch is made ready while the engine is busy: without it the engine would wait for each to be prepared.
+        self._places = Places(
+            encode=frames_a_batch * (parallel + 1), gated=_GATED_PLACES_WITH_PIXELS if keep_pixels else _GATED_PLACES
+        )
+        spec = bundle.manifest.encoder.preprocess
+        self._feeders = []
+        self._tracks = []
+        for position, source in enumerate(sources):
+            self.account.sources[source.name] = count = SourceCount()
+            self._feeders.append(
+                Feeder(
+                    position,
+                    source,
+                    count,
+                    Preprocessor(spec, options.preprocess),
+                    self._regions,
+                    SceneGate(options.gate) if options.gate is not None else None,
+                    keep_pixels=keep_pixels,
+                    limit=options.limit,
+                )
+            )
+            name = source.name if len(sources) > 1 else ""
+            self._tracks.append(Track(options.decision, self._regions, source=name, top_k=options.top_k))
+        run = Run(bundle, tuple(sources), self.tables, self.account, self.stop)
+        self._sinks: list[SinkThread] = []
+        self._resources.callback(self._close_sinks, complete=False)  # does nothing once they are closed
+        for sink in sinks:
+            self._sinks.append(SinkThread(sink, run))
+
+    def __iter__(self) -> Iterator[Event]:
+        for item in self._items():
+            if isinstance(item, LabelledFrame):
+                yield from item.events
+            else:
+                yield item
+
+    def frames(self) -> Iterator[LabelledFrame]:
+        """Every labelled frame, those of one source in order."""
+        for item in self._items():
+            if isinstance(item, LabelledFrame):
+                yield item
+
+    def run(self) -> Account:
+        """Label everything, for the sinks only."""
+        for _ in self._items():
+            pass
+        return self.account
+
+    def _items(self) -> Iterator[LabelledFrame | Event]:
+        """Every labelled frame, and what left because its source ended."""
+        with self:
+            self.account.started = time.perf_counter()
+            self._batcher.start()
+            for feeder in self._feeders:
+                feeder.start(self._places, self._batcher.inbox)
+            while (item := self._batcher.outbox.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield from self._end(item) if isinstance(item, End) else self._label(item)
+            self._count()
+            if len(self._failures) == len(self._sources) and not self._stopped:
+                raise self._failures[-1]
+            self._close_sinks(complete=True)
+
+    def stop(self, *, interrupted: bool = False) -> None:
+        """End the run as if the sources had ended; what was taken is still labelled. May be called from any thread.
+
+        Not from a signal handler, which could find any lock taken: let that start a thread.
+        """
+        self._stopped = True
+        self.account.interrupted = self.account.interrupted or interrupted
+        self._places.stop()
+        for source in self._sources:
+            if source.live:  # another one may be in use by its feeder, and will give no more than one frame
+                source.close()
+        self._batcher.stop()
+
+    def _label(self, batch: Batch) -> Iterator[LabelledFrame]:
+        embeddings, encode_ms = None, 0.0
+        if batch.pending is not None:
+            embeddings, encode_ms = batch.pending.result()
+            self._batcher.taken(batch)
+        scorers = self.tables.current()
+        first = 0
+        for job in batch.jobs:
+            own = None
+            if job.small is not None and embeddings is not None:
+                own = embeddings[first : first + len(job.small)]  # (R, D)
+                first += len(job.small)
+            labelled = self._tracks[job.source].label(job.frame, own, scorers, encode_ms=encode_ms)
+            self._account_for(job.source, labelled, job.prepare_ms)
+            for sink in self._sinks:
+                sink.put(labelled, job.frame)
+            self._places.give(job.kind)
+            yield labelled
+
+    def _account_for(self, source: int, labelled: LabelledFrame, prepare_ms: float) -> None:
+        account = self.account
+        count = account.sources[self._sources[source].name]
+        if labelled.gated:
+            count.gated += 1
+        else:
+            count.encoded += 1
+            account.encode_ms.append(labelled.encode_ms)
+        account.preprocess_ms.append(prepare_ms)
+        account.latency_ms.append(labelled.latency_ms)
+        account.count_label(labelled.label)
+        account.events += len(labelled.events)
+        self._count()
+
+    def _count(self) -> None:
+        self.account.elapsed_s = time.perf_counter() - self.account.started
+        for source in self._sources:
+            count = self.account.sources[source.name]
+            count.dropped, count.failed = source.dropped, source.failed
+            count.reconnects = source.reconnects
+
+    def _end(self, end: End) -> list[Event]:
+        name = self._sources[end.source].name
+        if end.failure is not None:  # one camera's end is no reason to stop the others
+            self._failures.append(end.failure)
+            _log.warning("%s ended: %s", name, end.failure)
+        events = self._tracks[end.source].finish()
+        self.account.events += len(events)
+        for sink in self._sinks:
+            sink.end(name, events, str(end.failure or ""))
+        return events
+
+    def _close_sinks(self, *, complete: bool) -> None:
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            sink.close(complete=complete)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop, and release everything; sinks whose output is not complete leave none."""
+        self.stop()
+        stuck = [feeder for feeder in self._feeders if not feeder.ended(_JOIN_S)]
+        if not stuck:
+            self._resources.close()
+
+
+def _name_apart(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The sources with names that differ: a second ``yard`` becomes ``yard 2``."""
+    seen: Counter[str] = Counter()
+    for source in sources:
+        seen[source.name] += 1
+        if seen[source.name] > 1:
+            source.name = f"{source.name} {seen[source.name]}"
+    return tuple(sources)
