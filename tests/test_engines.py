@@ -346,6 +346,54 @@ def test_cuda_agrees_with_the_cpu_and_says_where_its_nodes_are(load: Callable[..
         assert "nodes on CUDAExecutionProvider" in engine.describe()
 
 
+# Batches of bytes, several under way
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_bytes_encode_as_their_normalised_floats_whatever_is_under_way(
+    load: Callable[..., Any], encoder: EncoderSpec, name: str, parallel: int
+) -> None:
+    rng = np.random.default_rng(1)
+    batches = [rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8) for count in (1, 5, 1, 3, 8, 1)]
+    with load("onnxruntime") as reference, load(name, parallel=parallel) as engine:
+        results = []
+        for first in range(0, len(batches), parallel):
+            pending = [engine.start(batch) for batch in batches[first : first + parallel]]
+            results += [each.result() for each in pending]
+        for batch, (embeddings, took_ms) in zip(batches, results, strict=True):
+            exact = (batch / 255.0 - np.array(encoder.preprocess.mean)) / np.array(encoder.preprocess.std)
+            expected = reference.infer(exact.transpose(0, 3, 1, 2).astype(np.float32))
+            np.testing.assert_allclose(embeddings, expected, atol=1e-4, rtol=1e-4)
+            assert took_ms > 0
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 3, SIZE, SIZE), np.uint8), ((1, SIZE, SIZE, 3), np.float32)])
+def test_what_is_not_resized_bytes_is_refused(
+    load: Callable[..., Any], name: str, shape: tuple[int, ...], dtype: type
+) -> None:
+    with load(name) as engine, pytest.raises(EngineError, match="expected uint8"):
+        engine.start(np.zeros(shape, dtype))
+
+
+def test_a_stream_compiles_once_and_loads_the_next_time(
+    load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from edgeclip.runtime.openvino_engine import OpenVinoEngine
+
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
+    frames = np.random.default_rng(2).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    with load("openvino") as engine:
+        first = [engine.start(frames).result()[0], engine.start(frames[:1]).result()[0]]
+    monkeypatch.setattr(OpenVinoEngine, "_compile", lambda *_: pytest.fail("it compiled again"))
+    with load("openvino") as engine:
+        second = [engine.start(frames).result()[0], engine.start(frames[:1]).result()[0]]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 # OpenVINO's blobs
 
 
@@ -353,7 +401,7 @@ def test_cuda_agrees_with_the_cpu_and_says_where_its_nodes_are(load: Callable[..
 def blob(graph: Path, encoder: EncoderSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny graph's blob, in a cache of this test."""
     pytest.importorskip("openvino")
-    from edgeclip.runtime.openvino_engine import build_blob
+    from edgeclip.runtime.openvino_build import build_blob
 
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
     return build_blob(graph, encoder)
@@ -362,7 +410,8 @@ def blob(graph: Path, encoder: EncoderSpec, tmp_path: Path, monkeypatch: pytest.
 def test_a_blob_is_loaded_instead_of_compiling(
     load: Callable[..., Any], blob: Path, images: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeclip.runtime.openvino_engine import OpenVinoEngine, build_blob
+    from edgeclip.runtime.openvino_build import build_blob
+    from edgeclip.runtime.openvino_engine import OpenVinoEngine
 
     written = blob.stat().st_mtime_ns
     with load("onnxruntime") as reference, load("openvino") as engine:

@@ -107,7 +107,7 @@ def _tensorrt(
 def _openvino(
     engine: str, path: Path, encoder: EncoderSpec, variant: Variant, options: BuildOptions, _progress: Progress | None
 ) -> tuple[Path, bool, tuple[str, ...]]:
-    from edgeclip.runtime.openvino_engine import build_blob
+    from edgeclip.runtime.openvino_build import build_blob
 
     if options != BuildOptions():
         given = [field.name for field in fields(options) if getattr(options, field.name) != field.default]

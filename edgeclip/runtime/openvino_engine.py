@@ -17,16 +17,18 @@ What decides speed and exactness was measured on ViT-B/32 and on the starter (2 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 from collections import Counter, deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 
 from edgeclip.devices.probe import cpu_flags
-from edgeclip.errors import EngineError, VariantError
+from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime import plan_cache
 from edgeclip.runtime.engine import CPU_LAYOUT, ByteArray, Engine, FloatArray, Pending, usable_cores
@@ -36,12 +38,13 @@ from edgeclip.spec import EncoderSpec, Precision
 Properties = dict[str, str | int | bool]
 
 _PRODUCTS = {"Convolution", "FullyConnected", "Gemm", "MatMul"}
+_log = logging.getLogger("edgeclip")
 _INTEL = "0x8086"
 _FLOATS, _BYTES = "float32", "uint8"
 
 
 class OpenVinoEngine(Engine):
-    """An ONNX graph on OpenVINO's CPU plugin; a blob that :func:`build_blob` made is loaded instead of compiling.
+    """An ONNX graph on OpenVINO's CPU plugin; a blob that ``edgeclip build`` made is loaded instead of compiling.
 
     Attributes:
         device: OpenVINO's name of it.
@@ -66,6 +69,7 @@ class OpenVinoEngine(Engine):
         super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
         self._ov = require("openvino", purpose=f"run the engine {self.name}")
         self._core: Any = self._ov.Core()
+        self._graph_sha256 = plan_cache.graph_sha256(path)
         devices = [name.partition(".")[0] for name in self._core.available_devices]
         if self.device not in devices:
             raise EngineError(
@@ -73,7 +77,7 @@ class OpenVinoEngine(Engine):
                 "choose another --engine"
             )
         self._properties = self._choose_properties()
-        self.key = self._plan_key()
+        self.key = self._plan_key(_FLOATS, single=True)
         self.blob = plan_cache.find(self.key)
         # By numeric type of the input, and whether it is the one for a single frame.
         self._compiled: dict[tuple[str, bool], Any] = {}
@@ -112,9 +116,8 @@ class OpenVinoEngine(Engine):
         self._core = None
 
     def export_blob(self) -> bytes:
-        """The model compiled for one frame, as :func:`build_blob` keeps it."""
-        exported = self._get(_FLOATS, single=True).export_model()
-        return exported if isinstance(exported, bytes) else bytes(exported.getvalue())
+        """The model compiled for one frame, as :func:`edgeclip.runtime.openvino_build.build_blob` keeps it."""
+        return _exported(self._get(_FLOATS, single=True))
 
     def _infer(self, images: FloatArray) -> FloatArray:
         # OpenVINO shares an array only if it is contiguous and writable; np.require copies others.
@@ -139,11 +142,16 @@ class OpenVinoEngine(Engine):
         return idle.pop() if idle else compiled.create_infer_request()
 
     def _get(self, kind: str, *, single: bool) -> Any:
-        """The model for this kind of batch, compiled when it is first needed."""
+        """The model for this kind of batch, loaded or compiled when it is first needed."""
         if (kind, single) not in self._compiled:
-            usable = self.blob if kind == _FLOATS and single else None
-            self._idle[kind, single] = deque()
-            self._compiled[kind, single] = self._load(usable) if usable else self._compile(kind, 1 if single else -1)
+            key = self._plan_key(kind, single=single)
+            compiled = self._load(key)
+            if compiled is None:
+                start = time.perf_counter()
+                compiled = self._compile(kind, 1 if single else -1)
+                if kind == _BYTES:  # a stream's own; the others are kept when somebody asks for it by `edgeclip build`
+                    _keep(key, compiled, time.perf_counter() - start)
+            self._compiled[kind, single], self._idle[kind, single] = compiled, deque()
         return self._compiled[kind, single]
 
     def _failure(self, error: Exception) -> EngineError:
@@ -173,28 +181,36 @@ class OpenVinoEngine(Engine):
     def _device_name(self) -> str:
         return self.device
 
-    def _plan_key(self) -> plan_cache.PlanKey:
+    def _plan_key(self, kind: str, *, single: bool) -> plan_cache.PlanKey:
         instructions = sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx")))
         return plan_cache.PlanKey(
-            engine=self.name,
+            # A name of their own: what `edgeclip build` made, and was proved, does not change when a stream is run.
+            engine=self.name if kind == _FLOATS else f"{self.name} stream",
             library_version=self._ov.__version__,
-            variant_sha256=plan_cache.graph_sha256(self.path),
+            variant_sha256=self._graph_sha256,
             device=self._core.get_property(self.device, "FULL_DEVICE_NAME"),
             options={
-                "batch": 1,
+                "batch": 1 if single else None,
+                "input": kind,
+                "normalisation": "" if kind == _FLOATS else msgspec.json.encode(self.encoder.preprocess).decode(),
                 "precision_hint": self._properties["INFERENCE_PRECISION_HINT"],
+                "streams": 1 if kind == _FLOATS else self.parallel,
                 # One name stands for several CPUs on rented machines.
                 "instructions": " ".join(instructions) if self.device == "CPU" else None,
             },
         )
 
-    def _load(self, blob: Path) -> Any:
+    def _load(self, key: plan_cache.PlanKey) -> Any:
+        """The compiled model that the cache has under ``key``, or None."""
+        blob = plan_cache.find(key)
+        if blob is None:
+            return None
         try:
             return self._core.import_model(blob.read_bytes(), self.device, self._properties)
         except RuntimeError:  # a blob is a cache: what OpenVINO does not take is compiled again
-            plan_cache.remove(self.key)
+            plan_cache.remove(key)
             self.blob = None
-            return self._compile(_FLOATS, 1)
+            return None
 
     def _compile(self, kind: str, batch: int) -> Any:
         """Compile for ``batch`` frames (-1 leaves N free): normalised floats, or bytes that the graph normalises."""
@@ -277,29 +293,17 @@ class OpenVinoGpuEngine(OpenVinoEngine):
         return str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
 
 
-def build_blob(path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", engine: str = "openvino") -> Path:
-    """Compile a variant for one frame and keep it for this device, so that loading it reads no ONNX.
+def _keep(key: plan_cache.PlanKey, compiled: Any, build_s: float) -> None:
+    """Keep what was compiled for the next start, which is then a second sooner."""
+    try:
+        plan_cache.store(key, _exported(compiled), build_s=build_s)
+    except (InputError, OSError) as error:  # a full disk must not keep a camera from being labelled
+        _log.info("not kept for the next start: %s", error)
 
-    Larger batches are compiled when they first come.
 
-    Args:
-        path: the checked ONNX graph.
-        encoder: what it takes and returns.
-        precision: of the variant.
-        engine: ``"openvino"`` or ``"openvino-gpu"``.
-
-    Returns:
-        The blob's path in the cache (:mod:`edgeclip.runtime.plan_cache`).
-
-    Raises:
-        EngineError, VariantError, MissingExtraError: as the engine.
-    """
-    start = time.perf_counter()
-    kind = OpenVinoGpuEngine if engine == OpenVinoGpuEngine.name else OpenVinoEngine
-    with closing(kind(path, encoder, precision=precision)) as loaded:
-        if loaded.blob:
-            return loaded.blob
-        return plan_cache.store(loaded.key, loaded.export_blob(), build_s=time.perf_counter() - start)
+def _exported(compiled: Any) -> bytes:
+    exported = compiled.export_model()
+    return exported if isinstance(exported, bytes) else bytes(exported.getvalue())
 
 
 def _names(ports: list[Any], expected: str) -> list[str]:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from edgeclip.bundle import Bundle
@@ -76,7 +76,7 @@ class StreamOptions:
     limit: int | None = None
     regions: tuple[Region, ...] = ()
     gate: float | None = None
-    decision: DecisionOptions = DecisionOptions()
+    decision: DecisionOptions = field(default_factory=DecisionOptions)
 
     def __post_init__(self) -> None:
         counts = {"threads": self.threads, "parallel": self.parallel, "batch": self.batch, "limit": self.limit}
@@ -116,7 +116,7 @@ class Stream:
         bundle: Bundle,
         sources: Sequence[Source],
         tables: TableSet | Sequence[PromptTable],
-        options: StreamOptions = StreamOptions(),
+        options: StreamOptions | None = None,
         sinks: Sequence[Sink] = (),
     ) -> None:
         if not sources:
@@ -126,10 +126,10 @@ class Stream:
             self._resources.callback(source.close)
         with self._resources:
             self.tables = tables if isinstance(tables, TableSet) else TableSet(bundle, tables)
-            self.options = options
+            self.options = options or StreamOptions()
             self.account = Account()
             self._sources = _name_apart(sources)
-            self._regions = options.regions or (whole(),)
+            self._regions = self.options.regions or (whole(),)
             self._failures: list[Exception] = []
             self._stopped = False
             self._prepare(bundle, sinks)

@@ -1,0 +1,108 @@
+"""A bundle in; a stream of what its encoder and prompt tables say of cameras and files out, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import InputError
+from edgeclip.prompts import PromptTable
+from edgeclip.runtime.choose import Choice, choose
+from edgeclip.runtime.sink import Sink
+from edgeclip.runtime.source import Source, open_source
+from edgeclip.runtime.stream import Stream, StreamOptions
+from edgeclip.runtime.tables import TableSet
+
+TableLike = str | Path | PromptTable
+
+
+class Labeller:
+    """A bundle with the variant and engine that were proved to be the fastest here.
+
+    Args:
+        bundle: an opened bundle.
+        variant, engine: restrict the choice; by default any.
+        threads: CPU threads an inference; None for all.
+        progress: called with a short sentence while variants are proved, which takes seconds the first time.
+
+    Attributes:
+        bundle: the bundle.
+        choice: what will run, and why.
+
+    Raises:
+        EdgeclipError: as :func:`edgeclip.runtime.choose.choose`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        variant: str | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self._threads = threads
+        self.choice: Choice = choose(bundle, variant=variant, engine=engine, threads=threads, progress=progress)
+
+    def stream(
+        self,
+        *sources: str | Source,
+        table: TableLike | Sequence[TableLike] | None = None,
+        realtime: bool = False,
+        options: StreamOptions | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> Stream:
+        """Label one or several sources; iterate over the result for events, or over its ``frames()``.
+
+        Args:
+            sources: what :func:`edgeclip.runtime.source.open_source` takes, or opened sources.
+            table: name of a table of the bundle, a ``.safetensors`` file, a table, or several of these; may be left
+                out where the bundle has one only.
+            realtime: play files as cameras.
+            options: rare knobs; ``variant`` and ``engine`` among them are those of :attr:`choice`.
+            sinks: where labelled frames go besides.
+
+        Raises:
+            EdgeclipError: a source, table, option or sink that cannot be used.
+        """
+        tables = TableSet(self.bundle, find_tables(self.bundle, table))
+        opened: list[Source] = []
+        try:
+            for source in sources:
+                opened.append(open_source(source, realtime=realtime) if isinstance(source, str) else source)
+            chosen = replace(options or StreamOptions(), variant=self.choice.variant, engine=self.choice.engine, threads=self._threads)
+            return Stream(self.bundle, opened, tables, chosen, sinks)
+        except BaseException:
+            for taken in opened:
+                taken.close()
+            raise
+
+
+def find_tables(bundle: Bundle, wanted: TableLike | Sequence[TableLike] | None) -> list[PromptTable]:
+    """The tables that are meant by names in the bundle, by ``.safetensors`` files or by themselves.
+
+    Raises:
+        TableError: no such table, or one of another model.
+        InputError: an empty list.
+    """
+    if wanted is None:
+        return [bundle.table()]
+    several = [wanted] if isinstance(wanted, str | Path | PromptTable) else list(wanted)
+    if not several:
+        raise InputError("expected a prompt table, got an empty list: name one, or leave it out")
+    return [_find_table(bundle, item) for item in several]
+
+
+def _find_table(bundle: Bundle, wanted: TableLike) -> PromptTable:
+    if isinstance(wanted, PromptTable):
+        table = wanted
+    elif isinstance(wanted, Path) or wanted.endswith(".safetensors"):
+        table = PromptTable.load(Path(wanted))
+    else:
+        return bundle.table(wanted)
+    bundle.check_table(table)
+    return table
