@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
 from edgeclip.errors import InputError, SourceError
-from edgeclip.runtime.images import Image, read_image
-from edgeclip.runtime.source import CameraSource, Frame, LatestFrame, limited, open_source
+from edgeclip.runtime.images import read_image
+from edgeclip.runtime.source import limited, open_source
 from tests.conftest import shared
 
 
@@ -165,57 +162,6 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (20, 10, 3)
-
-
-def test_the_latest_frame_wins_and_every_drop_is_counted() -> None:
-    slot = LatestFrame()
-    frames = [Frame(index, 0.0, np.zeros((1, 1, 3), np.uint8)) for index in range(5)]
-    for frame in frames[:3]:
-        slot.put(frame)
-    assert slot.take() is frames[2]
-    slot.put(frames[3])
-    slot.put(frames[4])
-    slot.end()
-    assert slot.take() is frames[4]
-    assert slot.take() is None
-    assert slot.dropped == 3
-
-
-def test_a_slow_consumer_of_a_camera_sees_the_present(video: Path) -> None:
-    """A file read at 200 frames/s through OpenCV's capture stands for the camera; the consumer takes 20 ms a frame."""
-    capture = cv2.VideoCapture(str(video))
-
-    def read() -> Image | None:
-        time.sleep(0.005)
-        ok, bgr = capture.read()
-        return bgr if ok else None
-
-    source = CameraSource("test", read, capture.release, fps=200)
-    seen = []
-    with source:
-        for frame in source:
-            seen.append(frame.index)
-            time.sleep(0.02)
-    assert seen == sorted(set(seen))
-    assert seen[-1] == 39
-    assert source.dropped == 40 - len(seen) > 0
-
-
-def test_closing_a_camera_early_ends_its_thread_and_releases_it_once() -> None:
-    released = []
-    source = CameraSource("test", lambda: np.zeros((2, 2, 3), np.uint8), lambda: released.append(1))
-    with source:
-        next(iter(source))
-    assert released == [1]
-    assert not any(thread.name == "edgeclip-test" for thread in threading.enumerate())
-
-
-def test_a_camera_that_fails_says_so() -> None:
-    def read() -> Image:
-        raise RuntimeError("unplugged")
-
-    with pytest.raises(SourceError, match="unplugged"), CameraSource("test", read, lambda: None) as source:
-        list(source)
 
 
 def test_the_limit_is_kept_and_checked(video: Path) -> None:
