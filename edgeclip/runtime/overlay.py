@@ -7,12 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.scoring import Scored
+from edgeclip.runtime.records import LabelledFrame, Scored, View
 
 _PANEL = (18, 18, 18)
 _BAR = (70, 160, 110)
 _BEST = (255, 255, 255)
 _OTHER = (190, 190, 190)
+_VIEWS_DRAWN = 8
+_BARS_DRAWN = 5
+
+
+def draw_record(image: Image, labelled: LabelledFrame) -> Image:
+    """Draw what is said of a frame: bars of the first view, its present labels, and a line for each other view.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        labelled: the record of this frame.
+
+    Returns:
+        A new (H, W, 3) uint8 RGB image.
+    """
+    lines = [f"present: {', '.join(labelled.present)}"] if labelled.present else []
+    others = labelled.views[1:]
+    lines += [_line(view) for view in others[:_VIEWS_DRAWN]]
+    if len(others) > _VIEWS_DRAWN:
+        lines.append(f"and {len(others) - _VIEWS_DRAWN} more")
+    return _draw(image, labelled.top[:_BARS_DRAWN], lines)
 
 
 def draw_labels(image: Image, top: Sequence[Scored], *, caption: str = "") -> Image:
@@ -26,37 +46,52 @@ def draw_labels(image: Image, top: Sequence[Scored], *, caption: str = "") -> Im
     Returns:
         A new (H, W, 3) uint8 RGB image.
     """
+    return _draw(image, top, [caption] if caption else [])
+
+
+def fit(image: Image, height: int, width: int) -> Image:
+    """The image scaled to fit inside (height, width), centred on black; untouched where it has that size already."""
+    if image.shape[:2] == (height, width):
+        return image
+    cv2 = opencv()
+    scale = min(height / image.shape[0], width / image.shape[1])
+    inner_height = max(1, min(height, round(image.shape[0] * scale)))
+    inner_width = max(1, min(width, round(image.shape[1] * scale)))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas[top : top + inner_height, left : left + inner_width] = cv2.resize(
+        image, (inner_width, inner_height), interpolation=interpolation
+    )
+    return canvas
+
+
+def _draw(image: Image, top: Sequence[Scored], small: Sequence[str]) -> Image:
     cv2 = opencv()
     out: Image = image.copy()
     height, width = out.shape[:2]
     scale = min(max(min(height, width) / 480.0, 0.35), 3.0)
     line = max(int(26 * scale), 8)
     panel_width = min(width, int(300 * scale))
-    panel_height = min(height, line * (len(top) + bool(caption)) + line // 2)
+    panel_height = min(height, line * (len(top) + len(small)) + line // 2)
     panel = out[:panel_height, :panel_width]
     panel[:] = (panel * 0.35 + np.asarray(_PANEL) * 0.65).astype(np.uint8)
     thickness = max(1, round(1.2 * scale))
+    font = cv2.FONT_HERSHEY_SIMPLEX
     for row, (label, score) in enumerate(top):
         y = line * row + line // 4
         cv2.rectangle(out, (0, y), (int(panel_width * min(score, 1.0)), y + line - 3), _BAR, -1)
-        text = f"{_printable(label)} {score:.2f}"
-        colour = _OTHER if row else _BEST
-        cv2.putText(
-            out,
-            text,
-            (line // 3, y + int(line * 0.68)),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.6 * scale,
-            colour,
-            thickness,
-            cv2.LINE_AA,
-        )
-    if caption:
-        y = line * len(top) + line // 4 + int(line * 0.65)
-        cv2.putText(
-            out, _printable(caption), (line // 3, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45 * scale, _OTHER, 1, cv2.LINE_AA
-        )
+        text, at = f"{_printable(label)} {score:.2f}", (line // 3, y + int(line * 0.68))
+        cv2.putText(out, text, at, font, 0.6 * scale, _OTHER if row else _BEST, thickness, cv2.LINE_AA)
+    for row, text in enumerate(small, start=len(top)):
+        at = (line // 3, line * row + line // 4 + int(line * 0.65))
+        cv2.putText(out, _printable(text), at, font, 0.45 * scale, _OTHER, 1, cv2.LINE_AA)
     return out
+
+
+def _line(view: View) -> str:
+    where = " ".join(part for part in (view.table, view.region) if part)
+    return f"{where}: {view.label} {view.score:.2f}"
 
 
 def _printable(text: str) -> str:

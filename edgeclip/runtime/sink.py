@@ -5,11 +5,13 @@ To add a sink: subclass :class:`Sink` in a file of its own and fill ``write``; `
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -25,6 +27,9 @@ _log = logging.getLogger("edgeclip")
 
 _QUEUED_RECORDS = 1024
 _QUEUED_FRAMES = 4  # with their pixels: a 1080p frame is 3 MB
+_STUCK_S = 30.0  # a sink that is waited for and takes nothing for so long hangs
+_END_S = 10.0
+_END_WAITED_FOR_S = 60.0  # such a sink may have work queued that must not be lost
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,8 @@ class SinkThread:
         run: what the sink belongs to.
 
     A full queue drops the record, counted in ``account.sink_dropped``; a lossless sink is waited for where no source
-    is live. A sink that raises is dead: it is closed, its reason goes to ``account.sink_failed``, and what comes later
-    is passed over.
+    is live, as long as it takes anything at all. A sink that raises, or that is waited for in vain, is dead: it is
+    closed, its first reason goes to ``account.sink_failed``, and what comes later is passed over.
 
     Raises:
         EdgeclipError: the sink cannot be opened.
@@ -119,47 +124,70 @@ class SinkThread:
         """Say that a source ended, as :meth:`Sink.end`."""
         self._put(partial(self.sink.end, source, events, reason))
 
-    def close(self, *, complete: bool, timeout_s: float = 10.0) -> None:
-        """Let the sink take what is queued and close it; one that does not come to an end is left behind."""
-        self._complete = complete
-        try:
-            self._queue.put(None, timeout=timeout_s)
-        except queue.Full:
-            self._fail(f"did not end within {timeout_s:g} s")
-            return
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._fail(f"did not end within {timeout_s:g} s")
+    def close(self, *, complete: bool, timeout_s: float | None = None) -> None:
+        """Let the sink take what is queued and close it; one that does not come to an end is left behind.
+
+        Args:
+            complete: whether the run came to its end.
+            timeout_s: how long to wait; by default longer for a sink that is waited for.
+        """
+        close_sinks([self], complete=complete, timeout_s=timeout_s)
 
     def _put(self, task: Callable[[], None]) -> None:
         if self._dead.is_set():
             return
         try:
-            self._queue.put(task, block=self._waits)
+            self._queue.put(task, block=self._waits, timeout=_STUCK_S)
         except queue.Full:
-            self._account.sink_dropped[self.sink.name] += 1
+            if self._waits:
+                self._fail(f"took nothing for {_STUCK_S:g} s")
+            else:
+                self._account.sink_dropped[self.sink.name] += 1
+
+    def _ask_to_end(self, *, complete: bool, deadline: float) -> None:
+        self._complete = complete and not self._dead.is_set()
+        with contextlib.suppress(queue.Full):  # the sink hangs; waiting for its thread will tell
+            self._queue.put(None, timeout=max(deadline - time.perf_counter(), 0.0))
+
+    def _wait_for_end(self, *, deadline: float, timeout_s: float) -> None:
+        self._thread.join(max(deadline - time.perf_counter(), 0.0))
+        if self._thread.is_alive():
+            self._fail(f"did not end within {timeout_s:g} s")
 
     def _work(self) -> None:
-        try:
-            while (task := self._queue.get()) is not None:
-                if not self._dead.is_set():
-                    self._do(task)
+        closed = False
+        while (task := self._queue.get()) is not None:
             if not self._dead.is_set():
-                self.sink.close(complete=self._complete)
-        except Exception as error:  # noqa: BLE001 - closing failed; said, not raised: the run is over
-            self._fail(_reason(error))
+                self._do(task)
+            if self._dead.is_set() and not closed:
+                closed = True
+                self._do(partial(self.sink.close, complete=False))
+        if not closed:
+            self._do(partial(self.sink.close, complete=self._complete and not self._dead.is_set()))
 
     def _do(self, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception as error:  # noqa: BLE001 - a sink's fault must not become the loop's
             self._fail(_reason(error))
-            self.sink.close(complete=False)
 
     def _fail(self, reason: str) -> None:
         self._dead.set()
-        self._account.sink_failed[self.sink.name] = reason
-        _log.warning("%s stopped: %s", self.sink.name, reason)
+        if self._account.sink_failed.setdefault(self.sink.name, reason) is reason:
+            _log.warning("%s stopped: %s", self.sink.name, reason)
+
+
+def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float | None = None) -> None:
+    """Close sinks beside each other, so that several that hang take no longer than one; see :meth:`SinkThread.close`.
+
+    None of this raises: what a sink says against it goes to ``account.sink_failed``.
+    """
+    start = time.perf_counter()
+    limits = [timeout_s or (_END_WAITED_FOR_S if sink._waits else _END_S) for sink in sinks]
+    for sink, limit in zip(sinks, limits, strict=True):
+        sink._ask_to_end(complete=complete, deadline=start + limit)
+    for sink, limit in zip(sinks, limits, strict=True):
+        sink._wait_for_end(deadline=start + limit, timeout_s=limit)
 
 
 def _reason(error: Exception) -> str:
