@@ -111,6 +111,7 @@ class SinkThread:
             _QUEUED_FRAMES if sink.wants_pixels else _QUEUED_RECORDS
         )
         self._dead = threading.Event()
+        self._ending = threading.Event()
         self._complete = True
         sink.open(run)
         self._thread = threading.Thread(target=self._work, name=f"edgeclip-sink-{sink.name}", daemon=True)
@@ -144,10 +145,11 @@ class SinkThread:
             else:
                 self._account.sink_dropped[self.sink.name] += 1
 
-    def _ask_to_end(self, *, complete: bool, deadline: float) -> None:
-        self._complete = complete and not self._dead.is_set()
-        with contextlib.suppress(queue.Full):  # the sink hangs; waiting for its thread will tell
-            self._queue.put(None, timeout=max(deadline - time.perf_counter(), 0.0))
+    def _ask_to_end(self, *, complete: bool) -> None:
+        self._complete = complete
+        self._ending.set()
+        with contextlib.suppress(queue.Full):  # then it is not waiting for a task, and will see that it shall end
+            self._queue.put_nowait(None)
 
     def _wait_for_end(self, *, deadline: float, timeout_s: float) -> None:
         self._thread.join(max(deadline - time.perf_counter(), 0.0))
@@ -156,7 +158,7 @@ class SinkThread:
 
     def _work(self) -> None:
         closed = False
-        while (task := self._queue.get()) is not None:
+        while (task := self._next()) is not None:
             if not self._dead.is_set():
                 self._do(task)
             if self._dead.is_set() and not closed:
@@ -164,6 +166,9 @@ class SinkThread:
                 self._do(partial(self.sink.close, complete=False))
         if not closed:
             self._do(partial(self.sink.close, complete=self._complete and not self._dead.is_set()))
+
+    def _next(self) -> Callable[[], None] | None:
+        return None if self._ending.is_set() and self._queue.empty() else self._queue.get()
 
     def _do(self, task: Callable[[], None]) -> None:
         try:
@@ -184,8 +189,8 @@ def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float
     """
     start = time.perf_counter()
     limits = [timeout_s or (_END_WAITED_FOR_S if sink._waits else _END_S) for sink in sinks]
-    for sink, limit in zip(sinks, limits, strict=True):
-        sink._ask_to_end(complete=complete, deadline=start + limit)
+    for sink in sinks:
+        sink._ask_to_end(complete=complete)
     for sink, limit in zip(sinks, limits, strict=True):
         sink._wait_for_end(deadline=start + limit, timeout_s=limit)
 
