@@ -15,7 +15,7 @@ _KEPT_LABELS = 10_000
 
 @dataclass
 class SourceCount:
-    """The frames of one source; ``read == dropped + gated + encoded`` once the run is over.
+    """The frames of one source; ``read == dropped + gated + encoded`` once the run is over, whatever ended it.
 
     Attributes:
         read: frames that were decoded or delivered.

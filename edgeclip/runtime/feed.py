@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from edgeclip.runtime.account import SourceCount
 from edgeclip.runtime.engine import ByteArray
 from edgeclip.runtime.gate import SceneGate
 from edgeclip.runtime.preprocess import Preprocessor
@@ -94,19 +93,20 @@ class Feeder:
     Args:
         position: of the source among the run's.
         source: opened; iterated here, closed by the caller.
-        count: where frames that are taken and failed are counted.
         preprocessor: used by this feeder's thread only.
         regions: what to cut out of each frame; at least one.
         gate: what tells unchanged frames, or None to encode all.
         keep_pixels: whether a sink wants the frame itself.
         limit: take at most so many frames.
+
+    Attributes:
+        taken: frames that became jobs, or are about to.
     """
 
     def __init__(
         self,
         position: int,
         source: Source,
-        count: SourceCount,
         preprocessor: Preprocessor,
         regions: Sequence[Region],
         gate: SceneGate | None,
@@ -116,13 +116,13 @@ class Feeder:
     ) -> None:
         self.source = source
         self._position = position
-        self._count = count
         self._preprocessor = preprocessor
         self._regions = regions
         self._gate = gate
         self._keep_pixels = keep_pixels
         self._limit = limit
         self._thread: threading.Thread | None = None
+        self.taken = 0
 
     def start(self, places: Places, out: queue.SimpleQueue[Job | End | None]) -> None:
         """Begin; every frame that is taken becomes a job in ``out``."""
@@ -150,8 +150,7 @@ class Feeder:
 
     def _jobs(self, places: Places) -> Iterator[Job]:
         frames = iter(self.source)
-        taken = 0
-        while self._limit is None or taken < self._limit:
+        while self._limit is None or self.taken < self._limit:
             self.source.ready()
             if not places.take("encode"):  # before the frame, so that a camera's is as fresh as can be
                 return
@@ -159,15 +158,14 @@ class Feeder:
             if frame is None:
                 places.give("encode")
                 return
-            taken += 1
-            self._count.read += 1
+            self.taken += 1
             start = time.perf_counter()
             small = self._prepare(frame)
             took_ms = (time.perf_counter() - start) * 1e3
             if small is None:
                 places.give("encode")
                 if not places.take("gated"):
-                    self._count.read -= 1  # the run was stopped before anything was said of it
+                    self.taken -= 1  # the run was stopped before anything was said of it
                     return
             kept = frame if self._keep_pixels else replace(frame, pixels=_NO_PIXELS)
             yield Job(self._position, kept, small, took_ms)

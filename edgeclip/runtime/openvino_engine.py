@@ -20,7 +20,6 @@ import importlib.util
 import logging
 import time
 from collections import Counter, deque
-from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 

@@ -155,13 +155,12 @@ class Stream:
         self._feeders = []
         self._tracks = []
         for position, source in enumerate(sources):
-            self.account.sources[source.name] = count = SourceCount()
+            self.account.sources[source.name] = SourceCount()
             self._feeders.append(
                 Feeder(
                     position,
                     source,
-                    count,
-                    Preprocessor(spec, options.preprocess),
+                    Preprocessor(spec),
                     self._regions,
                     SceneGate(options.gate) if options.gate is not None else None,
                     keep_pixels=keep_pixels,
@@ -259,10 +258,10 @@ class Stream:
 
     def _count(self) -> None:
         self.account.elapsed_s = time.perf_counter() - self.account.started
-        for source in self._sources:
+        for source, feeder in zip(self._sources, self._feeders, strict=True):
             count = self.account.sources[source.name]
-            count.dropped, count.failed = source.dropped, source.failed
-            count.reconnects = source.reconnects
+            count.dropped, count.failed, count.reconnects = source.dropped, source.failed, source.reconnects
+            count.read = feeder.taken + count.dropped
 
     def _end(self, end: End) -> list[Event]:
         name = self._sources[end.source].name
