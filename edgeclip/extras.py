@@ -29,6 +29,10 @@ _EXTRA_OF = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "cuda",
+    "starlette": "web",
+    "uvicorn": "web",
+    "paho": "mqtt",
+    "prometheus_client": "prometheus",
 }
 
 
