@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +59,11 @@ class PromptTable:
         embeddings: (C, D) float32, rows of unit length.
         templates: prompt templates, ``{}`` standing for the name.
         model_id: identity of the model that made the rows (:attr:`edgeclip.spec.ModelIdentity.id`).
+        background: labels of rows that mean "nothing of interest"; a frame that is best described by one is unknown.
+        thresholds: label to score in (0, 1] below which the class counts as absent; not every class needs one.
+
+    Raises:
+        TableError: a background row or a threshold of a class that is not in the table, or a threshold out of range.
     """
 
     name: str
@@ -66,6 +71,17 @@ class PromptTable:
     embeddings: FloatArray
     templates: tuple[str, ...]
     model_id: str
+    background: tuple[str, ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = {*self.background, *self.thresholds}
+        if strange := sorted(named.difference(self.labels) if named else ()):
+            raise TableError(f"expected background rows and thresholds of classes of {self.name!r}, got {strange[:3]}")
+        if named and len(set(self.background)) == len(self.classes):
+            raise TableError(f"expected a class of interest in table {self.name!r}, got background rows only")
+        if wrong := {label: value for label, value in self.thresholds.items() if not 0 < value <= 1}:
+            raise TableError(f"expected thresholds above 0 and up to 1 in table {self.name!r}, got {wrong}")
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -74,8 +90,10 @@ class PromptTable:
 
     @property
     def content_hash(self) -> str:
-        """sha256 of what the rows were made from (classes, synonyms, templates, model), not of the rows."""
-        return content_hash(self.classes, self.templates, self.model_id)
+        """sha256 of what the rows were made from (classes, synonyms, templates, model) and what is said of them."""
+        return content_hash(
+            self.classes, self.templates, self.model_id, background=self.background, thresholds=self.thresholds
+        )
 
     def save(self, path: Path) -> None:
         """Write one ``.safetensors`` file atomically: tensor ``embeddings`` and JSON metadata."""
@@ -87,6 +105,10 @@ class PromptTable:
             "model_id": self.model_id,
             "content_hash": self.content_hash,
         }
+        if self.background:
+            metadata["background"] = json.dumps(self.background, ensure_ascii=False)
+        if self.thresholds:
+            metadata["thresholds"] = json.dumps(dict(self.thresholds), ensure_ascii=False)
         with atomic_file(path) as temporary:
             save_file({"embeddings": np.ascontiguousarray(self.embeddings)}, temporary, metadata=metadata)
 
@@ -116,8 +138,10 @@ class PromptTable:
                 embeddings=embeddings,
                 templates=tuple(json.loads(metadata["templates"])),
                 model_id=metadata["model_id"],
+                background=tuple(json.loads(metadata.get("background", "[]"))),
+                thresholds=dict(json.loads(metadata.get("thresholds", "{}"))),
             )
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise TableError(f"{path} is not a readable prompt table ({error}): make it again") from error
         if embeddings.dtype != np.float32 or embeddings.ndim != 2 or len(embeddings) != len(table.classes):
             raise TableError(
@@ -132,9 +156,18 @@ class PromptTable:
         return table
 
 
-def content_hash(classes: Sequence[PromptClass], templates: Sequence[str], model_id: str) -> str:
-    """sha256 over everything that determines a table's rows."""
-    content = [[[item.label, *item.names] for item in classes], list(templates), model_id]
+def content_hash(
+    classes: Sequence[PromptClass],
+    templates: Sequence[str],
+    model_id: str,
+    *,
+    background: Sequence[str] = (),
+    thresholds: Mapping[str, float] | None = None,
+) -> str:
+    """sha256 over everything that determines a table's rows, and over what is said of them."""
+    content: list[Any] = [[[item.label, *item.names] for item in classes], list(templates), model_id]
+    if background or thresholds:  # tables without either keep the hash that they always had
+        content += [list(background), sorted((thresholds or {}).items())]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -37,14 +38,15 @@ class TableSet:
     def replace(self, name: str, table: PromptTable) -> None:
         """Use ``table`` in place of the one called ``name`` from the next frame on.
 
-        Everything is checked and computed beside the running loop; the change itself is one assignment.
+        Everything is checked and computed beside the running loop; the change itself is one assignment. The table
+        takes the name that it stands in for, so that what follows the old one's labels goes on with the new one's.
 
         Raises:
             TableError: no such name, or a table of another model or width; the old one stays.
         """
         if name not in self.names:
             raise TableError(f"expected a table out of {', '.join(self.names)}, got {name!r}")
-        scorer = self._scorer(table)
+        scorer = self._scorer(dataclasses.replace(table, name=name))
         with self._writing:
             self._scorers = tuple(
                 scorer if name == own else old for own, old in zip(self.names, self._scorers, strict=True)
