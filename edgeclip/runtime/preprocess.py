@@ -1,55 +1,71 @@
-"""A frame in, the encoder's normalised float32 input out, as Pillow's antialiased resize would have made it.
+"""A frame in, the encoder's normalised float32 input out, near what Pillow's antialiased resize would have made of it.
 
-The work is done by FFmpeg's swscale, which widens its filter when it shrinks an image just as Pillow does. Given
-Pillow's cubic (a = -1/2; FFmpeg's own default is -0.6) and accurate rounding, the two differ by less than 1/255 on
-average on real photographs (tested), and a decoded video frame goes from YUV to the encoder's size in one pass.
+The work is done by FFmpeg's swscale, which widens its filter when it shrinks an image just as Pillow does. Backends
+differ in how they get to the encoder's size (see ``docs/preprocess.md`` for their measured differences):
+
+- ``exact``: one accurate pass over the whole frame; within 0.3/255 of Pillow on average. The reference on a device.
+- ``fast``: several times cheaper; within 1/255. Whether a bundle may use it is measured by
+  :mod:`edgeclip.runtime.preprocess_gate`.
+
+Normalisation can be left to the engine's graph: then only :meth:`Preprocessor.resize` is used.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import TypeAlias
+from collections import OrderedDict
+from typing import Literal, TypeAlias
 
 import av
-import av.filter
 import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images import Image
+from edgeclip.runtime.resize import ExactScaler, Scaler
+from edgeclip.runtime.resize_fast import FastScaler
+from edgeclip.runtime.resize_geometry import resized_size as resized_size  # part of this module's interface
 from edgeclip.spec import PreprocessSpec
 
 Pixels: TypeAlias = Image | av.VideoFrame
+Backend = Literal["exact", "fast"]
 
-_FLAGS = {
-    # In swscale's general cubic, param0 = B and param1 = C of Mitchell and Netravali (1988): Catmull-Rom is (0, 1/2).
-    "bicubic": "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp:param0=0:param1=0.5",
-    "bilinear": "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp",
-}
+BACKENDS: dict[str, type[Scaler]] = {"exact": ExactScaler, "fast": FastScaler}
+
 # A side longer than this after the resize (a 1x5000 strip, say) is cropped before it, to bound memory.
 _LONGEST_RESIZED = 8192
+# Regions of one frame alternate between geometries; building a scaler takes about a millisecond.
+_MOST_SCALERS = 32
 
 
 class Preprocessor:
-    """Frames of any size to (3, H, W) float32; keeps one scaler for the last frame geometry seen.
+    """Frames of any size to (3, H, W) float32; keeps a scaler for each of the last frame geometries.
+
+    Not to be shared between threads: its scalers have buffers of their own. Several threads with one each run at
+    once, since swscale and OpenCV work without Python's lock. What it returns owns its memory.
 
     Args:
         spec: what the encoder expects.
+        backend: a name in :data:`BACKENDS`.
+
+    Raises:
+        InputError: no such backend.
     """
 
-    def __init__(self, spec: PreprocessSpec) -> None:
+    def __init__(self, spec: PreprocessSpec, backend: str = "exact") -> None:
+        if backend not in BACKENDS:
+            raise InputError(f"expected a preprocessing backend of {', '.join(BACKENDS)}, got {backend!r}")
         self.spec = spec
+        self.backend = backend
         std = np.asarray(spec.std, np.float32)
-        self._gain = (1.0 / (255.0 * std)).reshape(3, 1, 1)
-        self._offset = (np.asarray(spec.mean, np.float32) / std).reshape(3, 1, 1)
-        self._geometry: tuple[int, int, str] | None = None
-        self._graph: av.filter.Graph | None = None
+        self._gain = 1.0 / (255.0 * std)
+        self._offset = np.asarray(spec.mean, np.float32) / std
+        self._scalers: OrderedDict[tuple[object, ...], Scaler] = OrderedDict()
 
     def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Resize, crop and normalise one frame.
 
         Args:
-            pixels: (H, W, 3) uint8 RGB, or a decoded video frame.
+            pixels: (H, W, 3) uint8 RGB, a view or whole, or a decoded video frame.
 
         Returns:
             (3, height, width) float32.
@@ -61,60 +77,52 @@ class Preprocessor:
 
     def resize(self, pixels: Pixels) -> Image:
         """The resized and cropped frame, (height, width, 3) uint8 RGB, before normalisation."""
-        frame = pixels if isinstance(pixels, av.VideoFrame) else self._wrap(pixels)
-        geometry = (frame.width, frame.height, frame.format.name)
-        if self._graph is None or geometry != self._geometry:
-            self._graph, self._geometry = self._build(frame), geometry
-        frame.pts = None
-        self._graph.push(frame)
-        small: Image = self._graph.pull().to_ndarray()
-        return small
+        if isinstance(pixels, av.VideoFrame):
+            return self._scaler(
+                pixels.height, pixels.width, pixels.format.name, pixels.colorspace, pixels.color_range
+            ).frame(pixels)
+        image = self._checked(pixels)
+        return self._scaler(*image.shape[:2], "rgb24").array(image)
 
     def normalise(self, small: Image) -> npt.NDArray[np.float32]:
         """What :meth:`resize` gave, as (3, height, width) float32."""
-        normalised: npt.NDArray[np.float32] = small.transpose(2, 0, 1) * self._gain - self._offset
+        normalised: npt.NDArray[np.float32] = self.normalise_batch(small[None])[0]
         return normalised
 
-    def _wrap(self, image: Image) -> av.VideoFrame:
+    def normalise_batch(self, small: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Several resized frames (N, height, width, 3) uint8 as one batch (N, 3, height, width) float32."""
+        count, height, width, _ = small.shape
+        normalised = np.empty((count, 3, height, width), np.float32)
+        for channel in range(3):
+            # Plane by plane and in place: a third of the time of one expression over the transposed array.
+            plane = normalised[:, channel]
+            np.multiply(small[..., channel], self._gain[channel], out=plane)
+            plane -= self._offset[channel]
+        return normalised
+
+    def _scaler(self, height: int, width: int, pixel_format: str, *colour: object) -> Scaler:
+        key = (height, width, pixel_format, *colour)
+        scaler = self._scalers.get(key)
+        if scaler is None:
+            scaler = self._scalers[key] = BACKENDS[self.backend](self.spec, height, width, pixel_format)
+            if len(self._scalers) > _MOST_SCALERS:
+                self._scalers.popitem(last=False)
+        else:
+            self._scalers.move_to_end(key)
+        return scaler
+
+    def _checked(self, image: Image) -> Image:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 f"expected an (H, W, 3) uint8 RGB image, got {image.dtype} of shape {image.shape}: convert it first"
             )
         height, width = image.shape[:2]
         resized_height, resized_width = resized_size(self.spec, height, width)
-        if max(resized_height, resized_width) > _LONGEST_RESIZED:
-            image = _centre(
-                image, 1 + height * _LONGEST_RESIZED // resized_height, 1 + width * _LONGEST_RESIZED // resized_width
-            )
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-
-    def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
-        spec = self.spec
-        height, width = resized_size(spec, frame.height, frame.width)
-        graph = av.filter.Graph()
-        graph.threads = 1
-        nodes = [
-            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base="1/1000"),
-            graph.add("scale", f"{width}:{height}:{_FLAGS[spec.interpolation]}"),
-            graph.add("format", "rgb24"),
-        ]
-        if (height, width) != (spec.height, spec.width):
-            top, left = round((height - spec.height) / 2), round((width - spec.width) / 2)
-            nodes.append(graph.add("crop", f"{spec.width}:{spec.height}:{left}:{top}:exact=1"))
-        nodes.append(graph.add("buffersink"))
-        for node, following in itertools.pairwise(nodes):
-            node.link_to(following)
-        graph.configure()
-        return graph
-
-
-def resized_size(spec: PreprocessSpec, height: int, width: int) -> tuple[int, int]:
-    """(height, width) in pixels after the resize and before the crop, rounded down as torchvision does."""
-    if spec.resize == "squash":
-        return spec.height, spec.width
-    if height <= width:
-        return spec.resize_to, spec.resize_to * width // height
-    return spec.resize_to * height // width, spec.resize_to
+        if max(resized_height, resized_width) <= _LONGEST_RESIZED:
+            return image
+        return _centre(
+            image, 1 + height * _LONGEST_RESIZED // resized_height, 1 + width * _LONGEST_RESIZED // resized_width
+        )
 
 
 def _centre(image: Image, height: int, width: int) -> Image:
