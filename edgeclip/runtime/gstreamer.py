@@ -6,6 +6,8 @@ OpenCV runs the pipeline, where it was built with GStreamer; the builds on PyPI 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import threading
 from fractions import Fraction
 from typing import Any
@@ -75,8 +77,37 @@ def open_pipeline(text: str, realtime: bool, options: SourceOptions) -> Source:
     return _open(re.split(r"[\s!]", pipeline)[0], with_appsink(pipeline), options, reconnect=False)
 
 
+def elements(pipeline: str) -> list[str]:
+    """The elements that a pipeline is made of, each once; what is quoted, a caps or a pad is none."""
+    pipeline = re.sub(r"\"[^\"]*\"|'[^']*'", "''", pipeline)
+    found = re.findall(r"(?:^|!)[\s(]*([A-Za-z][\w-]*)(?=[\s!)]|$)", pipeline)
+    return list(dict.fromkeys(found))
+
+
+def require_elements(pipeline: str) -> None:
+    """Refuse a pipeline with an element that is not installed, for which some OpenCVs would wait for ever.
+
+    Nothing is looked up where GStreamer's ``gst-inspect-1.0`` is not installed.
+
+    Raises:
+        SourceError: names the elements.
+    """
+    inspect = shutil.which("gst-inspect-1.0")
+    if inspect is None:
+        return
+    missing = [
+        name for name in elements(pipeline) if subprocess.run([inspect, "--exists", name], check=False).returncode
+    ]
+    if missing:
+        raise SourceError(
+            f"expected installed GStreamer elements, got {', '.join(missing)} in: {pipeline}; look for the plugin with "
+            "gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
+        )
+
+
 def _open(name: str, pipeline: str, options: SourceOptions, *, reconnect: bool) -> Source:
     require_gstreamer(opencv())
+    require_elements(pipeline)
 
     def connect(stopping: threading.Event) -> Connection:
         del stopping
@@ -94,16 +125,16 @@ def require_gstreamer(cv2: Any) -> None:
     if not re.search(r"^\s*GStreamer:\s+YES", cv2.getBuildInformation(), re.MULTILINE):
         raise SourceError(
             f"expected an OpenCV built with GStreamer, got {cv2.__version__} in {cv2.__file__}, which is not, as none "
-            "on PyPI is: run pip uninstall opencv-python opencv-python-headless, and use the system's: JetPack's own on a "
-            "Jetson, apt install python3-opencv on Debian and Ubuntu; a virtual environment sees it if made with "
-            "--system-site-packages"
+            "on PyPI is: run pip uninstall opencv-python opencv-python-headless, and use the system's (on a Jetson "
+            "JetPack's own, on Debian and Ubuntu apt install python3-opencv); a virtual environment sees it if made "
+            "with --system-site-packages"
         )
 
 
 def _connect(pipeline: str, options: SourceOptions) -> Capture:
     cv2 = opencv()
     limits: list[int] = []
-    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 6):  # older ones refuse the settings
+    if tuple(int(part) for part in cv2.__version__.split(".")[:2]) >= (4, 7):  # older ones refuse these
         stall_ms, open_ms = (options.stall_s or _STALL_S) * 1000, options.open_timeout_s * 1000
         limits = [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(stall_ms), cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(open_ms)]
     capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER, limits)

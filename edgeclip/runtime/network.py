@@ -33,10 +33,16 @@ _HLS_STALL_S = 20.0  # the next segment may be that far away
 _HLS_SLIP_S = 2.0
 
 # FFmpeg's names; see https://ffmpeg.org/ffmpeg-protocols.html#rtsp and https://ffmpeg.org/ffmpeg-formats.html
-# Not "nobuffer": it throws away what was read to find out the codec, and with it the first keyframe. Our reader takes
-# what is buffered faster than it comes, and only the latest frame is kept.
+# FFmpeg's "nobuffer" is not here: it throws away what was read to find out the codec, and with it the first keyframe,
+# which was seen to cost 2.5 s until the next one. Our reader takes what is buffered faster than it comes anyway.
 _QUICK = {"probesize": "500000", "analyzeduration": "500000"}
-_RTSP = {"allowed_media_types": "video", "reorder_queue_size": "0", "max_delay": "0"}
+_RTSP = {  # the camera's SDP says what the codec is, so nothing has to be analysed
+    "probesize": "32",
+    "analyzeduration": "0",
+    "allowed_media_types": "video",
+    "reorder_queue_size": "0",
+    "max_delay": "0",
+}
 
 
 class NetworkStream(Connection):
@@ -56,7 +62,8 @@ class NetworkStream(Connection):
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self.stall_s = stall_s
         codec = stream.codec_context
-        self.about = f"{codec.name} {picture_text(codec.width, codec.height, self.fps)}, {transport}"
+        size = f" {picture_text(codec.width, codec.height, self.fps)}" if codec.width else ""
+        self.about = f"{codec.name}{size}, {transport}"
         self._jpeg = av.CodecContext.create("mjpeg", "r") if codec.name == "mjpeg" else None
         self._packets = container.demux(stream)
         self._decoded: deque[av.VideoFrame] = deque()
@@ -170,7 +177,7 @@ def _open(address: str, transport: str, options: SourceOptions) -> Any:
 def _open_once(address: str, transport: str, options: SourceOptions, stall_s: float, *, quick: bool) -> Any:
     settings = dict(_QUICK) if quick else {}
     if address.startswith("rtsp"):
-        settings |= {**_RTSP, "rtsp_transport": transport}
+        settings = {**_RTSP, "rtsp_transport": transport}
     try:
         return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
     except av.error.ExitError as error:

@@ -104,7 +104,9 @@ class VideoSource(Source):
             return True
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        packets = self._container.demux(self._container.streams.video[0])
+        stream = self._container.streams.video[0]
+        missing = stream.frames  # of those that the file's index tells of; 0 where it has none
+        packets = self._container.demux(stream)
         ended = False
         while not ended:
             with self._lock:
@@ -112,7 +114,11 @@ class VideoSource(Source):
                     return
                 packet, ended = self._next_packet(packets)
                 frames = self._decode_packet(packet)
+            missing -= not ended
             yield from frames
+        if missing > 0:
+            self.failed += missing
+            _log.warning("%s is cut: %d of its frames are missing", self.name, missing)
 
     def _next_packet(self, packets: Iterator[Any]) -> tuple[Any | None, bool]:
         """The next packet, or None to flush the decoder, and whether it is the last."""
