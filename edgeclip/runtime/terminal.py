@@ -128,6 +128,8 @@ class TerminalView(Sink):
         head.append("".join(f"   {what} {number:,}" for what, number in lost.items() if number), "dim")
         if seen.ended is not None:
             head.append(f"   {seen.ended}", "yellow")
+        elif seen.source.live and seen.source.state:
+            head.append(f"   {seen.source.state}", "dim")
         return head
 
 

@@ -1,0 +1,455 @@
+"""Sinks write what they were given, whole; one that fails, hangs or fills the disk is named and harms no other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import av
+import msgspec
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edgeclip.errors import InputError
+from edgeclip.runtime.account import Account, SourceCount
+from edgeclip.runtime.overlay import draw_labels, draw_record
+from edgeclip.runtime.records import LabelledFrame, Scored, View
+from edgeclip.runtime.sink import Run, Sink, SinkThread, close_sinks
+from edgeclip.runtime.sink_files import COLUMNS, CsvSink, JsonlSink
+from edgeclip.runtime.sink_options import SinkOptions, make_sinks
+from edgeclip.runtime.sink_video import OverlaySink
+from edgeclip.runtime.slug import slugs
+from edgeclip.runtime.source import Frame
+from edgeclip.runtime.terminal import TerminalView, print_summary
+from tests.sink_runs import Named, event, happens, make_run, pixels, push, record
+
+
+def frames_in(path: Path) -> list[int]:
+    return [json.loads(line)["frame"] for line in path.read_text().splitlines()]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_jsonl_holds_every_record_as_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "labels.jsonl"
+    records = [record(index, events=[event(index)], present=["cat"]) for index in range(3000)]
+    push(make_run(tiny_bundle), [JsonlSink(path)], records)
+    assert [msgspec.json.decode(line, type=LabelledFrame) for line in path.read_bytes().splitlines()] == records
+
+
+def test_a_file_of_a_files_run_is_whole_or_absent(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sinks = [JsonlSink(out / "a.jsonl"), CsvSink(out / "b.csv"), OverlaySink(out / "c.mp4")]
+    threads = [SinkThread(sink, run) for run in [make_run(tiny_bundle)] for sink in sinks]
+    for thread in threads:
+        thread.put(record(0), pixels(0))
+    assert not [path for path in out.iterdir() if not path.name.startswith(".")]
+    close_sinks(threads, complete=False)
+    assert list(out.iterdir()) == []
+
+
+def test_an_earlier_file_survives_a_failed_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text("precious\n")
+    push(make_run(tiny_bundle), [JsonlSink(path)], [record(0)], complete=False)
+    assert path.read_text() == "precious\n"
+
+
+def test_a_file_of_a_camera_can_be_followed(tiny_bundle: Path, tmp_path: Path) -> None:
+    path, rows = tmp_path / "labels.jsonl", tmp_path / "labels.csv"
+    run = make_run(tiny_bundle, Named(live=True))
+    jsonl, table = JsonlSink(path), CsvSink(rows)
+    for sink in (jsonl, table):
+        sink.open(run)
+    for index in range(5):
+        jsonl.write(record(index), None)
+        table.write(record(index), None)
+        assert frames_in(path) == list(range(index + 1))
+        assert len(rows.read_text().splitlines()) == index + 2
+    for sink in (jsonl, table):
+        sink.close(complete=False)  # a run that failed keeps what was seen
+    assert frames_in(path) == list(range(5))
+
+
+def test_rotation_splits_no_line_and_keeps_so_many(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"frame": -1}\n')
+    push(
+        make_run(tiny_bundle, Named(live=True)),
+        [JsonlSink(path, rotate_mb=0.001, keep=3)],
+        [record(index) for index in range(40)],
+    )
+    files = [path, *(path.with_name(f"labels.jsonl.{number}") for number in (1, 2, 3))]
+    assert sorted(tmp_path.glob("labels*")) == files
+    assert all(file.stat().st_size <= 1000 for file in files)
+    kept = [frame for file in reversed(files) for frame in frames_in(file)]
+    assert kept == list(range(kept[0], 40))
+    assert len(kept) > 20
+
+
+def test_rotation_keeps_what_an_earlier_run_left(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"frame": -1}\n')
+    push(make_run(tiny_bundle, Named(live=True)), [JsonlSink(path, rotate_mb=1)], [record(0)])
+    assert frames_in(tmp_path / "labels.jsonl.1") == [-1]
+    assert frames_in(path) == [0]
+
+
+def test_files_are_not_rotated_in_a_files_run(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    push(make_run(tiny_bundle), [JsonlSink(path, rotate_mb=0.001)], [record(index) for index in range(40)])
+    assert frames_in(path) == list(range(40))
+
+
+def test_csv_has_a_row_a_frame_and_view(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    views = [View("things", "gate", "cup | mug", 0.5, [Scored("cup | mug", 0.5)], ["cup | mug", 'a "b", c'])]
+    views.append(View("weather", "gate", "line\nbreak", 0.25, [Scored("x", 0.25)]))
+    push(make_run(tiny_bundle), [CsvSink(path)], [record(0), record(1, views=views, gated=True, source="street")])
+    rows = list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
+    assert tuple(rows[0]) == COLUMNS
+    assert [(row["source"], row["frame"], row["table"], row["region"], row["gated"]) for row in rows] == [
+        ("yard", "0", "things", "", "0"),
+        ("street", "1", "things", "gate", "1"),
+        ("street", "1", "weather", "gate", "1"),
+    ]
+    assert [row["label"] for row in rows] == ["cat", "cup | mug", "line\nbreak"]
+    assert [json.loads(row["present"]) for row in rows] == [[], ["cup | mug", 'a "b", c'], []]
+    assert (float(rows[0]["score"]), float(rows[0]["encode_ms"]), float(rows[0]["latency_ms"])) == (0.75, 12.5, 20.25)
+
+
+def test_a_pipe_is_written_to_as_it_is(tiny_bundle: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(pipe.read_text().splitlines()))
+    reader.start()
+    push(make_run(tiny_bundle), [JsonlSink(pipe)], [record(index) for index in range(10)])
+    reader.join(10)
+    assert [json.loads(line)["frame"] for line in lines] == list(range(10))
+    assert pipe.is_fifo()
+
+
+# --- overlay ----------------------------------------------------------------------------------------------------------
+
+
+def decoded(path: Path) -> list[tuple[float, np.ndarray]]:
+    with av.open(str(path)) as container:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def test_the_overlay_keeps_time_where_a_camera_lost_frames(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.mp4"
+    seen = [0, 1, 2, 10, 11, 40]
+    push(make_run(tiny_bundle, Named(fps=20.0)), [OverlaySink(path)], [record(index) for index in seen])
+    frames = decoded(path)
+    assert [round(time_s * 20) for time_s, _ in frames] == seen
+    corner, rest = np.s_[:20, :80], np.s_[90:, 120:]
+    assert np.abs(frames[3][1][corner].astype(int) - 90).mean() > 20
+    assert np.abs(frames[3][1][rest].astype(int) - 90).mean() < 4
+
+
+def test_several_sources_get_an_overlay_each(tiny_bundle: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_bundle, Named("yard"), Named("front door"))
+    records = [record(index, source=name) for index in range(3) for name in ("yard", "front door")]
+    push(run, [OverlaySink(tmp_path / "o.mkv")], [*records, record(3, source="yard")])
+    assert len(decoded(tmp_path / "o-yard.mkv")) == 4
+    assert len(decoded(tmp_path / "o-front_door.mkv")) == 3
+
+
+def test_an_overlay_without_a_frame_is_said_and_not_written(tiny_bundle: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_bundle)
+    push(run, [OverlaySink(tmp_path / "o.mp4")], [])
+    assert "no frame" in run.account.sink_failed["overlay"]
+    assert not list(tmp_path.glob("*o*.mp4"))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (20, 30), (480, 640), (2160, 3840)])
+def test_records_are_drawn_on_any_size(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 200, np.uint8)
+    views = [View("t", f"tile {n}", "Straße", 0.5, []) for n in range(20)]
+    before = image.copy()
+    drawn = draw_record(image, record(0, present=["cat", "Straße"], views=views))
+    assert drawn.shape == image.shape
+    np.testing.assert_array_equal(image, before)
+
+
+def test_what_is_present_and_other_views_are_drawn_below_the_bars() -> None:
+    image = np.full((480, 640, 3), 200, np.uint8)
+    views = [View("t", name, "cat", 0.5, []) for name in ("left", "right")]
+    bars = draw_labels(image, record(0).top)
+    present = draw_record(image, record(0, present=["cat"]))
+    several = draw_record(image, record(0, present=["cat"], views=views))
+    darkened = [int((drawn.min(axis=(1, 2)) < 150).sum()) for drawn in (bars, present, several)]  # rows of the panel
+    assert darkened[0] < darkened[1] < darkened[2]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_makes_its_sink(tmp_path: Path) -> None:
+    options = SinkOptions(
+        jsonl=tmp_path / "a.jsonl",
+        csv=tmp_path / "a.csv",
+        overlay=tmp_path / "a.mp4",
+        mqtt="mqtt://localhost/a",
+        prometheus="9100",
+        webhook="http://localhost/a",
+    )
+    names = [sink.name for sink in make_sinks(options)]
+    assert names == ["jsonl", "csv", "overlay", "mqtt", "prometheus", "webhook"]
+    assert make_sinks(SinkOptions()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlay": Path("x.gif")}, r"\.mp4"),
+        ({"jsonl": Path("/")}, "folder"),
+        ({"csv": Path(__file__) / "x.csv"}, "not a folder"),
+        ({"jsonl": Path("a"), "csv": Path("./a")}, "for two"),
+        ({"jsonl": Path("a"), "jsonl_rotate_mb": 0.0}, "above 0"),
+        ({"jsonl_rotate_mb": 5.0}, "--jsonl FILE"),
+        ({"mqtt": "http://u:hunter2@localhost"}, "expected an MQTT address"),
+        ({"mqtt": "mqtt://u:hunter2@localhost:port/x"}, "cannot be read"),
+        ({"mqtt": "mqtt://u:hunter2@localhost/a/+"}, "cannot be published"),
+        ({"mqtt": "mqtt:///base"}, "no host"),
+        ({"prometheus": "metrics"}, "expected a port"),
+        ({"prometheus": "127.0.0.1:99999"}, "expected a port"),
+        ({"webhook": "ftp://u:hunter2@localhost/x"}, "another scheme"),
+        ({"webhook": "https:///hunter2"}, "no host"),
+        ({"webhook": "https://host/hunter2 b"}, "blanks"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        make_sinks(SinkOptions(**options))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="may not be written"):
+        make_sinks(SinkOptions(jsonl=tmp_path / "new" / "a.jsonl"))
+
+
+def test_slugs_are_fit_for_topics_and_differ() -> None:
+    made = slugs(["yard", "rtsp://cam/1", "rtsp:/cam/1", "", "Straße +#"])
+    assert made["yard"] == "yard"
+    assert len(set(made.values())) == 5
+    assert all(value and set(value).isdisjoint("/+# ß") for value in made.values())
+
+
+# --- isolation --------------------------------------------------------------------------------------------------------
+
+
+class Raising(Sink):
+    """Takes some records and then raises, in ``write`` and again in ``close``."""
+
+    name = "raising"
+
+    def __init__(self, after: int, *, lossless: bool = False) -> None:
+        self.taken = 0
+        self._after = after
+        self.lossless = lossless  # type: ignore[misc]
+
+    def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        self.taken += 1
+        if self.taken > self._after:
+            raise ValueError("the cable is out")
+
+    def close(self, *, complete: bool) -> None:
+        raise OSError("and cannot be closed")
+
+
+class Hanging(Sink):
+    """Never returns from its first ``write`` until it is let go."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.closed: list[bool] = []
+
+    def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        self.let_go.wait(60)
+
+    def close(self, *, complete: bool) -> None:
+        self.closed.append(complete)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_sink_that_raises_mid_run_is_named_and_the_others_are_complete(
+    tiny_bundle: Path, tmp_path: Path, lossless: bool
+) -> None:
+    run, raising = make_run(tiny_bundle), Raising(5, lossless=lossless)
+    push(run, [raising, JsonlSink(tmp_path / "a.jsonl")], [record(index) for index in range(5000)])
+    assert frames_in(tmp_path / "a.jsonl") == list(range(5000))
+    assert run.account.sink_failed == {"raising": "ValueError: the cable is out"}
+    assert raising.taken == 6
+
+
+def test_a_sink_that_hangs_drops_and_holds_up_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
+    run, hanging = make_run(tiny_bundle), Hanging()
+    threads = [SinkThread(sink, run) for sink in (hanging, JsonlSink(tmp_path / "a.jsonl"))]
+    for index in range(3000):
+        for thread in threads:
+            thread.put(record(index), pixels(index))
+    close_sinks(threads, complete=True, timeout_s=2.0)
+    assert frames_in(tmp_path / "a.jsonl") == list(range(3000))
+    assert run.account.sink_failed == {"hanging": "did not end within 2 s"}
+    assert run.account.sink_dropped["hanging"] in (3000 - 1024, 3000 - 1025)  # one may be in its hands
+    hanging.let_go.set()
+    assert happens(lambda: hanging.closed == [False])
+
+
+def test_a_lossless_sink_is_waited_for_but_not_for_ever(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeclip.runtime.sink._STUCK_S", 0.5)
+    run, hanging = make_run(tiny_bundle), Hanging()
+    hanging.lossless = True  # type: ignore[misc]
+    threads = [SinkThread(sink, run) for sink in (hanging, JsonlSink(tmp_path / "a.jsonl"))]
+    for index in range(1100):
+        for thread in threads:
+            thread.put(record(index), pixels(index))
+    assert run.account.sink_failed == {"hanging": "took nothing for 0.5 s"}
+    hanging.let_go.set()
+    close_sinks(threads, complete=True)
+    assert frames_in(tmp_path / "a.jsonl") == list(range(1100))
+    assert hanging.closed == [False]
+
+
+def test_a_folder_that_vanishes_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    for live in (False, True):
+        folder = tmp_path / "gone"
+        run = make_run(tiny_bundle, Named(live=live))
+        threads = [SinkThread(JsonlSink(path), run) for path in (folder / "a.jsonl",)]
+        threads.append(SinkThread(CsvSink(tmp_path / "b.csv"), run))
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+        for thread in threads:
+            thread.put(record(0), pixels(0))
+        close_sinks(threads, complete=True)
+        assert "a.jsonl" in run.account.sink_failed.pop("jsonl")
+        assert run.account.sink_failed == {}
+        assert len((tmp_path / "b.csv").read_text().splitlines()) == 2
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from edgeclip.runtime.sink_files import CsvSink, JsonlSink
+from edgeclip.runtime.terminal import print_summary
+from rich.console import Console
+from tests.sink_runs import Named, make_run, push, record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+bundle, out, live = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "live"
+run = make_run(bundle, Named(live=live))
+push(run, [JsonlSink(out / "a.jsonl"), CsvSink(out / "b.csv")], [record(index) for index in range(1000)])
+print_summary(run.account, Console(width=200))
+"""
+
+
+@pytest.mark.parametrize("live", ["live", "files"])
+def test_a_full_disk_ends_one_sink_without_half_a_line(tiny_bundle: Path, tmp_path: Path, live: str) -> None:
+    """A limit on the size of files stands for the disk: JSON lines pass it, rows of the table do not."""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tiny_bundle), str(out), live],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "jsonl failed: cannot write" in done.stdout
+    assert "csv" not in done.stdout
+    assert len((out / "b.csv").read_text().splitlines()) == 1001
+    if live == "live":
+        seen = frames_in(out / "a.jsonl")
+        assert seen == list(range(len(seen)))
+        assert len(seen) > 300
+    else:
+        assert [path.name for path in out.iterdir()] == ["b.csv"]
+
+
+def test_a_sink_that_cannot_open_lets_nothing_start(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot"):
+        SinkThread(JsonlSink(tmp_path / "file" / "a.jsonl"), make_run(tiny_bundle, Named(live=True)))
+
+
+# --- terminal ---------------------------------------------------------------------------------------------------------
+
+
+def shown(run: Run, records: list[LabelledFrame], *, terminal: bool, width: int = 100) -> str:
+    text = io.StringIO()
+    push(run, [TerminalView(Console(file=text, force_terminal=terminal, width=width, height=40))], records)
+    return text.getvalue()
+
+
+def test_the_terminal_shows_each_source(tiny_bundle: Path) -> None:
+    run = make_run(tiny_bundle, Named("yard [1]", live=True), Named("street", live=True))
+    run.account.sources["yard [1]"].dropped = 7
+    run.account.latency_ms.extend([10.0, 20.0])
+    first = record(41, source="yard [1]", present=["cup | mug"], events=[event(41, label="cup | mug")])
+    text = shown(run, [first], terminal=True)
+    for part in ("yard [1]", "frame 42", "dropped 7", "0.75", "present: cup | mug", "p50 15.0 ms", "+", "street"):
+        assert part in text
+    assert "waiting for the first frame" in text
+
+
+def test_off_a_terminal_nothing_is_drawn(tiny_bundle: Path) -> None:
+    assert shown(make_run(tiny_bundle), [record(index) for index in range(50)], terminal=False) == ""
+
+
+def test_a_thousand_frames_are_drawn_only_now_and_then(tiny_bundle: Path) -> None:
+    text = shown(make_run(tiny_bundle), [record(index) for index in range(1000)], terminal=True)
+    drawn = text.count("encode") + text.count("latency p50")
+    assert 1 <= drawn < 100
+
+
+def test_the_summary_accounts_for_everything() -> None:
+    account = Account(elapsed_s=2.0, interrupted=True, events=4)
+    account.sources = {"a": SourceCount(10, 2, 3, 5, 1, 0), "b [x]": SourceCount(6, 0, 0, 6, 0, 2)}
+    account.latency_ms.extend(range(1, 101))
+    account.labels.update({"mug [red]": 10, "cup": 4})
+    account.sink_dropped["web"] = 12
+    account.sink_failed["mqtt"] = "no connection to [::1]"
+    console = Console(width=60)
+    with console.capture() as capture:
+        print_summary(account, console)
+    text = capture.get()
+    for line in (
+        "14 frames labelled in 2.0 s (7.0 frames/s); stopped",
+        "a: 10 read, 2 dropped, 3 gated, 5 encoded, 1 failed",
+        "b [x]: 6 read, 0 dropped, 0 gated, 6 encoded, 0 failed, 2 reconnects",
+        "together: 16 read, 2 dropped, 3 gated, 11 encoded, 1 failed, 2 reconnects",
+        "latency p50 50.5 ms, p90 90.1 ms, p99 99.0 ms",
+        "web was too slow for 12 records",
+        "mqtt failed: no connection to [::1]",
+    ):
+        assert line in text.splitlines()
+    assert "mug [red]" in text
+    assert "71.4%" in text
+
+
+def test_the_summary_of_a_run_without_frames() -> None:
+    console = Console(width=60)
+    with console.capture() as capture:
+        print_summary(Account(), console)
+    assert capture.get().splitlines() == ["0 frames labelled in 0.0 s (0.0 frames/s)"]
