@@ -17,7 +17,7 @@ from edgeclip.spec import PreprocessSpec
 
 Cells: TypeAlias = npt.NDArray[np.float32]
 
-DEFAULT_THRESHOLD = 16.0
+DEFAULT_THRESHOLD = 14.0
 _CELLS = 32
 _ROWS_A_CELL = 8
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -84,9 +84,9 @@ class SceneGate:
         """
         size, cells = self._cells(pixels)
         due = self.max_skip_s is not None and time_s is not None and not 0 <= time_s - self._time_s < self.max_skip_s
-        if self._reference is not None and size == self._size and not due:
-            if difference(cells, self._reference) <= self.threshold:
-                return False
+        reference = self._reference if size == self._size and not due else None
+        if reference is not None and difference(cells, reference) <= self.threshold:
+            return False
         self._reference, self._size = cells, size
         self._time_s = self._time_s if time_s is None else time_s
         return True

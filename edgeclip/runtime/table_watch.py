@@ -1,0 +1,123 @@
+"""Files of prompt tables on disk in; the tables of a running stream replaced as the files change."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from edgeclip.bundle import MANIFEST, Bundle
+from edgeclip.errors import EdgeclipError
+from edgeclip.prompts import PromptTable
+from edgeclip.runtime.tables import TableSet
+
+_log = logging.getLogger("edgeclip")
+
+Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
+
+
+class TableWatch:
+    """A thread that looks at the files from time to time; use it as a context, or :meth:`start` and :meth:`close`.
+
+    Args:
+        tables: where changed tables go.
+        origins: name of a table to where it comes from: a ``.safetensors`` file, or the folder of a bundle that lists
+            it. Tables that are not named are left alone.
+        interval_s: how often to look, seconds.
+        on_change: called with the name after a table was replaced, on this thread.
+
+    A file must look the same twice in a row before it is read, so one that is being written is waited for. A table
+    that cannot be used is refused with one warning, and the old one stays until the file changes again.
+    """
+
+    def __init__(
+        self,
+        tables: TableSet,
+        origins: Mapping[str, Path],
+        *,
+        interval_s: float = 1.0,
+        on_change: Callable[[str], None] | None = None,
+    ) -> None:
+        self._tables = tables
+        self._origins = dict(origins)
+        self._interval_s = interval_s
+        self._on_change = on_change
+        self._seen = {name: _stamp(path) for name, path in self._origins.items()}  # as last read
+        self._before = dict(self._seen)  # as last looked at
+        self._hashes = dict(zip(tables.names, [s.table.content_hash for s in tables.current()], strict=True))
+        self._wake = threading.Event()
+        self._forced = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="edgeclip-tables", daemon=True)
+
+    def start(self) -> TableWatch:
+        """Begin to watch."""
+        self._thread.start()
+        return self
+
+    def reload(self) -> None:
+        """Read every file again soon, changed or not; may be called from a signal handler."""
+        self._forced = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def __enter__(self) -> TableWatch:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._interval_s)
+            if self._closing:
+                return
+            self._wake.clear()
+            forced, self._forced = self._forced, False
+            for name, origin in self._origins.items():
+                self._look(name, origin, forced=forced)
+
+    def _look(self, name: str, origin: Path, *, forced: bool) -> None:
+        stamp = _stamp(origin)
+        settled = stamp == self._before[name] and stamp is not None
+        self._before[name] = stamp
+        if not forced and (not settled or stamp == self._seen[name]):
+            return
+        self._seen[name] = stamp
+        try:
+            table = _load(name, origin)
+            if not forced and table.content_hash == self._hashes[name]:
+                return  # another table of the bundle has changed
+            self._tables.replace(name, table)
+        except (EdgeclipError, OSError) as error:
+            _log.warning("the new table %s is refused, the old one stays: %s", name, error)
+            return
+        self._hashes[name] = table.content_hash
+        _log.info("table %s replaced: %d classes", name, len(table.classes))
+        if self._on_change:
+            self._on_change(name)
+
+
+def origins(tables: Sequence[str], bundle: Path, files: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """Where tables come from: those of ``files`` from their file, the others from the bundle."""
+    return {name: (files or {}).get(name, bundle) for name in tables}
+
+
+def _load(name: str, origin: Path) -> PromptTable:
+    return Bundle.open(origin).table(name) if origin.is_dir() else PromptTable.load(origin)
+
+
+def _stamp(origin: Path) -> Stamp | None:
+    """What tells a changed file from an unchanged one; None if there is none just now."""
+    try:
+        found = (origin / MANIFEST if origin.is_dir() else origin).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
