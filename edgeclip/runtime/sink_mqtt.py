@@ -80,7 +80,7 @@ class MqttSink(Sink):
         self._configs_lock = threading.Lock()
         self._connected = threading.Event()
         self._lost_retained = threading.Event()  # the broker may have forgotten what was retained
-        self._trouble = "it did not answer"
+        self._trouble = "there was no time"
         self._acknowledged = threading.Condition()
         self._waiting = 0  # messages that were handed to paho and are not acknowledged
         self._refused = 0  # messages that paho's full queue did not take
@@ -193,16 +193,19 @@ class MqttSink(Sink):
         # States wait for the next frame: paho sends what was under way again after this, and would overwrite them.
         self._lost_retained.set()
         self._connected.set()
+        self._trouble = "there was no time"
+        _log.info("connected to %s", self.address)
 
     def _on_disconnect(self, _client: Any, _data: object, _flags: object, reason: Any, _properties: object) -> None:
+        if self._connected.is_set() and reason.is_failure:  # else it never was, and why has been said
+            self._say_trouble(f"connection lost ({reason})")
         self._connected.clear()
         with self._acknowledged:
             self._acknowledged.notify_all()
-        if reason.is_failure:
-            self._say_trouble(str(reason))
 
     def _on_connect_fail(self, _client: Any, _data: object) -> None:
-        self._say_trouble("it did not answer")
+        doubt = ", or its certificate is not trusted here" if self.address.tls else ""  # paho does not tell which
+        self._say_trouble(f"it did not answer{doubt}")
 
     def _on_publish(self, _client: Any, _data: object, _mid: int, _reason: object, _properties: object) -> None:
         with self._acknowledged:

@@ -106,7 +106,7 @@ class PrometheusSink(Sink):
     def collect(self) -> Iterator[Any]:
         """The account and the latest scores, for whoever asks; called by the library, on a thread of its own."""
         assert self._run is not None
-        core = self._library.core
+        core = self._library.metrics_core
         account = self._run.account
         for name, said in _COUNTS.items():
             unit = name if name == "reconnects" else f"frames_{name}"
