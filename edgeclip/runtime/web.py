@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 from edgeclip.errors import InputError
 from edgeclip.extras import require
@@ -159,4 +160,4 @@ def _url(host: str, port: int, token: str | None) -> str:
     # Where every address is listened on, the name of this machine is one that others can use.
     shown: Any = socket.gethostname() if host in {"0.0.0.0", "::", ""} else host
     shown = f"[{shown}]" if ":" in shown else shown
-    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    return f"http://{shown}:{port}/" + (f"?token={quote(token)}" if token else "")

@@ -231,7 +231,8 @@ function showLabels() {
 function showViews(shown, many) {
   const blocks = shown.map((view) => {
     const block = el("div", "", { class: "view" });
-    if (many) { const title = el("h3"); title.append(el("span", where(view)), el("span", `${view.label} ${score(view.score)}`)); block.append(title); }
+    if (many) { const title = el("h3"); title.append(el("span", where(view))); block.append(title); }
+    if (view.label !== view.top[0]?.[0]) block.append(el("p", view.label, { class: "abstained" }));
     const bars = el("ul", "", { class: "bars" });
     for (const [label, value] of view.top.slice(0, many ? 3 : 8)) {
       const bar = el("li"), track = el("span", "", { class: "track" }), fill = el("span", "", { class: "fill" });
@@ -257,8 +258,8 @@ function showTimeline() {
   const record = latest.get(selected.source);
   const view = record && (views(record).find(chosen) ?? views(record)[0]);
   const lines = view ? [...(scores.get(key(selected.source, view)) ?? new Map())] : [];
-  const peak = ([, points]) => points.reduce((most, [, value]) => Math.max(most, value), 0);
-  const best = lines.map((one) => [peak(one), one]).sort((a, b) => b[0] - a[0]).slice(0, LINES - 2).map(([, one]) => one);
+  const sum = ([, points]) => points.reduce((all, [, value]) => all + value, 0);
+  const best = lines.map((one) => [sum(one), one]).sort((a, b) => b[0] - a[0]).slice(0, LINES - 2).map(([, one]) => one);
   const taken = new Set();
   const series = best.map(([label, points]) => { const slot = slotOf(label, taken); taken.add(slot); return { label, points, slot }; });
   const names = series.map((one) => `${one.label}\t${one.slot}`).join("\n");
@@ -269,7 +270,7 @@ function showTimeline() {
   const place = view ? where(view) : "";
   $("timeline-title").textContent = `Scores, last ${WINDOW_S} seconds` + (place ? ` · ${place}` : "");
   $("timeline").setAttribute("aria-label", series.length ? "Scores: " + series.map((one) => `${one.label} ${score(one.points[one.points.length - 1][1])}`).join(", ") : "No scores yet");
-  plot($("timeline"), series, { now: now(), top: 1 });
+  plot($("timeline"), series, { now: now(), floor: 0.1 });
 }
 
 function showEvents() {
@@ -293,7 +294,9 @@ function showAccount() {
   $("fact-p50").textContent = brief(account.p50_ms || null);
   $("fact-p99").textContent = brief(account.p99_ms || null);
   $("fact-dropped").textContent = whole(account.total.dropped);
-  const columns = ["read", "dropped", "gated", "encoded", "failed", "reconnects"];
+  const returned = account.total.reconnects > 0;
+  const columns = ["read", "dropped", "gated", "encoded", "failed", ...(returned ? ["reconnects"] : [])];
+  $("reconnects").hidden = !returned;
   const named = Object.entries(account.sources), rows = named.length > 1 ? [...named, ["All sources", account.total]] : named;
   $("counts").tBodies[0].replaceChildren(...rows.map(([name, count], place) => {
     const row = el("tr", "", place === named.length ? { class: "total" } : {});

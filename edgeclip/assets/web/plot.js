@@ -9,10 +9,10 @@ export function colour(slot) {
 function niceTop(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((top) => top >= value * 0.999);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= value * 0.999);
 }
 
-export function plot(canvas, series, { now, top = null, gap_s = 3 }) {
+export function plot(canvas, series, { now, floor = 0, gap_s = 3 }) {
   const width = canvas.clientWidth, height = canvas.clientHeight;
   if (!width) return;
   const ratio = window.devicePixelRatio || 1;
@@ -26,7 +26,7 @@ export function plot(canvas, series, { now, top = null, gap_s = 3 }) {
   const style = getComputedStyle(document.documentElement);
   const line = style.getPropertyValue("--line"), quiet = style.getPropertyValue("--quiet");
   const values = series.flatMap((one) => one.points.filter(([at, v]) => v !== null && at >= now - WINDOW_S).map(([, v]) => v));
-  const high = top ?? niceTop(values.reduce((most, value) => Math.max(most, value), 0));
+  const high = niceTop(values.reduce((most, value) => Math.max(most, value), floor));
   const left = 38, right = width - 8, upper = 8, lower = height - 22;
   const x = (at) => left + (right - left) * (1 - (now - at) / WINDOW_S);
   const y = (value) => lower - (lower - upper) * Math.min(value / high, 1);
