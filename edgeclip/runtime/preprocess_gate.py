@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_DIFFERENCE = 1.0
 MIN_COSINE = 0.999
-_VERSION = 1  # of the pictures
+_VERSION = 2  # of the pictures and the backends: raise it when either changes
 _HEIGHT, _WIDTH = 1080, 1920
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
 

@@ -27,19 +27,22 @@ _LAYOUTS = {
     "rgb24": (1, 1, (3,)),
     "yuv420p": (2, 2, (1, 1, 1)),
     "yuvj420p": (2, 2, (1, 1, 1)),
+    "nv12": (2, 2, (1, 2)),
     "yuv422p": (2, 1, (1, 1, 1)),
     "yuvj422p": (2, 1, (1, 1, 1)),
     "yuv444p": (1, 1, (1, 1, 1)),
     "yuvj444p": (1, 1, (1, 1, 1)),
-    "nv12": (2, 2, (1, 2)),
+    "nv24": (1, 1, (1, 2)),
 }
+# With chroma of half the size, halving only luma makes a frame of these formats, with all the chroma there was.
+_LUMA_HALVED = {"yuv420p": "yuv444p", "yuvj420p": "yuvj444p", "nv12": "nv24"}
 # Other formats are cut on multiples of this, which suits all subsamplings that cameras have.
 _COARSEST = 4
 # Averaging leaves at least half of this for the antialiased filter to do.
 _HALVE_FROM = 4.0
 _FILTERS = {"bicubic": f"flags=bicubic+accurate_rnd{CATMULL_ROM}", "bilinear": "flags=bilinear+accurate_rnd"}
-# swscale resizes RGB as YUV, in which chroma would be halved.
-_RGB_FILTERS = {
+# To RGB in one pass, or from RGB, which swscale resizes as YUV: keep all the chroma.
+_ONE_PASS = {
     "bicubic": f"flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp{CATMULL_ROM}",
     "bilinear": "flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp",
 }
@@ -57,13 +60,13 @@ class FastScaler(Scaler):
         self.halvings, self.rows, self.columns = self._plan()
         height = (self.rows.stop - self.rows.start) >> self.halvings
         width = (self.columns.stop - self.columns.start) >> self.halvings
-        self._half: list[av.VideoFrame] = []
-        for level in range(1, self.halvings + 1):
-            shift = self.halvings - level
-            self._half.append(av.VideoFrame(width << shift, height << shift, pixel_format))
+        halved_format = _LUMA_HALVED.get(pixel_format, pixel_format) if self.halvings else pixel_format
+        self._half = [
+            av.VideoFrame(width << shift, height << shift, halved_format) for shift in reversed(range(self.halvings))
+        ]
         # An array was cut before it became a frame, and a frame when it was halved.
         cut_here = not self.halvings and pixel_format != "rgb24"
-        self._graph = self._build(height, width, cut=cut_here)
+        self._graph = self._build(height, width, halved_format, cut=cut_here)
 
     def frame(self, frame: av.VideoFrame) -> Image:
         """A decoded frame, straight from its planes."""
@@ -86,36 +89,41 @@ class FastScaler(Scaler):
         """(halvings, rows, columns)."""
         spec = self.spec
         scaled_height, scaled_width = resized_size(spec, self.height, self.width)
-        across, down, _ = _LAYOUTS.get(self.pixel_format, (_COARSEST, _COARSEST, ()))
         halvings = 0
         if self._cv2 is not None and self.pixel_format in _LAYOUTS:
             while min(self.height / scaled_height, self.width / scaled_width) >= _HALVE_FROM * 2**halvings:
                 halvings += 1
         while True:
-            rows = window(self.height, scaled_height, spec.height, down << halvings)
-            columns = window(self.width, scaled_width, spec.width, across << halvings)
+            if halvings and self.pixel_format in _LUMA_HALVED:
+                across = down = 1
+            else:
+                across, down, _ = _LAYOUTS.get(self.pixel_format, (_COARSEST, _COARSEST, ()))
+            step_down, step_across = down << halvings, across << halvings
+            rows = window(self.height, scaled_height, spec.height, step_down)
+            columns = window(self.width, scaled_width, spec.width, step_across)
             # Boxes must fit; where all of an odd length is resized they do not.
-            if not halvings or (rows.stop % (down << halvings) == 0 and columns.stop % (across << halvings) == 0):
+            if not halvings or (rows.stop % step_down == 0 and columns.stop % step_across == 0):
                 return halvings, rows, columns
             halvings -= 1
 
-    def _build(self, height: int, width: int, *, cut: bool) -> av.filter.Graph:
+    def _build(self, height: int, width: int, pixel_format: str, *, cut: bool) -> av.filter.Graph:
         spec, rows, columns = self.spec, self.rows, self.columns
-        rgb = self.pixel_format == "rgb24"
+        # What was not halved would be converted to another matrix on its way to YUV 4:4:4; it is small, so one pass.
+        one_pass = not self.halvings or pixel_format == "rgb24"
         steps: list[Step] = []
         source_height, source_width = height, width
         if cut and (height, width) != (self.height, self.width):
             steps.append(("crop", f"{width}:{height}:{columns.start}:{rows.start}:exact=1"))
         if cut:
             source_height, source_width = self.height, self.width
-        filters = (_RGB_FILTERS if rgb else _FILTERS)[spec.interpolation]
+        filters = (_ONE_PASS if one_pass else _FILTERS)[spec.interpolation]
         steps.append(("scale", f"{columns.scaled}:{rows.scaled}:{filters}"))
-        steps.append(("format", "rgb24" if rgb else "yuv444p|yuvj444p|gbrp"))
+        steps.append(("format", "rgb24" if one_pass else "yuv444p|yuvj444p"))
         if (rows.scaled, columns.scaled) != (spec.height, spec.width):
             steps.append(("crop", f"{spec.width}:{spec.height}:{columns.crop}:{rows.crop}:exact=1"))
-        if not rgb:
+        if not one_pass:
             steps += [("scale", _COLOUR), ("format", "rgb24")]
-        return build_graph(source_height, source_width, self.pixel_format, steps)
+        return build_graph(source_height, source_width, pixel_format, steps)
 
     def _halved(self, planes: list[Bytes]) -> av.VideoFrame:
         """The cut of some planes, halved as often as planned; valid until the next call."""
@@ -128,7 +136,10 @@ class FastScaler(Scaler):
         for frame in self._half:
             targets = _planes(frame)
             for source, target in zip(cut, targets, strict=True):
-                self._halve(source, target)
+                if source.shape == target.shape:
+                    target[:] = source
+                else:
+                    self._halve(source, target)
             cut = targets
         return self._half[-1]
 
