@@ -34,9 +34,10 @@ def need(program: str) -> None:
 class RtspServer:
     """GStreamer's RTSP server in a process of its own; may be killed, frozen and started again on the same port."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.port = free_port()
-        self.url = f"rtsp://127.0.0.1:{self.port}/yard"
+        self.url = f"{'rtsps' if certificate else 'rtsp'}://127.0.0.1:{self.port}/yard"
+        self._arguments = [str(self.port), *([str(certificate)] if certificate else [])]
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -47,7 +48,10 @@ class RtspServer:
             pytest.skip("needs the system's python3-gi with gir1.2-gst-rtsp-server-1.0, which is not installed")
         program = Path(__file__).with_name("rtsp_server.py")
         self._process = subprocess.Popen(
-            [SYSTEM_PYTHON, str(program), str(self.port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [SYSTEM_PYTHON, str(program), *self._arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
@@ -68,9 +72,9 @@ class RtspServer:
 
 
 @contextmanager
-def rtsp_server() -> Iterator[RtspServer]:
-    """A running RTSP camera."""
-    server = RtspServer()
+def rtsp_server(certificate: Path | None = None) -> Iterator[RtspServer]:
+    """A running RTSP camera; with a certificate it speaks TLS."""
+    server = RtspServer(certificate)
     server.start()
     try:
         yield server

@@ -43,7 +43,7 @@ def open_camera(text: str, realtime: bool, options: SourceOptions) -> Source:
         del stopping
         return _connect(name, int(device) if device.isdigit() else device, wanted)
 
-    return LiveSource(name, connect, options=options)
+    return LiveSource(name, connect, options=options, reconnect=options.reconnect is not False)
 
 
 def _connect(name: str, device: int | str, wanted: dict[str, Any]) -> Capture:

@@ -113,7 +113,8 @@ def _open(name: str, pipeline: str, options: SourceOptions, *, reconnect: bool) 
         del stopping
         return _connect(pipeline, options)
 
-    return LiveSource(name, connect, options=options, reconnect=reconnect)
+    again = reconnect if options.reconnect is None else options.reconnect
+    return LiveSource(name, connect, options=options, reconnect=again)
 
 
 def require_gstreamer(cv2: Any) -> None:

@@ -116,7 +116,7 @@ class LiveSource(Source):
         connect: opens the stream; gets an event that is set when the source is closed, to wait with. It is called
             here, so that a wrong address is refused at once, and again after each loss.
         options: patience and waits.
-        reconnect: whether a lost stream is opened again, where the options leave that open.
+        reconnect: whether a lost stream is opened again.
 
     ``index`` counts every frame that was delivered, over all connections; ``dropped`` those that were replaced by a
     later one before anyone took them.
@@ -131,7 +131,7 @@ class LiveSource(Source):
         super().__init__(name)
         self._connect = connect
         self._options = options
-        self._reconnect = reconnect if options.reconnect is None else options.reconnect
+        self._reconnect = reconnect
         self._stopping = threading.Event()
         self._slot: LatestFrame[_Pending] = LatestFrame()
         self._failed = threading.Lock()  # frames fail in the reading thread and in the consumer's

@@ -40,9 +40,8 @@ _RTSP = {  # the camera's SDP says what the codec is, so nothing has to be analy
     "probesize": "32",
     "analyzeduration": "0",
     "allowed_media_types": "video",
-    "reorder_queue_size": "0",
-    "max_delay": "0",
 }
+_IN_ORDER = {"reorder_queue_size": "0", "max_delay": "0"}  # TCP has nothing to reorder
 
 
 class NetworkStream(Connection):
@@ -157,7 +156,7 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
             container, _transport_text(address, container, transport), _stall_s(container, options), stopping
         )
 
-    return LiveSource(name, connect, options=options)
+    return LiveSource(name, connect, options=options, reconnect=options.reconnect is not False)
 
 
 def _open(address: str, transport: str, options: SourceOptions) -> Any:
@@ -177,7 +176,7 @@ def _open(address: str, transport: str, options: SourceOptions) -> Any:
 def _open_once(address: str, transport: str, options: SourceOptions, stall_s: float, *, quick: bool) -> Any:
     settings = dict(_QUICK) if quick else {}
     if address.startswith("rtsp"):
-        settings = {**_RTSP, "rtsp_transport": transport}
+        settings = {**_RTSP, "rtsp_transport": transport, **(_IN_ORDER if transport == "tcp" else {})}
     try:
         return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
     except av.error.ExitError as error:
@@ -190,8 +189,9 @@ def _open_once(address: str, transport: str, options: SourceOptions, stall_s: fl
 
 
 def _is_file(container: Any) -> bool:
-    """Whether what was opened has an end: it knows its duration, and was not made for streaming without one."""
-    return container.format.name not in ("rtsp", "mpjpeg") and container.duration is not None
+    """Whether what was opened has an end: an image, or what knows its duration and is no stream by its nature."""
+    name = container.format.name
+    return name.endswith("_pipe") or (name not in ("rtsp", "mpjpeg") and bool(container.duration))
 
 
 def _stall_s(container: Any, options: SourceOptions) -> float:
