@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_make
+from edgeclip import __version__, cli_label, cli_make
 from edgeclip.bundle import Bundle
-from edgeclip.cli_common import BundleArgument, ClassesHelp, TemplatesHelp, console, notices, progress_bars
+from edgeclip.cli_common import (
+    BundleArgument,
+    ClassesHelp,
+    TemplatesHelp,
+    build_table,
+    console,
+    notices,
+    progress_bars,
+)
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
-from edgeclip.prompts import PromptTable, check_table_name, load_templates, parse_classes
+from edgeclip.prompts import check_table_name, load_templates, parse_classes
 
 app = typer.Typer(
     name="edgeclip",
@@ -25,8 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 prompts_app = typer.Typer(help="Prompt tables: class names × templates, encoded once.", no_args_is_help=True)
-for make in (cli_make.export, cli_make.quantize, cli_make.build, cli_make.train):
-    app.command()(make)
+for verb in (cli_make.export, cli_make.quantize, cli_make.build, cli_make.train, cli_label.label):
+    app.command()(verb)
 app.add_typer(prompts_app, name="prompts")
 
 
@@ -70,7 +77,7 @@ def prompts_build(
         raise InputError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
     if output and output.exists() and not overwrite:
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
-    table = _build_table(opened, classes, templates, name=name)
+    table = build_table(opened, parse_classes(classes), load_templates(templates), name=name)
     if output:
         table.save(output)
     else:
@@ -79,48 +86,6 @@ def prompts_build(
         f"{name}: {len(table.classes)} classes × {len(table.templates)} templates → {output or opened.path}",
         highlight=False,
     )
-
-
-@app.command()
-def label(
-    bundle: BundleArgument,
-    source: Annotated[str, typer.Argument(help="An image, a folder of images, a video file or a camera index.")],
-    table: Annotated[str | None, typer.Option(help="Table in the bundle, or a .safetensors file.")] = None,
-    classes: Annotated[str | None, typer.Option(help=ClassesHelp + " Needs the text encoder.")] = None,
-    templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
-    top: Annotated[int, typer.Option(help="Labels to report for each frame.")] = 5,
-    jsonl: Annotated[Path | None, typer.Option(help="Write one JSON line a frame.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Write a video with the labels drawn in (.mp4, .mkv).")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Form of the encoder. [the fastest proved here]")] = None,
-    engine: Annotated[str | None, typer.Option(help="Inference engine. [the fastest proved here]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads for the encoder. [all]")] = None,
-) -> None:
-    """Label an image, a folder, a video or a camera, live.
-
-    Unless told otherwise, it runs the fastest variant and engine that agree with FP32 on this machine, and says which.
-    """
-    from edgeclip.runtime.choose import choose
-    from edgeclip.runtime.label import LabelOptions, label_source
-    from edgeclip.runtime.source import open_source
-    from edgeclip.runtime.terminal import TerminalView, print_choice, print_summary
-
-    if table is not None and classes is not None:
-        raise InputError("expected --table or --classes, got both: leave one out")
-    options = LabelOptions(threads=threads, top_k=top, limit=limit, jsonl=jsonl, overlay=overlay)
-    opened = Bundle.open(bundle)
-    with open_source(source) as frames:
-        if classes is None:
-            prompts = _find_table(opened, table)
-        else:
-            prompts = _build_table(opened, classes, templates, name="classes")
-        with notices.status("proving the encoder on this machine") as status:
-            choice = choose(opened, variant=variant, engine=engine, threads=threads, progress=status.update)
-        print_choice(choice, notices)
-        options = replace(options, variant=choice.variant, engine=choice.engine)
-        with TerminalView(console, frames.name, limit or frames.total) as view:
-            account = label_source(opened, frames, prompts, options, watch=view)
-    print_summary(account, console)
 
 
 @app.command()
@@ -187,31 +152,6 @@ def demo(
     from edgeclip.demo import run_demo
 
     run_demo(output, variant=variant, console=console)
-
-
-def _find_table(bundle: Bundle, name_or_file: str | None) -> PromptTable:
-    if name_or_file and name_or_file.endswith(".safetensors"):
-        table = PromptTable.load(Path(name_or_file))
-        bundle.check_table(table)
-        return table
-    return bundle.table(name_or_file)
-
-
-def _build_table(bundle: Bundle, classes: str, templates: str, *, name: str) -> PromptTable:
-    parsed, loaded = parse_classes(classes), load_templates(templates)
-    extra = "demo" if bundle.manifest.model.origin.loader == "edgeclip" else "export"
-    require("torch", purpose="encode class names", extra=extra)
-    from edgeclip.export.tables import table_for_bundle
-
-    with progress_bars() as bars:
-        task = bars.add_task("prompts", total=None)
-        return table_for_bundle(
-            bundle,
-            parsed,
-            loaded,
-            name=name,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
 
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:

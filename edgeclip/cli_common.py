@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib.util
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from edgeclip.bundle import Bundle
+from edgeclip.extras import require
+from edgeclip.prompts import PromptClass, PromptTable
 
 console = Console()
 notices = Console(stderr=True)
@@ -29,6 +35,37 @@ def progress_bars() -> Progress:
         transient=True,
         disable=not notices.is_terminal,
     )
+
+
+def build_table(
+    bundle: Bundle, classes: Sequence[PromptClass], templates: Sequence[str], *, name: str, **more: Any
+) -> PromptTable:
+    """Encode classes × templates with the bundle's own text encoder, behind a progress bar.
+
+    Raises:
+        MissingExtraError: the text encoder's libraries are not installed.
+        EdgeclipError: its weights cannot be had, or are not the ones that the bundle was made with.
+    """
+    extra = "demo" if bundle.manifest.model.origin.loader == "edgeclip" else "export"
+    require("torch", purpose="encode class names", extra=extra)
+    from edgeclip.export.tables import table_for_bundle
+
+    with progress_bars() as bars:
+        task = bars.add_task("prompts", total=None)
+        return table_for_bundle(
+            bundle,
+            classes,
+            templates,
+            name=name,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+            **more,
+        )
+
+
+def has_text_encoder(bundle: Bundle) -> bool:
+    """Whether the libraries of the bundle's text encoder are installed, as far as a quick look can tell."""
+    needed = {"edgeclip": "all_minilm_l6_v2", "open_clip": "open_clip", "transformers": "transformers"}
+    return all(importlib.util.find_spec(name) for name in ("torch", needed[bundle.manifest.model.origin.loader]))
 
 
 def split_names(names: str) -> list[str]:

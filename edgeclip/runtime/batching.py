@@ -52,6 +52,7 @@ class Batcher:
         self._wait_s = wait_s
         self._slots = threading.Semaphore(parallel)
         self._stopping = threading.Event()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="edgeclip-batch", daemon=True)
 
     def start(self) -> None:
@@ -68,9 +69,17 @@ class Batcher:
         self._stopping.set()
         self.inbox.put(None)
 
+    def close(self) -> None:
+        """Start nothing more, whether or not anybody takes the results."""
+        self._closed = True
+        self._slots.release()
+        self.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+
     def _run(self) -> None:
         try:
-            while self._open and (item := self._next(None)) is not None:
+            while self._open and not self._closed and (item := self._next(None)) is not None:
                 self._handle(item)
         except Exception as error:  # noqa: BLE001 - raised by whoever takes the results
             self.outbox.put(error)
@@ -85,6 +94,8 @@ class Batcher:
             self.outbox.put(Batch((first,), None))
             return
         self._slots.acquire()  # while the engine is busy, frames of other sources gather in the inbox
+        if self._closed:
+            return
         jobs, ends = [first], list[End]()
         rows = len(first.small)
         until = time.perf_counter() + self._wait_s

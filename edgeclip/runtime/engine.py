@@ -136,6 +136,9 @@ class Engine(ABC):
             )
         return self._checked(self._infer(images), len(images))
 
+    def prepare(self, batch: int) -> None:  # noqa: B027 - only an engine that compiles has something to do
+        """Do now what the first :meth:`start` of so many frames would otherwise take its time for."""
+
     def start(self, frames: ByteArray) -> Pending:
         """Begin to encode a batch of resized frames; normalising them is part of it.
 

@@ -171,7 +171,7 @@ class Feeder:
             yield Job(self._position, kept, small, took_ms)
 
     def _prepare(self, frame: Frame) -> ByteArray | None:
-        if self._gate is not None and not self._gate.changed(frame.pixels):
+        if self._gate is not None and not self._gate.changed(frame.pixels, frame.time_s):
             return None
         rows = [mask(self._preprocessor.resize(crop(frame.pixels, region)), region) for region in self._regions]
         return np.stack(rows)

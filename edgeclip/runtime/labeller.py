@@ -74,7 +74,12 @@ class Labeller:
         try:
             for source in sources:
                 opened.append(open_source(source, realtime=realtime) if isinstance(source, str) else source)
-            chosen = replace(options or StreamOptions(), variant=self.choice.variant, engine=self.choice.engine, threads=self._threads)
+            chosen = replace(
+                options or StreamOptions(),
+                variant=self.choice.variant,
+                engine=self.choice.engine,
+                threads=self._threads,
+            )
             return Stream(self.bundle, opened, tables, chosen, sinks)
         except BaseException:
             for taken in opened:
@@ -89,20 +94,27 @@ def find_tables(bundle: Bundle, wanted: TableLike | Sequence[TableLike] | None) 
         TableError: no such table, or one of another model.
         InputError: an empty list.
     """
+    return [table for table, _ in find_tables_and_files(bundle, wanted)]
+
+
+def find_tables_and_files(
+    bundle: Bundle, wanted: TableLike | Sequence[TableLike] | None
+) -> list[tuple[PromptTable, Path | None]]:
+    """The same, each with what :class:`edgeclip.runtime.table_watch.TableWatch` has to watch for changes of it."""
     if wanted is None:
-        return [bundle.table()]
+        return [(bundle.table(), bundle.path)]
     several = [wanted] if isinstance(wanted, str | Path | PromptTable) else list(wanted)
     if not several:
         raise InputError("expected a prompt table, got an empty list: name one, or leave it out")
     return [_find_table(bundle, item) for item in several]
 
 
-def _find_table(bundle: Bundle, wanted: TableLike) -> PromptTable:
+def _find_table(bundle: Bundle, wanted: TableLike) -> tuple[PromptTable, Path | None]:
     if isinstance(wanted, PromptTable):
-        table = wanted
+        table, file = wanted, None
     elif isinstance(wanted, Path) or wanted.endswith(".safetensors"):
-        table = PromptTable.load(Path(wanted))
+        table, file = PromptTable.load(Path(wanted)), Path(wanted)
     else:
-        return bundle.table(wanted)
+        return bundle.table(wanted), bundle.path
     bundle.check_table(table)
-    return table
+    return table, file

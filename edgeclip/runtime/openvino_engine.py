@@ -122,11 +122,19 @@ class OpenVinoEngine(Engine):
         # OpenVINO shares an array only if it is contiguous and writable; np.require copies others.
         return self._begin(_FLOATS, np.require(images, requirements=["C", "W"])).result()[0]
 
+    def prepare(self, batch: int) -> None:
+        """Compile, or load what was compiled before."""
+        self._get(_BYTES, single=self._takes_single(_BYTES, batch))
+
     def _start(self, frames: ByteArray) -> Pending:
         return self._begin(_BYTES, np.require(frames, requirements=["C", "W"]))
 
+    def _takes_single(self, kind: str, count: int) -> bool:
+        # Where several batches are under way, a lone frame is a rest, not worth a compiled model of its own.
+        return count == 1 and (kind == _FLOATS or self.parallel == 1)
+
     def _begin(self, kind: str, batch: Any) -> _Request:
-        single = len(batch) == 1
+        single = self._takes_single(kind, len(batch))
         request = self._request(kind, single=single)
         try:
             request.set_input_tensor(self._ov.Tensor(batch, shared_memory=True))

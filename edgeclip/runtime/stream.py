@@ -25,8 +25,9 @@ from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import engine_class
 from edgeclip.runtime.feed import End, Feeder, Places
-from edgeclip.runtime.gate import SceneGate
+from edgeclip.runtime.gate import GateOptions, SceneGate
 from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.runtime.preprocess_gate import choose_backend
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region, whole
 from edgeclip.runtime.sink import Run, Sink, SinkThread
@@ -49,7 +50,7 @@ class StreamOptions:
 
     Attributes:
         variant, engine: what to run; :func:`edgeclip.runtime.choose.choose` finds the fastest that is proved here.
-        preprocess: backend of :class:`edgeclip.runtime.preprocess.Preprocessor`.
+        preprocess: ``"exact"``, ``"fast"``, or ``"auto"`` for the fast one where it was seen to agree with the other.
         threads: CPU threads an inference; None for all, shared by what is under way at once.
         parallel: batches in the engine at once; None for one where a source is live, which is soonest done, and for
             what gets the most done otherwise.
@@ -67,7 +68,7 @@ class StreamOptions:
 
     variant: str = "fp32"
     engine: str = "onnxruntime"
-    preprocess: str = "exact"
+    preprocess: str = "auto"
     threads: int | None = None
     parallel: int | None = None
     batch: int | None = None
@@ -83,6 +84,8 @@ class StreamOptions:
         for name, value in {**counts, "top": self.top_k}.items():
             if value is not None and value < 1:
                 raise InputError(f"expected --{name} of at least 1, got {value}")
+        if self.gate is not None:
+            GateOptions(self.gate)
         if self.wait_ms < 0:
             raise InputError(f"expected --wait-ms of at least 0, got {self.wait_ms}")
 
@@ -103,6 +106,7 @@ class Stream:
     Attributes:
         account: what became of the frames so far.
         tables: the prompt tables in use.
+        preprocessing: which backend resizes, and how it was seen to differ.
 
     Raises:
         InputError: no source, or a sink that cannot be used.
@@ -143,6 +147,7 @@ class Stream:
         self._encoder = self._resources.enter_context(
             ImageEncoder(bundle, options.variant, engine=options.engine, threads=options.threads, parallel=parallel)
         )
+        self._encoder.engine.prepare(rows if self._encoder.variant.dynamic_batch else 1)
         wait_s = options.wait_ms / 1e3 if live else _FILE_WAIT_S
         self._batcher = Batcher(self._encoder, sources=len(sources), rows=rows, wait_s=wait_s, parallel=parallel)
         keep_pixels = any(sink.wants_pixels for sink in sinks)
@@ -152,6 +157,7 @@ class Stream:
             encode=frames_a_batch * (parallel + 1), gated=_GATED_PLACES_WITH_PIXELS if keep_pixels else _GATED_PLACES
         )
         spec = bundle.manifest.encoder.preprocess
+        self.preprocessing = choose_backend(self._encoder, options.preprocess)
         self._feeders = []
         self._tracks = []
         for position, source in enumerate(sources):
@@ -160,9 +166,9 @@ class Stream:
                 Feeder(
                     position,
                     source,
-                    Preprocessor(spec),
+                    Preprocessor(spec, self.preprocessing.backend),
                     self._regions,
-                    SceneGate(options.gate) if options.gate is not None else None,
+                    SceneGate(options.gate, spec=None if options.regions else spec) if options.gate else None,
                     keep_pixels=keep_pixels,
                     limit=options.limit,
                 )
@@ -290,6 +296,7 @@ class Stream:
     def close(self) -> None:
         """Stop, and release everything; sinks whose output is not complete leave none."""
         self.stop()
+        self._batcher.close()
         stuck = [feeder for feeder in self._feeders if not feeder.ended(_JOIN_S)]
         if not stuck:
             self._resources.close()
