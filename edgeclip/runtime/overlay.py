@@ -27,7 +27,9 @@ def draw_record(image: Image, labelled: LabelledFrame) -> Image:
     Returns:
         A new (H, W, 3) uint8 RGB image.
     """
-    lines = [f"present: {', '.join(labelled.present)}"] if labelled.present else []
+    lines = [] if labelled.top and labelled.label == labelled.top[0].label else [f"label: {labelled.label}"]
+    if labelled.present:
+        lines.append(f"present: {', '.join(labelled.present)}")
     others = labelled.views[1:]
     lines += [_line(view) for view in others[:_VIEWS_DRAWN]]
     if len(others) > _VIEWS_DRAWN:

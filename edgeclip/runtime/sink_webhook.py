@@ -145,7 +145,7 @@ class WebhookSink(Sink):
                     return None
                 asked_s = _retry_after_s(error.headers.get("Retry-After"))
         except urllib.error.URLError as error:
-            self._say_trouble(str(error.reason))
+            self._say_trouble(getattr(error.reason, "strerror", None) or str(error.reason))
         except (OSError, http.client.HTTPException) as error:
             self._say_trouble(str(error) or type(error).__name__)
         # Half to all of the wait, by chance: many devices must not come back to a server all at once.

@@ -104,6 +104,8 @@ class TerminalView(Sink):
         for name, seen in self._seen.items():
             yield self._head(name, seen)
             if seen.latest is not None:
+                if not seen.latest.top or seen.latest.label != seen.latest.top[0].label:
+                    yield Text(seen.latest.label, "bold yellow")  # unknown, whatever the best score is
                 yield _bars(seen.latest, _BARS_AMONG_SEVERAL if several else _BARS)
                 if seen.latest.present:
                     yield Text(f"present: {', '.join(seen.latest.present)}", "green", no_wrap=True, overflow="ellipsis")
@@ -136,7 +138,7 @@ class TerminalView(Sink):
 def _bars(labelled: LabelledFrame, count: int) -> Table:
     bars = Table.grid(padding=(0, 1))
     for label, score in labelled.top[:count]:
-        style = "bold green" if label == labelled.label else "dim"  # none of them where the label is unknown
+        style = "bold green" if label == labelled.label else "dim"
         length = max(1, round(score * _BAR_WIDTH))
         bars.add_row(Text(label, style), Text("█" * length, style), Text(f"{score:.2f}", style))
     return bars
