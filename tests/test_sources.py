@@ -322,7 +322,7 @@ def run_raw(text: str, data: bytes, *more: str) -> list[str]:
 
 def test_raw_frames_come_from_standard_input() -> None:
     frames = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
-    lines = run_raw("-?width=6&height=4&fps=10", frames.tobytes() + b"cut short")
+    lines = run_raw("stdin?width=6&height=4&fps=10", frames.tobytes() + b"cut short")
     for index, line in enumerate(lines[:3]):
         first, last = frames[index, 0, 0].tolist(), frames[index, -1, -1].tolist()
         assert line == f"{index} {index / 10} (4, 6, 3) {first} {last}"

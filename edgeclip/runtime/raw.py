@@ -122,13 +122,15 @@ class RawSource(Source):
 def open_raw(text: str, realtime: bool, options: SourceOptions) -> Source:
     """Open standard input: ``-?width=640&height=480&format=rgb24``; ``realtime`` keeps only the latest frame.
 
+    ``stdin?width=…`` is the same, for command lines, which would take the first for an option.
+
     Raises:
         SourceError: width or height are missing, or an option is wrong.
     """
-    given = read_options(text, text[2:], OPTIONS)
+    given = read_options(text, text.partition("?")[2], OPTIONS)
     if missing := [name for name in ("width", "height") if name not in given]:
         raise SourceError(
-            f"expected the size of the frames on standard input, as in '-?width=640&height=480&format=rgb24', got "
+            f"expected the size of the frames on standard input, as in 'stdin?width=640&height=480&format=rgb24', got "
             f"{text!r} without {' and '.join(missing)}"
         )
     source = RawSource(

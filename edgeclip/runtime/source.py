@@ -43,7 +43,7 @@ KINDS = (
     Kind("http:// or https://", r"https?://", "network:open_network"),
     Kind("a camera's index", r"[0-9]+(\?|$)", "cameras:open_camera"),
     Kind("/dev/videoN", r"/dev/video[^/]*(\?|$)", "cameras:open_camera"),
-    Kind("- for raw frames on standard input", r"-(\?|$)", "raw:open_raw"),
+    Kind("- or stdin?… for raw frames on standard input", r"-(\?|$)|stdin\?", "raw:open_raw"),
 )
 
 
