@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
 from edgeclip import Bundle, PreprocessSpec
+from edgeclip.bundle import read_manifest, write_manifest
 from edgeclip.errors import InputError
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import normalise
 from edgeclip.runtime.images import Image, read_image
 from edgeclip.runtime.preprocess import BACKENDS, Preprocessor, resized_size
-from edgeclip.runtime.preprocess_gate import choose_backend, measure, probe_pictures
+from edgeclip.runtime.preprocess_gate import choose_backend, probe_pictures
 from edgeclip.runtime.resize_geometry import window
 from tests.conftest import shared
 
@@ -38,8 +40,6 @@ def by_pillow(image: Image, spec: PreprocessSpec) -> Image:
 
 
 def variant(**changes: object) -> PreprocessSpec:
-    import msgspec
-
     return msgspec.structs.replace(CLIP, **changes)
 
 
@@ -258,12 +258,17 @@ def test_normalisation_in_the_graph_differs_by_rounding_only(engine: str, photog
     np.testing.assert_allclose(inside, outside, atol=1e-4)
 
 
-def test_the_gate_lets_fast_be_used_where_it_is_near_enough() -> None:
-    with ImageEncoder(Bundle.open("starter"), "fp32") as encoder:
+def test_the_gate_lets_fast_be_used_where_it_is_near_enough(tiny_bundle: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    preprocess = msgspec.structs.replace(manifest.encoder.preprocess, resize_to=224)  # as much detail as others see
+    encoder_spec = msgspec.structs.replace(manifest.encoder, preprocess=preprocess)
+    write_manifest(tiny_bundle, msgspec.structs.replace(manifest, encoder=encoder_spec), scan=True)
+    with ImageEncoder(Bundle.open(tiny_bundle)) as encoder:
         choice = choose_backend(encoder)
         assert choice.backend == "fast", str(choice)
         assert choice.difference is not None
         assert 0 < choice.difference <= 1.0
+        assert str(choice).startswith("preprocess fast: ")
         assert choose_backend(encoder, "fast") == choice
         assert choose_backend(encoder, "exact").backend == "exact"
         with pytest.raises(InputError, match="expected a preprocessing backend"):
@@ -285,14 +290,13 @@ def test_the_gate_keeps_what_it_measured_and_measures_again_what_is_damaged(
         assert kept.read_bytes() != b"{"
 
 
-def test_the_gate_refuses_fast_beyond_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgeclip.runtime.preprocess_gate as gate
-
-    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path))
-    monkeypatch.setattr(gate, "MAX_DIFFERENCE", 0.01)
+def test_the_gate_refuses_fast_to_an_encoder_that_it_would_change() -> None:
+    """The starter is so small that it tells the two apart on its golden photographs."""
     with ImageEncoder(Bundle.open("starter"), "fp32") as encoder:
-        assert choose_backend(encoder).backend == "exact"
-        assert measure(encoder).difference is not None
+        choice = choose_backend(encoder)
+        assert choice.backend == "exact"
+        assert choice.cosine is not None
+        assert choice.cosine < 0.999
         with pytest.raises(InputError, match="beyond the limits"):
             choose_backend(encoder, "fast")
 
