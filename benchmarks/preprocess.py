@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,9 @@ def compare(name: str, pixels: list[Pixels], encoder: ImageEncoder) -> list[dict
     times: dict[str, list[float]] = {side: [] for side in ("Pillow", *BACKENDS)}
     for index in range(max(_REPEATS, len(pixels))):  # interleaved, so that a busy machine slows all of them
         item, rgb = pixels[index % len(pixels)], rgbs[index % len(pixels)]
-        times["Pillow"].append(timed_ms(lambda rgb=rgb: by_pillow(rgb, spec)))
+        times["Pillow"].append(timed_ms(partial(by_pillow, rgb, spec)))
         for backend, each in preprocessors.items():
-            times[backend].append(timed_ms(lambda each=each, item=item: each.resize(item)))
+            times[backend].append(timed_ms(partial(each.resize, item)))
     rows = []
     for backend, small in smalls.items():
         difference = np.abs(small.astype(np.int16) - pillow).mean(axis=(1, 2, 3))
