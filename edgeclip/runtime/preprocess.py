@@ -40,8 +40,8 @@ _MOST_SCALERS = 32
 class Preprocessor:
     """Frames of any size to (3, H, W) float32; keeps a scaler for each of the last frame geometries.
 
-    Not to be shared between threads: its scalers have buffers of their own. Several threads with one each run at
-    once, since swscale and OpenCV work without Python's lock. What it returns owns its memory.
+    Not to be shared between threads: its scalers have buffers of their own; give each thread one. What it returns
+    owns its memory.
 
     Args:
         spec: what the encoder expects.
