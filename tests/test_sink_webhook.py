@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,20 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
 import pytest
+from rich.console import Console
 
+from edgeclip import Bundle
 from edgeclip.runtime import sink_webhook
+from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.sink import Sink, SinkThread, close_sinks
 from edgeclip.runtime.sink_files import JsonlSink
+from edgeclip.runtime.sink_options import SinkOptions, make_sinks
 from edgeclip.runtime.sink_webhook import WebhookSink
+from edgeclip.runtime.source import open_source
+from edgeclip.runtime.stream import Stream, StreamOptions
+from edgeclip.runtime.terminal import print_summary
 from tests.sink_runs import event, happens, make_run, pixels, push, record
 
 Answer = int | tuple[int, dict[str, str]]
@@ -249,3 +258,41 @@ def test_memory_is_bounded_and_the_latest_events_are_kept(tiny_bundle: Path, mon
         assert happens(lambda: server.events()[-10:] == list(range(90, 100)))
         thread.close(complete=True)
     assert "90 events were not delivered" in run.account.sink_failed["webhook"]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_with_sinks_that_hang_and_are_dead_is_complete(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
+    """The whole loop over a real video, with a webhook that hangs, a broker that is absent and a folder that goes."""
+    bundle = Bundle.open(tiny_bundle)
+    doomed = tmp_path / "doomed" / "b.csv"
+    decision = DecisionOptions(enter=0.01, leave=0.0, dwell_s=0.0)
+    with receiver() as absent:
+        nobody = absent.url.partition("//")[2].partition("/")[0]
+    with receiver(hangs=True) as server:
+        sinks = make_sinks(
+            SinkOptions(
+                jsonl=tmp_path / "a.jsonl",
+                csv=doomed,
+                overlay=tmp_path / "c.mp4",
+                mqtt=f"mqtt://{nobody}/x",
+                prometheus="0",
+                webhook=server.url,
+            )
+        )
+        stream = Stream(bundle, [open_source(str(video))], [bundle.table()], StreamOptions(decision=decision), sinks)
+        frames = stream.frames()
+        first = next(frames)
+        shutil.rmtree(doomed.parent)
+        assert [first.frame, *(labelled.frame for labelled in frames)] == list(range(40))
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(40))
+    with av.open(str(tmp_path / "c.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 40
+    assert stream.account.sink_failed.keys() == {"csv", "mqtt", "webhook"}
+    assert not stream.account.sink_dropped
+    console = Console(width=400)
+    with console.capture() as capture:
+        print_summary(stream.account, console)
+    assert "csv failed: cannot write" in capture.get()
+    assert "webhook failed:" in capture.get()
+    assert "mqtt failed: no connection to" in capture.get()
