@@ -14,6 +14,8 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.records import UNKNOWN, Event, Scored
 from edgeclip.runtime.scoring import Scorer
 
+_TICK_S = 1e-6  # sources round their times to this; 1.9 - 1.6 is to count as 0.3
+
 
 @dataclass(frozen=True)
 class DecisionOptions:
@@ -168,12 +170,12 @@ class Decider:
             if not stay.entered:
                 if row not in high:
                     del self._stays[row]
-                elif time_s - stay.start_s >= options.dwell_s:
+                elif time_s - stay.start_s >= options.dwell_s - _TICK_S:
                     stay.entered, stay.seen_s = True, time_s
                     events.append(self._event("enter", scorer.labels[row], stay, frame=frame, time_s=time_s))
             elif score >= options.leave * scorer.threshold_of(row, options.enter) / options.enter:
                 stay.seen_s = time_s
-            elif time_s - stay.seen_s >= options.dwell_s:
+            elif time_s - stay.seen_s >= options.dwell_s - _TICK_S:
                 gone.append((row, self._stays.pop(row)))
         return events + self._leave(gone, frame=frame, time_s=time_s)
 

@@ -247,6 +247,8 @@ def _crop_frame(frame: av.VideoFrame, region: Region) -> Pixels:
         rows = np.frombuffer(source, np.uint8).reshape(-1, source.line_size)
         out = np.frombuffer(target, np.uint8).reshape(-1, target.line_size)
         out[: target.height, :width] = rows[y : y + target.height, x : x + width]
-    cut.pts, cut.time_base = frame.pts, frame.time_base
+    cut.pts = frame.pts
+    if frame.time_base is not None:
+        cut.time_base = frame.time_base
     cut.colorspace, cut.color_range = frame.colorspace, frame.color_range
     return cut

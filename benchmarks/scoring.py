@@ -1,0 +1,123 @@
+"""Time to score embeddings against large prompt tables, as a share of encoding a frame; stall of a table's hot swap.
+
+    python benchmarks/scoring.py [--bundle FILE --variant fp32 --engine onnxruntime] [--rows 1000,10000,100000]
+
+Tables have random rows of the bundle's width (512 for ViT-B-32). ``a frame`` is scoring and top-5 of one embedding,
+``share`` that against one encoded frame, measured in the same run. The stall is how much longer than its median a step
+of a scoring loop takes at most while another thread saves, loads, checks and swaps tables. Prints the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgeclip import Bundle, PromptTable, make_classes
+from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.prompts import unit_rows
+from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.scoring import Scorer
+from edgeclip.runtime.tables import TableSet
+
+BATCHES = (1, 8, 16)
+REPEATS = 15
+
+
+def timed_ms(function: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median wall time of a call, milliseconds, after one that is not counted."""
+    function()
+    took = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        took.append(time.perf_counter() - start)
+    return float(np.median(took)) * 1e3
+
+
+def random_table(bundle: Bundle, count: int, seed: int = 0) -> PromptTable:
+    """A table of random rows that fits a bundle."""
+    rows = np.random.default_rng(seed).standard_normal((count, bundle.manifest.encoder.embedding_dim), np.float32)
+    names = make_classes([f"class {i}" for i in range(count)])
+    return PromptTable("random", names, unit_rows(rows), ("{}",), bundle.manifest.model.id)
+
+
+def print_scoring(bundle: Bundle, encode_ms: float, counts: list[int]) -> None:
+    """One line a table size and batch."""
+    rng = np.random.default_rng(1)
+    print(f"{'rows':>10}{'batch':>7}{'scores ms':>12}{'top-5 ms':>10}{'a frame ms':>12}{'share':>9}")
+    for count in counts:
+        scorer = Scorer(random_table(bundle, count), bundle.manifest.encoder)
+        for batch in BATCHES:
+            embeddings = unit_rows(rng.standard_normal((batch, bundle.manifest.encoder.embedding_dim), np.float32))
+            scores_ms = timed_ms(lambda s=scorer, e=embeddings: s.scores(e))
+            row = scorer.scores(embeddings)[0]
+            top_ms = timed_ms(lambda s=scorer, r=row: s.top(r, 5))
+            frame_ms = scores_ms / batch + top_ms
+            print(f"{count:10,}{batch:7}{scores_ms:12.3f}{top_ms:10.3f}{frame_ms:12.3f}{frame_ms / encode_ms:9.1%}")
+
+
+def print_stall(bundle: Bundle, count: int, swaps: int = 8) -> None:
+    """How long a loop is held up by swaps of a table of so many rows."""
+    table = random_table(bundle, count)
+    tables = TableSet(bundle, [table])
+    embedding = unit_rows(np.ones((1, bundle.manifest.encoder.embedding_dim), np.float32))
+    done, reads, moments = threading.Event(), [], []
+
+    def loop() -> None:
+        while not done.is_set():
+            start = time.perf_counter()
+            (scorer,) = tables.current()
+            read = time.perf_counter()
+            scorer.scores(embedding)
+            reads.append(read - start)
+            moments.append(time.perf_counter() - start)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.safetensors"
+        table.save(path)
+        thread = threading.Thread(target=loop)
+        thread.start()
+        time.sleep(1.0)
+        quiet = list(moments)
+        moments.clear()
+        for _ in range(swaps):
+            tables.replace("random", PromptTable.load(path))
+        done.set()
+        thread.join()
+    usual = float(np.median(quiet))
+    print(
+        f"hot swap of {count:,} rows, {swaps} times: {len(moments)} steps, taking the tables at most "
+        f"{max(reads) * 1e3:.3f} ms; a step usually {usual * 1e3:.3f} ms, at most {max(quiet) * 1e3:.3f} ms when quiet; "
+        f"meanwhile p50 {np.median(moments) * 1e3:.3f}, p99 {np.percentile(moments, 99) * 1e3:.3f}, "
+        f"at most {max(moments) * 1e3:.3f} ms"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", default="starter")
+    parser.add_argument("--variant", default="fp32")
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--rows", default="1000,10000,100000")
+    given = parser.parse_args()
+    bundle = Bundle.open(given.bundle)
+    spec = bundle.manifest.encoder
+    image = np.zeros((1, 3, spec.preprocess.height, spec.preprocess.width), np.float32)
+    with ImageEncoder(bundle, given.variant, engine=given.engine) as encoder:
+        encode_ms = timed_ms(lambda: encoder.encode_preprocessed(image))
+    print(f"{bundle.manifest.model.name} {given.variant} on {given.engine}: {encode_ms:.1f} ms a frame")
+    print_scoring(bundle, encode_ms, [int(rows) for rows in given.rows.split(",")])
+    print_stall(bundle, 1000)
+    print_stall(bundle, 100_000, swaps=3)
+    print(f"on {summary(describe_machine())}")
+
+
+if __name__ == "__main__":
+    main()
