@@ -216,6 +216,7 @@ def test_every_option_makes_its_sink(tmp_path: Path) -> None:
         ({"overlay": Path("x.gif")}, r"\.mp4"),
         ({"jsonl": Path("/")}, "folder"),
         ({"csv": Path(__file__) / "x.csv"}, "not a folder"),
+        ({"jsonl": Path("a" * 300)}, "too long"),
         ({"jsonl": Path("a"), "csv": Path("./a")}, "for two"),
         ({"jsonl": Path("a"), "jsonl_rotate_mb": 0.0}, "above 0"),
         ({"jsonl_rotate_mb": 5.0}, "--jsonl FILE"),
@@ -387,10 +388,15 @@ def test_a_full_disk_ends_one_sink_without_half_a_line(tiny_bundle: Path, tmp_pa
         assert [path.name for path in out.iterdir()] == ["b.csv"]
 
 
-def test_a_sink_that_cannot_open_lets_nothing_start(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("name", ["file/a.jsonl", "a" * 250])  # the second leaves no room for a temporary name
+def test_a_sink_that_cannot_open_lets_nothing_start(tiny_bundle: Path, tmp_path: Path, name: str, live: bool) -> None:
     (tmp_path / "file").write_text("")
+    if live and "/" not in name:
+        name *= 2
     with pytest.raises(InputError, match="cannot"):
-        SinkThread(JsonlSink(tmp_path / "file" / "a.jsonl"), make_run(tiny_bundle, Named(live=True)))
+        SinkThread(JsonlSink(tmp_path / name), make_run(tiny_bundle, Named(live=live)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tiny.edgeclip"]
 
 
 # --- terminal ---------------------------------------------------------------------------------------------------------

@@ -46,9 +46,9 @@ class LineFile:
         Raises:
             InputError: it cannot be written there.
         """
-        self._regular = not self.path.exists() or self.path.is_file()
-        self._follow = follow or not self._regular
         try:
+            self._regular = not self.path.exists() or self.path.is_file()
+            self._follow = follow or not self._regular
             if self._follow and not self.path.is_dir():
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if self._rotate_bytes and self._regular and self.path.exists() and self.path.stat().st_size:
@@ -57,7 +57,8 @@ class LineFile:
             else:
                 self._start(self._resources.enter_context(atomic_file(self.path)))
         except OSError as error:
-            self._resources.close()
+            with contextlib.suppress(OSError):  # it would say the same once more
+                self._discard()
             raise self._refusal(error) from error
 
     def write(self, line: bytes) -> None:
@@ -86,12 +87,18 @@ class LineFile:
         if stream is None:
             return
         try:
-            with contextlib.suppress(_IncompleteError), self._resources:
+            if complete:
+                with self._resources:  # which keep the file only if its last bytes could be written
+                    stream.close()
+            else:
+                self._discard()
                 stream.close()
-                if not complete:
-                    raise _IncompleteError
         except OSError as error:
             raise self._refusal(error) from error
+
+    def _discard(self) -> None:
+        with contextlib.suppress(_IncompleteError), self._resources:
+            raise _IncompleteError
 
     def _start(self, target: Path) -> None:
         # Unbuffered where it is followed: a reader sees whole lines, and nothing is lost with the process.

@@ -78,12 +78,22 @@ def _class(where: str) -> Callable[..., Sink]:
 
 def _check_writable(path: Path) -> None:
     """Refuse a file that could not be written, without making anything."""
+    try:
+        reason = _why_not_writable(path)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        reason = error.strerror
+    if reason:
+        raise InputError(f"cannot write {path} ({reason}): choose another place")
+
+
+def _why_not_writable(path: Path) -> str | None:
     if path.is_dir():
-        raise InputError(f"expected a file name to write to, got the folder {path}: add a file name")
+        return "it is a folder"
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise InputError(f"cannot write {path} ({folder} is not a folder): choose another place")
+        return f"{folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK) and not (path.exists() and os.access(path, os.W_OK)):
-        raise InputError(f"cannot write {path} ({folder} may not be written to): choose another place")
+        return f"{folder} may not be written to"
+    return None
