@@ -20,9 +20,10 @@ from edgeclip import Bundle, PromptTable
 from edgeclip.errors import InputError, PromptError
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.account import Account, SourceCount
+from edgeclip.runtime.frames import Frame, Source
 from edgeclip.runtime.records import Event, LabelledFrame, Scored, View
 from edgeclip.runtime.sink import Run, SinkThread
-from edgeclip.runtime.source import Frame, Source, open_source
+from edgeclip.runtime.source import open_source
 from edgeclip.runtime.stream import Stream
 from edgeclip.runtime.tables import TableSet
 from tests.chromium import TEXT, Chromium

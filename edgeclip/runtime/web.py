@@ -16,9 +16,9 @@ from urllib.parse import quote
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
+from edgeclip.runtime.frames import Frame
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sink import Run, Sink
-from edgeclip.runtime.source import Frame
 
 _log = logging.getLogger("edgeclip")
 

@@ -17,9 +17,9 @@ import anyio
 import msgspec
 
 from edgeclip.runtime.account import Account, SourceCount
+from edgeclip.runtime.frames import Frame
 from edgeclip.runtime.records import Event, LabelledFrame, View
 from edgeclip.runtime.sink import Run
-from edgeclip.runtime.source import Frame
 
 HISTORY_S = 60.0  # what the plots of the page show
 _HISTORY_GAP_S = 0.25
@@ -28,7 +28,7 @@ _KEPT_TOP = 10
 
 
 class TimedRecord(msgspec.Struct, frozen=True):
-    """A record with when it came; ``at_s`` are seconds since the run began."""
+    """A record with when it came; ``at_s`` are seconds since the page was opened."""
 
     at_s: float
     source: str
@@ -36,7 +36,7 @@ class TimedRecord(msgspec.Struct, frozen=True):
 
 
 class TimedEvent(msgspec.Struct, frozen=True):
-    """An event with its number in the run, from 1, and when it came; ``at_s`` are seconds since the run began."""
+    """An event with its number in the run, from 1, and when it came; ``at_s`` as of a record."""
 
     number: int
     at_s: float
@@ -162,7 +162,8 @@ class Feed:
         self.ended: Ended | None = None
         self._writing = threading.Lock()
         self._account = run.account
-        self._before = (time.perf_counter(), 0, 0, 0)
+        self._opened = time.perf_counter()  # not the account's start, which is set anew when frames begin to flow
+        self._before = (self._opened, 0, 0, 0)
 
     # From the sink's thread
 
@@ -205,8 +206,8 @@ class Feed:
     # From the server's loop
 
     def now_s(self) -> float:
-        """Seconds since the run began."""
-        return round(time.perf_counter() - self._account.started, 3)
+        """Seconds since the page was opened."""
+        return round(time.perf_counter() - self._opened, 3)
 
     def newer_than(self, version: int) -> bool:
         """Whether anything changed since that version."""
@@ -246,7 +247,7 @@ class Feed:
     def totals(self) -> Totals:
         """The account as it is now."""
         account = self._account
-        elapsed_s = account.elapsed_s or self.now_s()
+        elapsed_s = account.elapsed_s or time.perf_counter() - account.started
         sources = dict(account.sources)
         return Totals(
             elapsed_s=round(elapsed_s, 3),

@@ -12,8 +12,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from edgeclip.runtime.frames import Frame
 from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.source import Frame
 from edgeclip.runtime.web_feed import Feed, Latest
 
 BOUNDARY = "edgeclip-frame"

@@ -126,7 +126,7 @@ function begin() {
 
 function finish(ended) {
   state.ended = ended;
-  frozen = state.account.elapsed_s || now();
+  frozen ??= now();
   stream?.close();
   $("stop").hidden = true;
   touch("status", "labels", "timeline", "events", "account");
@@ -159,7 +159,7 @@ function showStatus() {
   } else if (frozen !== null || !state) say("lost", state ? "Connection lost, retrying" : "Connecting", "");
   else if (!latest.size) say("waiting", "Waiting for the first frame");
   else say("live", state.sources.some((one) => one.live) ? "Live" : "Running");
-  $("elapsed").textContent = state ? time(now()).replace(/\.\d$/, "") : "";
+  $("elapsed").textContent = state ? time(state.ended ? state.account.elapsed_s : now()).replace(/\.\d$/, "") : "";
 }
 
 function showVideo() {
@@ -203,7 +203,7 @@ function showLabels() {
   state.sources.forEach((source, position) => {
     const button = $("sources").children[position], record = latest.get(source.name);
     button.setAttribute("aria-pressed", String(source.name === selected.source));
-    button.lastChild.textContent = source.ended !== null ? (source.ended ? "failed" : "ended") : record ? `${record.label} ${score(record.score)}` : "waiting";
+    button.lastChild.textContent = source.ended !== null ? (source.ended ? "failed" : "ended") : record ? `${record.label} ${score(record.score)}` : state.ended ? "no frame" : "waiting";
     if (source.ended) button.title = source.ended;
   });
   const source = state.sources.find((one) => one.name === selected.source), record = latest.get(selected.source);
@@ -242,7 +242,7 @@ function showViews(shown, many) {
       bars.append(bar);
     }
     const present = el("p", "Present", { class: "present" });
-    present.append(...(view.present?.length ? view.present.map((label) => el("b", label)) : ["nothing"]));
+    present.append(...(view.present?.length ? view.present.map((label) => el("b", label)) : [el("span", "nothing")]));
     block.append(bars, present);
     return block;
   });
@@ -297,6 +297,7 @@ function showAccount() {
   const returned = account.total.reconnects > 0;
   const columns = ["read", "dropped", "gated", "encoded", "failed", ...(returned ? ["reconnects"] : [])];
   $("reconnects").hidden = !returned;
+  $("counts").classList.toggle("returned", returned);
   const named = Object.entries(account.sources), rows = named.length > 1 ? [...named, ["All sources", account.total]] : named;
   $("counts").tBodies[0].replaceChildren(...rows.map(([name, count], place) => {
     const row = el("tr", "", place === named.length ? { class: "total" } : {});
