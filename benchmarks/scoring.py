@@ -93,7 +93,7 @@ def print_stall(bundle: Bundle, count: int, swaps: int = 8) -> None:
     usual = float(np.median(quiet))
     print(
         f"hot swap of {count:,} rows, {swaps} times: {len(moments)} steps, taking the tables at most "
-        f"{max(reads) * 1e3:.3f} ms; a step usually {usual * 1e3:.3f} ms, at most {max(quiet) * 1e3:.3f} ms when quiet; "
+        f"{max(reads) * 1e3:.3f} ms; a step usually {usual * 1e3:.3f} ms, at most {max(quiet) * 1e3:.3f} when quiet; "
         f"meanwhile p50 {np.median(moments) * 1e3:.3f}, p99 {np.percentile(moments, 99) * 1e3:.3f}, "
         f"at most {max(moments) * 1e3:.3f} ms"
     )
