@@ -147,6 +147,7 @@ def label(
         raise InputError("expected --tiles or --regions, got both: leave one out")
     options = StreamOptions(
         preprocess=preprocess,
+        threads=threads,
         top_k=top,
         limit=limit,
         regions=parse_tiles(tiles) if tiles else load_regions(regions) if regions else (),

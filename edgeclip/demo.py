@@ -18,12 +18,14 @@ from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import describe_machine, summary
 from edgeclip.files import atomic_file, write_json
 from edgeclip.photographs import photograph
+from edgeclip.runtime.account import Account
 from edgeclip.runtime.images import Image, opencv, write_image
-from edgeclip.runtime.label import Account, LabelOptions, label_source
 from edgeclip.runtime.overlay import draw_labels
-from edgeclip.runtime.scoring import Scored
-from edgeclip.runtime.sinks import fit
+from edgeclip.runtime.records import Scored
+from edgeclip.runtime.sink_files import JsonlSink
+from edgeclip.runtime.sink_video import OverlaySink, fit
 from edgeclip.runtime.source import open_source
+from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.terminal import TerminalView, print_summary
 
 TABLE = "objects"
@@ -77,9 +79,8 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
     table = bundle.table(TABLE)
     with console.status("filming eight photographs"):
         write_film(film)
-    with open_source(str(film)) as source, TerminalView(console, "demo", source.total) as view:
-        options = LabelOptions(variant=variant, jsonl=labels, overlay=overlay)
-        account = label_source(bundle, source, table, options, watch=view)
+    sinks = [JsonlSink(labels), OverlaySink(overlay), TerminalView(console)]
+    account = Stream(bundle, [open_source(str(film))], [table], StreamOptions(variant=variant), sinks).run()
     lines = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
     records = judge(lines)
     with atomic_file(output / "contact_sheet.png") as temporary:

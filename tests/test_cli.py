@@ -50,7 +50,8 @@ def test_version() -> None:
 def test_label_writes_jsonl_and_overlay_and_sums_up(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
     jsonl, overlay = tmp_path / "labels.jsonl", tmp_path / "overlay.mp4"
     text = edgeclip("label", tiny_bundle, video, "--jsonl", jsonl, "--overlay", overlay, "--top", 2, "--limit", 12)
-    assert "12 frames labelled, 0 dropped, 0 failed" in text
+    assert "12 frames labelled" in text
+    assert "12 read, 0 dropped, 0 gated, 12 encoded, 0 failed" in text
     assert "frames/s" in text
     assert len(jsonl.read_text().splitlines()) == 12
     assert overlay.stat().st_size > 1000

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from rich.console import Console
 
 from edgeclip import Bundle, EncoderSpec, PromptTable, make_classes
-from edgeclip.errors import EngineError, InputError, TableError
+from edgeclip.errors import EngineError, InputError
 from edgeclip.prompts import unit_rows
+from edgeclip.runtime.account import Account
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import Engine, FloatArray, load_engine
-from edgeclip.runtime.label import Account, LabelOptions, label_source
 from edgeclip.runtime.overlay import draw_labels
-from edgeclip.runtime.scoring import Scored, Scorer
-from edgeclip.runtime.sinks import LabelledFrame
+from edgeclip.runtime.records import Scored
+from edgeclip.runtime.scoring import Scorer
+from edgeclip.runtime.sink_options import SinkOptions, make_sinks
 from edgeclip.runtime.source import Source, open_source
-from edgeclip.runtime.terminal import print_summary
+from edgeclip.runtime.stream import Stream, StreamOptions
 from tests.conftest import SIZE, WIDTH, make_table
 
 
@@ -59,7 +57,7 @@ def test_top_is_the_sorted_head_of_the_scores(tiny_bundle: Path, k: int) -> None
     embedding = table.embeddings[1]
     scores = scorer.scores(embedding[None])[0]
     order = np.argsort(-scores)[:k]
-    top = scorer.top(embedding, k)
+    top = scorer.top(scores, k)
     assert [item.label for item in top] == [table.labels[i] for i in order]
     assert top[0].label == "rocket"
 
@@ -74,10 +72,11 @@ def test_the_encoder_normalises_and_a_batch_is_its_frames(tiny_bundle: Path, pho
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def run(tiny_bundle: Path, source: Source, **options: object) -> Account:
+def run(tiny_bundle: Path, source: Source, *, top_k: int = 5, **outputs: Path) -> Account:
+    """Label a source into files."""
     bundle = Bundle.open(tiny_bundle)
-    with source:
-        return label_source(bundle, source, bundle.table(), LabelOptions(**options))
+    sinks = make_sinks(SinkOptions(**outputs))
+    return Stream(bundle, [source], [bundle.table()], StreamOptions(top_k=top_k), sinks).run()
 
 
 def test_every_frame_of_a_video_gets_a_line(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_every_frame_of_a_video_gets_a_line(tiny_bundle: Path, video: Path, tmp_
     assert account.encoded == len(lines) == 40
     assert [line["frame"] for line in lines] == list(range(40))
     for line in lines:
-        assert list(line) == ["frame", "time_s", "label", "score", "top", "encode_ms"]
+        assert list(line)[:7] == ["frame", "time_s", "label", "score", "top", "encode_ms", "latency_ms"]
         assert line["label"] == line["top"][0][0]
         assert line["score"] == line["top"][0][1]
         assert len(line["top"]) == 2
@@ -147,40 +146,6 @@ def test_an_earlier_result_survives_a_failed_run(tiny_bundle: Path, tmp_path: Pa
     assert jsonl.read_text() == "precious\n"
 
 
-def test_ctrl_c_keeps_what_was_labelled(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
-    jsonl = tmp_path / "labels.jsonl"
-
-    def stop_after_ten(labelled: LabelledFrame, account: Account) -> None:
-        if account.encoded == 10:
-            raise KeyboardInterrupt
-
-    with open_source(str(video)) as source:
-        account = label_source(bundle, source, bundle.table(), LabelOptions(jsonl=jsonl), watch=stop_after_ten)
-    assert account.interrupted
-    assert len(jsonl.read_text().splitlines()) == account.encoded == 10
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"top_k": 0}, "--top"),
-        ({"limit": 0}, "--limit"),
-        ({"threads": 0}, "--threads"),
-        ({"overlay": Path("x.gif")}, r"\.mp4"),
-        ({"jsonl": Path("/proc/none/labels.jsonl")}, "cannot make the folder"),
-    ],
-)
-def test_bad_options_are_refused(tiny_bundle: Path, video: Path, options: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        run(tiny_bundle, open_source(str(video)), **options)
-
-
-def test_a_table_of_another_model_is_refused(tiny_bundle: Path, video: Path) -> None:
-    with open_source(str(video)) as source, pytest.raises(TableError, match="made for model"):
-        label_source(Bundle.open(tiny_bundle), source, make_table(model_id="0" * 16))
-
-
 def test_the_engine_refuses_wrong_input(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     with ImageEncoder(bundle) as encoder:
@@ -222,13 +187,6 @@ def test_an_engine_is_one_class(tiny_bundle: Path) -> None:
         assert engine.infer(np.zeros((2, 3, SIZE, SIZE), np.float32)).shape == (2, WIDTH)
 
 
-def test_a_summary_names_labels_as_they_are() -> None:
-    console = Console(width=80)
-    with console.capture() as capture:
-        print_summary(Account(encoded=3, labels=Counter({"mug [red]": 2, "cup": 1}), elapsed_s=1.0), console)
-    assert re.search(r"mug \[red\]\s+2 frames\s+66\.7%\s*\n\s*cup\s+1 frames\s+33\.3%", capture.get())
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (20, 30), (480, 640), (2160, 3840)])
 def test_labels_are_drawn_on_any_size(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 200, np.uint8)
@@ -242,6 +200,5 @@ def test_one_class_gets_every_frame(tiny_bundle: Path, video: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     rows = make_table(model_id=bundle.manifest.model.id).embeddings[:1]
     table = PromptTable("one", make_classes(["thing"]), rows, ("{}",), bundle.manifest.model.id)
-    with open_source(str(video)) as source:
-        account = label_source(bundle, source, table, LabelOptions(limit=3))
+    account = Stream(bundle, [open_source(str(video))], [table], StreamOptions(limit=3)).run()
     assert account.labels == {"thing": 3}

@@ -41,7 +41,7 @@ def check(name: str, python: str, wheel: Path, work: Path) -> None:
     line = json.loads((empty / "labels.jsonl").read_text())
     if line["label"] != "cat":
         sys.exit(f"expected the label cat, got {line}")
-    heavy = "import edgeclip.runtime.label, sys; print([m for m in ('torch', 'onnx', 'skimage') if m in sys.modules])"
+    heavy = "import edgeclip.runtime.stream, sys; print([m for m in ('torch', 'onnx', 'skimage') if m in sys.modules])"
     if run(environment / "bin/python", "-c", heavy, cwd=empty).strip() != "[]":
         sys.exit("the runtime loaded a workstation library")
 
