@@ -20,6 +20,7 @@ BOUNDARY = "edgeclip-frame"
 _WIDTH = 960
 _QUALITY = 80
 _GAP_S = 1 / 15
+_SETTLE_S = 0.2
 _LOOK_S = 1.0  # how often a viewer of a silent source looks whether the run is over
 
 
@@ -44,17 +45,25 @@ class Picture:
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The body of a ``multipart/x-mixed-replace`` response; ends with the run, or with the source."""
-        seen = 0
+        seen, settled = 0, True
         yield f"--{BOUNDARY}\r\n".encode()
         while True:
-            await self._feed.bell.wait(partial(self._news, seen), timeout_s=_LOOK_S)
+            await self._feed.bell.wait(partial(self._news, seen), timeout_s=_LOOK_S if settled else _SETTLE_S)
             if self._latest.count != seen:
-                seen = await self._newest(seen)
-                # The boundary goes out behind the picture: a browser shows one only when it has seen where it ends.
-                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(self._jpeg)}\r\n\r\n".encode()
-                yield head + self._jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
+                seen, settled = await self._newest(seen), False
             elif self._over():
                 return
+            elif settled:
+                continue
+            else:
+                # Chromium shows a picture only when the next one begins; one that stays is sent a second time.
+                settled = True
+            if self._jpeg:
+                yield self._part()
+
+    def _part(self) -> bytes:
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(self._jpeg)}\r\n\r\n".encode()
+        return head + self._jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
 
     def _news(self, seen: int) -> bool:
         return self._latest.count != seen or self._over()
