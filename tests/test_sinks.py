@@ -332,6 +332,44 @@ def test_a_lossless_sink_is_waited_for_but_not_for_ever(
     assert hanging.closed == [False]
 
 
+class Holding(Raising):
+    """Holds the queue up until it is let go, and then raises."""
+
+    def __init__(self) -> None:
+        super().__init__(0, lossless=True)
+        self.let_go = threading.Event()
+
+    def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        self.let_go.wait(60)
+        super().write(labelled, frame)
+
+
+def test_a_sink_that_dies_frees_whoever_waits_for_it(tiny_bundle: Path) -> None:
+    run, holding = make_run(tiny_bundle), Holding()
+    thread = SinkThread(holding, run)
+    producer = threading.Thread(target=lambda: [thread.put(record(index), pixels(index)) for index in range(3000)])
+    producer.start()
+    assert happens(thread._queue.full)
+    holding.let_go.set()
+    producer.join(15)
+    assert not producer.is_alive()
+    thread.close(complete=True)
+    assert run.account.sink_failed == {"raising": "ValueError: the cable is out"}
+    assert holding.taken == 1
+
+
+def test_a_sink_that_is_behind_at_the_end_takes_what_is_queued(tiny_bundle: Path) -> None:
+    run, slow = make_run(tiny_bundle), Hanging()
+    thread = SinkThread(slow, run)
+    for index in range(1100):
+        thread.put(record(index), pixels(index))
+    letting_go = threading.Timer(0.5, slow.let_go.set)
+    letting_go.start()
+    close_sinks([thread], complete=True, timeout_s=15.0)
+    assert run.account.sink_failed == {}
+    assert slow.closed == [True]
+
+
 def test_a_folder_that_vanishes_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     for live in (False, True):
         folder = tmp_path / "gone"
