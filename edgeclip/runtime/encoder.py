@@ -67,7 +67,8 @@ class ImageEncoder:
 
     def encode(self, frames: Sequence[Pixels]) -> FloatArray:
         """Unit embeddings (N, D) float32 of N frames."""
-        return self.encode_preprocessed(np.stack([self.preprocess(frame) for frame in frames]))
+        small = np.stack([self.preprocess.resize(frame) for frame in frames])
+        return self.encode_preprocessed(self.preprocess.normalise_batch(small))
 
     def encode_preprocessed(self, images: FloatArray) -> FloatArray:
         """Unit embeddings (N, D) of a preprocessed batch (N, 3, H, W)."""

@@ -18,13 +18,12 @@ from types import TracebackType
 from typing import ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.errors import EngineError, InputError
-from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
+from edgeclip.runtime.normalise import ByteArray, FloatArray, normalise
+from edgeclip.spec import EncoderSpec, Precision, Variant
 
-FloatArray = npt.NDArray[np.float32]
-ByteArray = npt.NDArray[np.uint8]
+__all__ = ["ENGINES", "ByteArray", "Engine", "FloatArray", "Pending", "engine_class", "load_engine", "usable_cores"]
 
 # Name -> "module:class"; the module is imported when the engine is asked for, so an engine that is not installed
 # costs nothing.
@@ -218,22 +217,6 @@ class _OnThread:
 
     def result(self) -> tuple[FloatArray, float]:
         return self._future.result()
-
-
-def normalise(spec: PreprocessSpec, frames: ByteArray) -> FloatArray:
-    """Resized frames (N, H, W, 3) uint8 RGB as (N, 3, H, W) float32, each channel ``(x / 255 - mean) / std``."""
-    gain, offset = gain_and_offset(spec)
-    out = np.empty((len(frames), 3, spec.height, spec.width), np.float32)
-    for channel in range(3):  # channel by channel the result is written once and in order
-        np.multiply(frames[..., channel], gain[channel], out=out[:, channel])
-        out[:, channel] -= offset[channel]
-    return out
-
-
-def gain_and_offset(spec: PreprocessSpec) -> tuple[FloatArray, FloatArray]:
-    """What a byte of each channel is multiplied by, and what is then taken off: (3,) float32 each."""
-    std = np.asarray(spec.std, np.float32)
-    return 1.0 / (255.0 * std), np.asarray(spec.mean, np.float32) / std
 
 
 def engine_class(name: str) -> type[Engine]:
