@@ -506,10 +506,13 @@ def test_a_lost_server_is_said_and_found_again(serve: Callable[..., Page], tmp_p
     with browser(tmp_path) as chromium:
         chromium.open(page.sink.url)
         chromium.wait_for("document.querySelector('#status')?.dataset.state === 'waiting'")
+        play(page)
+        chromium.wait_for("document.querySelector('#still').width === 320")
         page.sink._server.force_exit = page.sink._server.should_exit = True  # as if the process were killed
         page.sink._thread.join(10)
         chromium.wait_for("document.querySelector('#status').innerText === 'Connection lost, retrying'")
         back = WebSink(port=page.address.port or 0)
         back.open(page.run)
         chromium.wait_for("document.querySelector('#status').dataset.state === 'waiting'")
+        assert chromium.evaluate("document.querySelector('#still').width") == 320  # the last picture stays meanwhile
         back.close(complete=True)

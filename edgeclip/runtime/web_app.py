@@ -27,13 +27,7 @@ from edgeclip.runtime.web_video import BOUNDARY, Picture
 
 MakeTable = Callable[[str, str], PromptTable]
 
-_FILES = {
-    "/": ("index.html", "text/html"),
-    "/style.css": ("style.css", "text/css"),
-    "/app.js": ("app.js", "text/javascript"),
-    "/plot.js": ("plot.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _VIEWERS = 32  # streams under way at once, video and events together
 _RECORD_GAP_S = 0.1
 _LOOK_S = 1.0
@@ -91,8 +85,9 @@ class WebApp:
         self._seats = asyncio.Semaphore(_VIEWERS)
         self._changing = asyncio.Lock()
         self._pictures = [Picture(feed, latest, executor) for latest in feed.sources.values()]
-        folder = resources.files("edgeclip") / "assets" / "web"
-        files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
+        folder = Path(str(resources.files("edgeclip") / "assets" / "web"))
+        files = {f"/{path.name}": (path.read_bytes(), _KINDS[path.suffix]) for path in folder.iterdir()}
+        files["/"] = files.pop("/index.html")
         self.asgi = Starlette(
             routes=[
                 *(Route(path, partial(_file, content=content, kind=kind)) for path, (content, kind) in files.items()),

@@ -1,9 +1,10 @@
 // The state and the server-sent events of one run in, the page out.
 
+import { makeEditor } from "/editor.js";
+import { $, brief, el, score, time, whole } from "/dom.js";
 import { plot } from "/plot.js";
 
 const WINDOW_S = 60, SHOWN_EVENTS = 200, LINES = 8;
-const $ = (id) => document.getElementById(id);
 
 let state = null;             // what /api/state said, kept up to date
 let stream = null;            // the EventSource
@@ -12,30 +13,16 @@ let opened = 0;               // how often the video was asked for
 let clock = 0;                // performance.now() / 1000 - seconds of the run
 let frozen = null;            // seconds of the run when it ended or was lost
 let selected = { source: null, table: "", region: "" };
-let edited = false;
 const latest = new Map();     // source -> record
 const scores = new Map();     // source, table, region -> label -> [[at_s, score]]
 const slots = new Map();      // label -> colour
 let samples = [];
 let events = [];
 const dirty = new Set();
+const editor = makeEditor(() => state);
 
 // ---------------------------------------------------------------- small helpers
 
-function el(tag, text = "", attributes = {}) {
-  const made = document.createElement(tag);
-  if (text !== "") made.textContent = text;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-const whole = (value) => value.toLocaleString("en-GB");
-const score = (value) => value.toFixed(2);
-const brief = (value) => (value === null || value === undefined ? "–" : value >= 100 ? whole(Math.round(value)) : value.toFixed(1));
-function time(seconds) {
-  const s = Math.max(0, seconds), h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
-  const rest = (s % 60).toFixed(1).padStart(4, "0");
-  return (h ? `${h}:${String(m).padStart(2, "0")}` : `${m}`) + ":" + rest;
-}
 const now = () => frozen ?? performance.now() / 1000 - clock;
 const where = (view) => [state.tables.length > 1 ? view.table : "", view.region].filter(Boolean).join(" · ");
 const key = (source, view) => JSON.stringify([source, view.table, view.region]);
@@ -69,7 +56,7 @@ async function start() {
   $("version").textContent = `edgeclip ${state.version} · ${state.bundle}`;
   $("stop").hidden = Boolean(state.ended);
   showChoices();
-  showEditor();
+  editor.show();
   showVideo();
   if (state.ended) return finish(state.ended);
   listen();
@@ -87,7 +74,7 @@ function listen() {
     touch("account", "status");
   });
   on("sources", (ended) => { for (const one of state.sources) one.ended = ended[one.name] ?? null; touch("labels", "status"); });
-  on("tables", (tables) => { state.tables = tables; if (!edited) showClasses(); touch("labels"); });
+  on("tables", (tables) => { state.tables = tables; editor.show(); touch("labels"); });
   on("end", finish);
   stream.onopen = () => touch("status", "labels", "timeline", "events", "account");
   stream.onerror = () => { stream.close(); lost(); };
@@ -148,6 +135,7 @@ function draw() {
 function showStatus() {
   const say = (kind, text, notice = "") => {
     if ($("status").dataset.state !== kind || $("status").textContent !== text) { $("status").dataset.state = kind; $("status").textContent = text; }
+    $("stop").disabled = kind === "lost";
     $("notice").hidden = !notice;
     $("notice").dataset.kind = kind;
     if ($("notice").textContent !== notice) $("notice").textContent = notice;
@@ -179,7 +167,7 @@ function showChoices() {
   $("sources").replaceChildren(...state.sources.map((source) => {
     const button = el("button", "", { type: "button" });
     button.append(el("span", source.name), el("small", "waiting"));
-    button.onclick = () => { selected.source = source.name; showVideo(); touch("labels", "timeline", "events", "account"); };
+    button.onclick = () => { selected.source = source.name; $("still").width = 0; showVideo(); touch("labels", "timeline", "events", "account"); };
     return button;
   }));
   choose($("table"), $("table-choice"), state.tables.map((table) => table.name), "All");
@@ -318,65 +306,22 @@ function showAccount() {
   }
 }
 
-// ---------------------------------------------------------------- tables
+// ---------------------------------------------------------------- what the reader does
 
-const table = () => state.tables.find((one) => one.name === $("edit-table").value) ?? state.tables[0];
-
-function showClasses() {
-  const all = table().classes.length === table().count;
-  $("classes").value = all ? table().classes.join("\n") : "";
-  $("classes").placeholder = all ? "" : `${whole(table().count)} classes: too many to show here`;
-  edited = false;
-}
-
-function showEditor() {
-  const { enabled, reason } = state.editor;
-  $("classes").disabled = $("apply").disabled = $("revert").disabled = !enabled;
-  $("editor-off").hidden = enabled;
-  $("editor-off").textContent = reason;
-  if (!edited) showClasses();
-}
-
-async function change(what, request) {
-  const buttons = [$("apply"), $("upload")], said = $("editor-said");
-  said.dataset.kind = "";
-  said.textContent = what;
-  buttons.forEach((button) => { button.disabled = true; });
-  try {
-    const answer = await request(), body = await answer.json();
-    said.dataset.kind = answer.ok ? "good" : "bad";
-    said.textContent = answer.ok ? `In use from the next frame on: ${whole(body.count)} classes.` : body.error;
-    if (answer.ok) {
-      state.tables = state.tables.map((one) => (one.name === body.name ? body : one));
-      showClasses();
-    }
-  } catch {
-    said.dataset.kind = "bad";
-    said.textContent = "edgeclip did not answer; the old table stays.";
-  }
-  $("apply").disabled = !state.editor.enabled;
-  $("upload").disabled = false;
-}
-
-$("editor").onsubmit = (submitted) => {
-  submitted.preventDefault();
-  const body = JSON.stringify({ table: table().name, classes: $("classes").value.split("\n") });
-  change("Encoding the class names", () => fetch("/api/prompts", { method: "POST", headers: { "Content-Type": "application/json" }, body }));
-};
-$("upload").onchange = () => {
-  const file = $("upload").files[0];
-  if (file) change(`Uploading ${file.name}`, () => fetch(`/api/tables/${encodeURIComponent(table().name)}`, { method: "PUT", body: file })).finally(() => { $("upload").value = ""; });
-};
-$("classes").oninput = () => { edited = true; };
-$("revert").onclick = () => { showClasses(); $("editor-said").textContent = ""; };
-$("edit-table").onchange = showClasses;
 $("table").onchange = () => { selected.table = $("table").value; touch("labels", "timeline", "events"); };
 $("region").onchange = () => { selected.region = $("region").value; touch("labels", "timeline", "events"); };
 $("stop").onclick = () => { $("confirm").returnValue = ""; $("confirm").showModal(); };
 $("confirm").onclose = () => { if ($("confirm").returnValue === "yes") fetch("/api/stop", { method: "POST" }).catch(() => touch("status")); };
 $("video").onload = () => { const { naturalWidth: w, naturalHeight: h } = $("video"); if (h) $("frame").style.aspectRatio = Math.min(Math.max(w / h, 4 / 3), 2.2); };
+$("video").onerror = () => $("video").removeAttribute("src");  // what was kept of it shows through
+function keepStill() {
+  const { naturalWidth: w, naturalHeight: h } = $("video");
+  if (!w) return;
+  Object.assign($("still"), { width: w, height: h });
+  $("still").getContext("2d").drawImage($("video"), 0, 0);
+}
 const redraw = () => touch("timeline", "account");
 window.addEventListener("resize", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-setInterval(() => { if (state && frozen === null) touch("status", "timeline"); }, 1000);
+setInterval(() => { if (state && frozen === null) { keepStill(); touch("status", "timeline"); } }, 1000);
 begin();
