@@ -22,7 +22,7 @@ from edgeclip.cli_common import (
     notices,
 )
 from edgeclip.errors import InputError
-from edgeclip.prompts import PromptTable, load_templates, parse_classes
+from edgeclip.prompts import PromptTable, load_templates, make_classes, parse_classes
 
 if TYPE_CHECKING:
     from edgeclip.runtime.stream import Stream
@@ -66,9 +66,13 @@ def label(
     gate: Annotated[
         float | None,
         typer.Option(
-            help="Do not encode frames that changed by less than so many grey levels; docs/decisions.md.",
+            help="Do not encode frames that changed by no more than so many grey levels (14 was tested).",
             rich_help_panel=_INPUT,
         ),
+    ] = None,
+    gate_refresh: Annotated[
+        float | None,
+        typer.Option(help="With --gate: encode at least so often, seconds.", rich_help_panel=_INPUT),
     ] = None,
     smooth: Annotated[
         float, typer.Option(help="Time constant of smoothing, seconds; 0 is none.", rich_help_panel=_DECISIONS)
@@ -152,6 +156,7 @@ def label(
         limit=limit,
         regions=parse_tiles(tiles) if tiles else load_regions(regions) if regions else (),
         gate=gate,
+        gate_refresh_s=gate_refresh,
         decision=DecisionOptions(
             smooth_s=smooth,
             smooth="embeddings" if smooth_embeddings else "scores",
@@ -206,7 +211,10 @@ def _page(bundle: Bundle, address: str, token: str | None, templates: tuple[str,
         raise InputError(f"expected --web-address HOST:PORT, got {address!r}")
 
     def make_table(name: str, classes: str) -> PromptTable:
-        return build_table(bundle, parse_classes(classes), templates, name=name)
+        from edgeclip.export.tables import table_for_bundle
+
+        # Not parse_classes: what a browser sends must not name a file of this machine.
+        return table_for_bundle(bundle, make_classes(classes.split(",")), templates, name=name)
 
     make = make_table if has_text_encoder(bundle) else None
     return WebSink(host.strip("[]"), int(port), token, make_table=make)
@@ -217,7 +225,7 @@ def _signals(stream: Stream, watch: TableWatch) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the stream, the second the process; SIGHUP loads the tables again."""
 
     def end(number: int, _frame: Any) -> None:
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
         # A handler runs wherever the main thread is, also where it holds a lock that stopping needs.
         threading.Thread(target=stream.stop, kwargs={"interrupted": True}, name="edgeclip-stop").start()
 

@@ -20,10 +20,10 @@ from edgeclip.files import atomic_file, write_json
 from edgeclip.photographs import photograph
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.images import Image, opencv, write_image
-from edgeclip.runtime.overlay import draw_labels
+from edgeclip.runtime.overlay import draw_labels, fit
 from edgeclip.runtime.records import Scored
 from edgeclip.runtime.sink_files import JsonlSink
-from edgeclip.runtime.sink_video import OverlaySink, fit
+from edgeclip.runtime.sink_video import OverlaySink
 from edgeclip.runtime.source import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.terminal import TerminalView, print_summary

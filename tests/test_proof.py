@@ -113,9 +113,15 @@ class CountingEngine(OrtEngine):
     loads: ClassVar[list[str]] = []
 
     def __init__(
-        self, path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", threads: int | None = None
+        self,
+        path: Path,
+        encoder: EncoderSpec,
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        parallel: int = 1,
     ) -> None:
-        super().__init__(path, encoder, threads=threads)
+        super().__init__(path, encoder, threads=threads, parallel=parallel)
         self.loads.append(path.stem)
 
 
@@ -850,9 +856,10 @@ def test_label_says_on_stderr_what_it_chose_and_stdout_stays_as_it_was(
     again = cli("label", golden_bundle, photographs_dir)
     assert again[2].splitlines()[0] == chosen  # from the cache: the same figures
     _, before, why = cli("label", tiny_bundle, photographs_dir)
-    assert why == (
-        "fp32 on onnxruntime: not proved here: the bundle has no golden images; export it again to have some\n"
+    assert why.splitlines()[0] == (
+        "fp32 on onnxruntime: not proved here: the bundle has no golden images; export it again to have some"
     )
+    assert why.splitlines()[1].startswith("preprocess ")
     numbers = re.compile(r"\d+\.\d+")
     assert numbers.sub("#", out) == numbers.sub("#", before)
     assert out.startswith("5 frames labelled, 0 dropped, 0 failed in ")

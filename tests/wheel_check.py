@@ -73,7 +73,8 @@ def main() -> None:
         (sdist,) = (work / "dist").glob("*.tar.gz")
         print(f"{wheel.name} {wheel.stat().st_size / 1e6:.1f} MB, {sdist.name} {sdist.stat().st_size / 1e6:.1f} MB")
         with zipfile.ZipFile(wheel) as packed:
-            lacking = {"edgeclip/py.typed", "edgeclip/assets/starter.edgeclip/manifest.json"} - set(packed.namelist())
+            needed = {"py.typed", "assets/starter.edgeclip/manifest.json", "assets/web/index.html"}
+            lacking = {f"edgeclip/{name}" for name in needed} - set(packed.namelist())
         if lacking:
             sys.exit(f"the wheel lacks {sorted(lacking)}")
         found = {python: path for python in PYTHONS if (path := find(python))} or {"python": sys.executable}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,15 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     if int(status) != 0:
         raise EngineError(f"{function.__name__} failed: {_reason(status)}")
     return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def driver_loads() -> bool:
+    """Whether NVIDIA's driver is on this machine; needs no extra."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def find_gpu() -> Gpu | None:

@@ -9,7 +9,6 @@ nodes is read back: products (Conv, MatMul, …) on the CPU are an error, the re
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import io
 import platform
@@ -19,6 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeclip.devices.cuda import driver_loads
 from edgeclip.devices.probe import cpu_flags
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.extras import require
@@ -83,7 +83,7 @@ class OrtEngine(Engine):
             return True
         import onnxruntime as ort
 
-        return cls._installed(ort) and _nvidia_driver_loads()
+        return cls._installed(ort) and driver_loads()
 
     def describe(self) -> str:
         """``onnxruntime 1.32.0, CPUExecutionProvider, 2 threads``; for another provider, where the nodes went."""
@@ -253,14 +253,6 @@ def adds_int8_exactly(machine: str, flags: frozenset[str]) -> bool:
     issue.
     """
     return machine not in {"x86_64", "AMD64"} or bool(flags & {"avx512_vnni", "avx_vnni"})
-
-
-def _nvidia_driver_loads() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

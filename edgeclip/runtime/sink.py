@@ -20,6 +20,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeclipError
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.records import Event, LabelledFrame
+from edgeclip.runtime.regions import Region
 from edgeclip.runtime.source import Frame, Source
 from edgeclip.runtime.tables import TableSet
 
@@ -42,6 +43,7 @@ class Run:
         tables: the prompt tables in use; they can be replaced at any time.
         account: counts so far; only to be read.
         stop: ends the run as the end of the streams would.
+        regions: what is labelled in each frame, in the order of a record's views.
     """
 
     bundle: Bundle
@@ -49,6 +51,7 @@ class Run:
     tables: TableSet
     account: Account
     stop: Callable[[], None]
+    regions: tuple[Region, ...] = ()
 
     @property
     def live(self) -> bool:

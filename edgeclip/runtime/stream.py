@@ -13,27 +13,31 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
+
+import numpy as np
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError
-from edgeclip.prompts import PromptTable
+from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.batching import Batch, Batcher
-from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import engine_class
 from edgeclip.runtime.feed import End, Feeder, Places
-from edgeclip.runtime.gate import GateOptions, SceneGate
+from edgeclip.runtime.gate import SceneGate
 from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.runtime.preprocess_gate import choose_backend
 from edgeclip.runtime.records import Event, LabelledFrame
-from edgeclip.runtime.regions import Region, whole
-from edgeclip.runtime.sink import Run, Sink, SinkThread
+from edgeclip.runtime.regions import whole
+from edgeclip.runtime.scoring import Scorer
+from edgeclip.runtime.sink import Run, Sink, SinkThread, close_sinks
 from edgeclip.runtime.source import Source
+from edgeclip.runtime.stream_options import StreamOptions
 from edgeclip.runtime.tables import TableSet
 from edgeclip.runtime.track import Track
+
+__all__ = ["Stream", "StreamOptions"]
 
 _log = logging.getLogger("edgeclip")
 
@@ -42,52 +46,6 @@ _FILE_WAIT_S = 0.1
 _GATED_PLACES = 256
 _GATED_PLACES_WITH_PIXELS = 16
 _JOIN_S = 5.0
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """Rare knobs of :class:`Stream`; the defaults suit one camera as well as one file.
-
-    Attributes:
-        variant, engine: what to run; :func:`edgeclip.runtime.choose.choose` finds the fastest that is proved here.
-        preprocess: ``"exact"``, ``"fast"``, or ``"auto"`` for the fast one where it was seen to agree with the other.
-        threads: CPU threads an inference; None for all, shared by what is under way at once.
-        parallel: batches in the engine at once; None for one where a source is live, which is soonest done, and for
-            what gets the most done otherwise.
-        batch: rows encoded together at most; None for one of each source where any is live, and 8 otherwise.
-        wait_ms: how long a frame of a camera waits for those of others, once the engine is free.
-        top_k: labels to report for a view.
-        limit: frames to take of each source.
-        regions: what to label in a frame; by default the whole of it.
-        gate: change in grey levels below which a frame is not encoded; None to encode all.
-        decision: smoothing, hysteresis, abstention.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    variant: str = "fp32"
-    engine: str = "onnxruntime"
-    preprocess: str = "auto"
-    threads: int | None = None
-    parallel: int | None = None
-    batch: int | None = None
-    wait_ms: float = 10.0
-    top_k: int = 5
-    limit: int | None = None
-    regions: tuple[Region, ...] = ()
-    gate: float | None = None
-    decision: DecisionOptions = field(default_factory=DecisionOptions)
-
-    def __post_init__(self) -> None:
-        counts = {"threads": self.threads, "parallel": self.parallel, "batch": self.batch, "limit": self.limit}
-        for name, value in {**counts, "top": self.top_k}.items():
-            if value is not None and value < 1:
-                raise InputError(f"expected --{name} of at least 1, got {value}")
-        if self.gate is not None:
-            GateOptions(self.gate)
-        if self.wait_ms < 0:
-            raise InputError(f"expected --wait-ms of at least 0, got {self.wait_ms}")
 
 
 class Stream:
@@ -158,6 +116,7 @@ class Stream:
         )
         spec = bundle.manifest.encoder.preprocess
         self.preprocessing = choose_backend(self._encoder, options.preprocess)
+        whole_spec = None if options.regions else spec  # regions may lie where the centre crop would not look
         self._feeders = []
         self._tracks = []
         for position, source in enumerate(sources):
@@ -168,14 +127,16 @@ class Stream:
                     source,
                     Preprocessor(spec, self.preprocessing.backend),
                     self._regions,
-                    SceneGate(options.gate, spec=None if options.regions else spec) if options.gate else None,
+                    SceneGate(options.gate, max_skip_s=options.gate_refresh_s, spec=whole_spec)
+                    if options.gate is not None
+                    else None,
                     keep_pixels=keep_pixels,
                     limit=options.limit,
                 )
             )
             name = source.name if len(sources) > 1 else ""
             self._tracks.append(Track(options.decision, self._regions, source=name, top_k=options.top_k))
-        run = Run(bundle, tuple(sources), self.tables, self.account, self.stop)
+        run = Run(bundle, tuple(sources), self.tables, self.account, self.stop, self._regions)
         self._sinks: list[SinkThread] = []
         self._resources.callback(self._close_sinks, complete=False)  # does nothing once they are closed
         for sink in sinks:
@@ -235,18 +196,35 @@ class Stream:
             embeddings, encode_ms = batch.pending.result()
             self._batcher.taken(batch)
         scorers = self.tables.current()
+        rows = list(self._rows(batch, embeddings, scorers))
+        wanted = [own for own in rows if own is not None]
+        # One product a table for the whole batch: of a large table, reading its rows is what takes the time.
+        together = [scorer.scores(np.concatenate(wanted)) for scorer in scorers] if wanted else []
+        first = 0
+        for job, own in zip(batch.jobs, rows, strict=True):
+            scores = None
+            if own is not None:
+                scores = [of_table[first : first + len(own)] for of_table in together]
+                first += len(own)
+            taken_ms = None if job.small is None else encode_ms
+            labelled = self._tracks[job.source].label(job.frame, scores, scorers, encode_ms=taken_ms)
+            self._account_for(job.source, labelled, job.prepare_ms)
+            for sink in self._sinks:
+                sink.put(labelled, job.frame)
+            self._places.give(job.kind)
+            yield labelled
+
+    def _rows(
+        self, batch: Batch, embeddings: FloatArray | None, scorers: Sequence[Scorer]
+    ) -> Iterator[FloatArray | None]:
+        """What the tables have to score for each job of a batch."""
         first = 0
         for job in batch.jobs:
             own = None
             if job.small is not None and embeddings is not None:
                 own = embeddings[first : first + len(job.small)]  # (R, D)
                 first += len(job.small)
-            labelled = self._tracks[job.source].label(job.frame, own, scorers, encode_ms=encode_ms)
-            self._account_for(job.source, labelled, job.prepare_ms)
-            for sink in self._sinks:
-                sink.put(labelled, job.frame)
-            self._places.give(job.kind)
-            yield labelled
+            yield self._tracks[job.source].rows(job.frame, own, scorers)
 
     def _account_for(self, source: int, labelled: LabelledFrame, prepare_ms: float) -> None:
         account = self.account
@@ -282,8 +260,7 @@ class Stream:
 
     def _close_sinks(self, *, complete: bool) -> None:
         sinks, self._sinks = self._sinks, []
-        for sink in sinks:
-            sink.close(complete=complete)
+        close_sinks(sinks, complete=complete)
 
     def __enter__(self) -> Stream:
         return self

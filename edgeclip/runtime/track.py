@@ -35,29 +35,44 @@ class Track:
         self._smoothers = [EmbeddingSmoother(options.smooth_s) for _ in regions] if smoothed else []
         self._deciders: dict[tuple[str, str], Decider] = {}
         self._embeddings: FloatArray | None = None
+        self._scorers: Sequence[Scorer] = ()
+        self._scores: Sequence[FloatArray] = ()
         self._last = (-1, 0.0)
 
-    def label(
-        self, frame: Frame, embeddings: FloatArray | None, scorers: Sequence[Scorer], *, encode_ms: float
-    ) -> LabelledFrame:
-        """Say what the tables say of one frame.
+    def rows(self, frame: Frame, embeddings: FloatArray | None, scorers: Sequence[Scorer]) -> FloatArray | None:
+        """What the tables have to score for this frame: unit rows (R, D), or None if it is what they scored before.
 
         Args:
             frame: the frame, whose pixels are not looked at.
             embeddings: unit rows (R, D), one a region; None if the frame had not changed since the last one.
-            scorers: the tables in use, the first of which decides the frame's label.
-            encode_ms: of the batch in which it was encoded.
+            scorers: the tables in use.
         """
-        gated = embeddings is None
         if embeddings is None:
+            if not self._smoothers and scorers is self._scorers:
+                return None
             embeddings = self._embeddings
-        assert embeddings is not None, "the gate lets a source's first frame pass"
-        self._embeddings = embeddings
+            assert embeddings is not None, "the gate lets a source's first frame pass"
+        self._embeddings, self._scorers = embeddings, scorers
+        if not self._smoothers:
+            return embeddings
+        pairs = zip(self._smoothers, embeddings, strict=True)
+        return np.stack([smoother.update(row, frame.time_s) for smoother, row in pairs])
+
+    def label(
+        self, frame: Frame, scores: Sequence[FloatArray] | None, scorers: Sequence[Scorer], *, encode_ms: float | None
+    ) -> LabelledFrame:
+        """Say what the tables say of one frame.
+
+        Args:
+            frame: the one that :meth:`rows` was last called for, or was called for in this order.
+            scores: (R, C) of each table for what :meth:`rows` gave; None if it gave None.
+            scorers: the tables, the first of which decides the frame's label.
+            encode_ms: of the batch in which it was encoded; None if it had not changed.
+        """
+        if scores is not None:
+            self._scores = scores
         self._last = (frame.index, frame.time_s)
-        if self._smoothers:
-            rows = zip(self._smoothers, embeddings, strict=True)
-            embeddings = np.stack([smoother.update(row, frame.time_s) for smoother, row in rows])
-        decisions = self._decide(frame, embeddings, scorers)
+        decisions = self._decide(frame, self._scores, scorers)
         first = next(iter(decisions.values()))
         several = len(decisions) > 1
         return LabelledFrame(
@@ -66,11 +81,11 @@ class Track:
             label=first.label,
             score=first.score,
             top=first.top,
-            encode_ms=0.0 if gated else round(encode_ms, 3),
+            encode_ms=round(encode_ms or 0.0, 3),
             latency_ms=round((time.perf_counter() - frame.captured) * 1e3, 3),
             source=self._source,
             file=frame.file,
-            gated=gated,
+            gated=encode_ms is None,
             present=first.present,
             events=[event for decision in decisions.values() for event in decision.events],
             views=[View(*key, said.label, said.score, said.top, said.present) for key, said in decisions.items()]
@@ -84,10 +99,9 @@ class Track:
         return [event for decider in self._deciders.values() for event in decider.finish(frame=frame, time_s=time_s)]
 
     def _decide(
-        self, frame: Frame, embeddings: FloatArray, scorers: Sequence[Scorer]
+        self, frame: Frame, scores: Sequence[FloatArray], scorers: Sequence[Scorer]
     ) -> dict[tuple[str, str], Decision]:
         """(table, region) → what is said; all regions of the first table come first."""
-        scores = [scorer.scores(embeddings) for scorer in scorers]  # (R, C) each
         several = len(scorers) > 1
         decisions = {}
         for (scorer, of_table), (row, region) in product(zip(scorers, scores, strict=True), enumerate(self._regions)):
