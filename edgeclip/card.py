@@ -9,8 +9,14 @@ from edgeclip.bundle import Bundle
 
 
 def print_card(bundle: Bundle, console: Console) -> None:
-    """Print model, preprocessing, scoring, variants, tables and tools of a bundle."""
+    """Print model, preprocessing, scoring, variants, tables and tools of a bundle.
+
+    Raises:
+        IntegrityError: a table is missing or altered.
+        TableError: it cannot be used.
+    """
     manifest = bundle.manifest
+    prompts = [bundle.table(entry.name) for entry in manifest.tables]  # before a line is printed: it may be refused
     model, encoder = manifest.model, manifest.encoder
     preprocess = encoder.preprocess
     resize = f"shorter side to {preprocess.resize_to}" if preprocess.resize == "shortest" else "squashed"
@@ -39,10 +45,18 @@ def print_card(bundle: Bundle, console: Console) -> None:
         variants.add_row(variant.name, variant.precision, str(variant.opset), batch, f"{size / 1e6:.1f}")
     console.print(variants, highlight=False)
 
-    tables = Table("table", "classes", "content", box=None, header_style="bold", padding=(0, 2))
-    for table in manifest.tables:
-        tables.add_row(table.name, str(table.classes), table.content_hash[:12])
-    if manifest.tables:
+    tables = Table(
+        "table", "classes", "background", "thresholds", "content", box=None, header_style="bold", padding=(0, 2)
+    )
+    for entry, table in zip(manifest.tables, prompts, strict=True):
+        tables.add_row(
+            entry.name,
+            str(len(table.classes)),
+            str(len(table.background)),
+            str(len(table.thresholds) or "none"),
+            entry.content_hash[:12],
+        )
+    if prompts:
         console.print(tables, highlight=False)
     else:
         console.print("no prompt table yet: edgeclip prompts build", highlight=False)

@@ -67,6 +67,9 @@ def prompts_build(
     classes: Annotated[str, typer.Option(help=ClassesHelp)],
     name: Annotated[str, typer.Option(help="Name of the table.")],
     templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
+    background: Annotated[
+        str | None, typer.Option(help='What means nothing of interest, so unknown: "empty room, wall | plaster".')
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table of that name.")] = False,
 ) -> None:
@@ -77,13 +80,15 @@ def prompts_build(
         raise InputError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
     if output and output.exists() and not overwrite:
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
-    table = build_table(opened, parse_classes(classes), load_templates(templates), name=name)
+    nothing = () if background is None else parse_classes(background)
+    table = build_table(opened, parse_classes(classes), load_templates(templates), name=name, background=nothing)
     if output:
         table.save(output)
     else:
         opened.add_table(table, overwrite=overwrite)
+    of_which = f" ({len(table.background)} background)" if table.background else ""
     console.print(
-        f"{name}: {len(table.classes)} classes × {len(table.templates)} templates → {output or opened.path}",
+        f"{name}: {len(table.classes)} classes{of_which} × {len(table.templates)} templates → {output or opened.path}",
         highlight=False,
     )
 
