@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeclip import Bundle
+from edgeclip.runtime.images import write_image
 from tests.conftest import make_table, shared
 
 EDGECLIP = [sys.executable, "-m", "edgeclip"]
@@ -185,3 +187,27 @@ def test_the_bottle_is_seen() -> None:
     share = re.search(r"bottle\s+[\d,]+ frames\s+([\d.]+)%", text)
     assert share, text
     assert float(share[1]) > 50
+
+
+def test_what_is_background_is_said_to_be_unknown(photographs_dir: Path, tmp_path: Path) -> None:
+    table, wall, jsonl = tmp_path / "rooms.safetensors", tmp_path / "wall.png", tmp_path / "labels.jsonl"
+    wanted = ["--classes", "cat, dog", "--background", "empty room, wall"]
+    text = edgeclip("prompts", "build", "starter", "--name", "rooms", *wanted, "--output", table)
+    assert "rooms: 4 classes (2 background) × 7 templates" in text
+    write_image(wall, np.full((240, 320, 3), 128, np.uint8))
+    labels = []
+    for picture in (wall, photographs_dir / "chelsea.jpg"):
+        edgeclip("label", "starter", picture, "--table", table, "--engine", "onnxruntime", "--jsonl", jsonl)
+        line = json.loads(jsonl.read_text())
+        labels.append((line["label"], line["top"][0][0]))
+        jsonl.unlink()
+    assert labels[0][0] == "unknown"
+    assert labels[0][1] in {"empty room", "wall"}
+    assert labels[1] == ("cat", "cat")
+
+
+def test_nothing_but_background_is_refused(tmp_path: Path) -> None:
+    build = ["prompts", "build", "starter", "--name", "x", "--output", tmp_path / "x.safetensors"]
+    assert "background rows only" in refused(*build, "--classes", "wall", "--background", "wall")
+    assert "at least one class" in refused(*build, "--classes", "wall", "--background", "")
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from edgeclip import PromptTable, build_table, load_templates, make_classes, parse_classes
+from edgeclip import Bundle, PromptTable, build_table, load_templates, make_classes, parse_classes
+from edgeclip.card import print_card
 from edgeclip.errors import PromptError, TableError
 from edgeclip.prompts import FloatArray
 from tests.conftest import make_table
@@ -155,3 +158,39 @@ def test_the_content_hash_follows_the_content() -> None:
     base = make_table(model_id="0" * 16)
     assert base.content_hash == make_table("another name", model_id="0" * 16).content_hash
     assert base.content_hash != make_table(model_id="1" * 16).content_hash
+
+
+def test_background_is_listed_with_its_table_in_a_bundle(tiny_bundle: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    plain = make_table("rooms", model_id=opened.manifest.model.id)
+    opened.add_table(dataclasses.replace(plain, background=("rocket",), thresholds={"cat": 0.4, "cup": 0.3}))
+    stored = Bundle.open(tiny_bundle)
+    table = stored.table("rooms")
+    assert (table.background, dict(table.thresholds)) == (("rocket",), {"cat": 0.4, "cup": 0.3})
+    with (console := Console(width=120)).capture() as captured:
+        print_card(stored, console)
+    rows = {line.split()[0]: line.split()[1:4] for line in captured.get().splitlines() if line.strip()}
+    assert rows["table"] == ["classes", "background", "thresholds"]
+    assert (rows["rooms"], rows["things"]) == (["3", "1", "2"], ["3", "0", "none"])
+
+
+def test_background_is_of_the_table_and_not_of_its_cached_rows() -> None:
+    pytest.importorskip("torch")
+    from edgeclip.export.tables import table_for_bundle
+
+    starter = Bundle.open("starter")
+    empty, wall = make_classes(["empty room | vacant room", "wall"])
+    classes = make_classes(["cat", "wall | plaster"])
+    first = table_for_bundle(starter, classes, ["{}"], name="a", background=[empty, wall])
+    assert (first.labels, first.background) == (("cat", "wall", "empty room"), ("empty room", "wall"))
+    assert first.classes[1].names == ("wall", "plaster")
+    encoded: list[int] = []
+    again = table_for_bundle(
+        starter, [*classes, empty], ["{}"], name="b", progress=lambda done, _: encoded.append(done)
+    )
+    assert (again.name, again.background, encoded) == ("b", (), [])
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    one = table_for_bundle(starter, [*classes, empty], ["{}"], name="c", background=[empty])
+    assert (one.name, one.background) == ("c", ("empty room",))
+    with pytest.raises(PromptError, match="expected the names wall, plaster, got wall, mural"):
+        table_for_bundle(starter, classes, ["{}"], name="d", background=make_classes(["wall | mural"]))
