@@ -78,6 +78,7 @@ def test_boxes_and_polygons_are_read(tmp_path: Path) -> None:
         ([{"name": "a", "box": [0, 0, 640, 480]}], "for pixels give width and height"),
         ([{"name": "a", "box": [0, 0, 641, 480], "width": 640, "height": 480}], "inside of 640x480"),
         ([{"name": "a", "box": [0, 0, 1, 1], "width": 640}], "width and height"),
+        ([{"name": "a", "box": [0, 0, 1, 1], "width": 0, "height": 0}], "above 0, got 0.0 and 0.0"),
         ([{"name": "a", "polygon": [[0, 0], [1, 1]]}], "at least 3 corners"),
         ([{"name": "a", "polygon": [[0, 0], [0.5, 0.5], [1, 1]]}], "some area"),
         ([{"name": "a", "box": [0, 0, 1, 1]}] * 2, "twice"),

@@ -13,7 +13,7 @@ import pytest
 
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.errors import TableError
-from edgeclip.prompts import content_hash, unit_rows
+from edgeclip.prompts import PromptClass, content_hash, unit_rows
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.table_watch import TableWatch, origins
 from edgeclip.runtime.tables import TableSet
@@ -252,3 +252,23 @@ def test_a_file_that_is_being_written_is_waited_for(tiny_bundle: Path, tmp_path:
     look()
     look()
     assert len(tables.current()[0].labels) == 500
+
+
+@pytest.mark.parametrize("labels", [[], ["cat", "dog", "cat"]])
+def test_a_table_that_could_not_be_scored_is_refused_before_the_loop_sees_it(
+    tiny_bundle: Path, labels: list[str]
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    tables = TableSet(bundle, [bundle.table()])
+    before = tables.current()
+    rows = unit_rows(np.ones((len(labels), WIDTH), np.float32))
+    classes = tuple(PromptClass(label, (label,)) for label in labels)
+    with pytest.raises(TableError, match=f"got {len(set(labels))} labels for {len(labels)} rows"):
+        tables.replace("things", PromptTable("things", classes, rows, ("{}",), bundle.manifest.model.id))
+    assert tables.current() is before
+
+
+def test_an_origin_of_no_table_is_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(TableError, match="expected origins of the tables things, got yard"):
+        TableWatch(TableSet(bundle, [bundle.table()]), {"yard": tiny_bundle})

@@ -172,8 +172,9 @@ def _region(entry: _Entry, file: _File, where: str) -> Region:
     if not entry.name.strip():
         raise InputError(f"{where}: expected a name, got none")
     where = f"{where} ({entry.name})"
-    width, height = entry.width or file.width, entry.height or file.height
-    if (width is None) != (height is None) or min(width or 1, height or 1) <= 0:
+    width = file.width if entry.width is None else entry.width
+    height = file.height if entry.height is None else entry.height
+    if (width is None) != (height is None) or not all(side is None or side > 0 for side in (width, height)):
         raise InputError(f"{where}: expected width and height of the reference frame above 0, got {width} and {height}")
     if (entry.box is None) == (entry.polygon is None):
         raise InputError(f"{where}: expected either a box or a polygon, got {'both' if entry.box else 'neither'}")

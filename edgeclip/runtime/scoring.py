@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeclip.errors import TableError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
@@ -41,12 +42,20 @@ class Scorer:
         labels: its C labels in row order.
         row_of: label to row.
         background: rows that mean "nothing of interest".
+
+    Raises:
+        TableError: a table without rows, or with two rows of one label.
     """
 
     def __init__(self, table: PromptTable, encoder: EncoderSpec) -> None:
         self.table = table
         self.labels = table.labels
         self.row_of = {label: row for row, label in enumerate(self.labels)}
+        if not 0 < len(self.row_of) == len(self.labels):
+            raise TableError(
+                f"expected rows of different labels in table {table.name!r}, got {len(self.row_of)} labels for "
+                f"{len(self.labels)} rows: build it again"
+            )
         self.background = frozenset(self.row_of[label] for label in table.background)
         self._thresholds = {self.row_of[label]: float(value) for label, value in table.thresholds.items()}
         self._rows = np.ascontiguousarray(table.embeddings, np.float32)  # (C, D), as the table has it

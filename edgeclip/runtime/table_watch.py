@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from edgeclip.bundle import MANIFEST, Bundle
-from edgeclip.errors import EdgeclipError
+from edgeclip.errors import EdgeclipError, TableError
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.tables import TableSet
 
@@ -27,6 +29,9 @@ class TableWatch:
         interval_s: how often to look, seconds.
         on_change: called with the name after a table was replaced, on this thread.
 
+    Raises:
+        TableError: an origin of a table that is not among ``tables``.
+
     A file must look the same twice in a row before it is read, so one that is being written is waited for. A table
     that cannot be used is refused with one warning, and the old one stays until the file changes again.
     """
@@ -39,6 +44,8 @@ class TableWatch:
         interval_s: float = 1.0,
         on_change: Callable[[str], None] | None = None,
     ) -> None:
+        if strange := sorted(set(origins).difference(tables.names)):
+            raise TableError(f"expected origins of the tables {', '.join(tables.names)}, got {', '.join(strange)}")
         self._tables = tables
         self._origins = dict(origins)
         self._interval_s = interval_s
@@ -46,9 +53,8 @@ class TableWatch:
         self._seen = {name: _stamp(path) for name, path in self._origins.items()}  # as last read
         self._before = dict(self._seen)  # as last looked at
         self._hashes = dict(zip(tables.names, [s.table.content_hash for s in tables.current()], strict=True))
-        self._wake = threading.Event()
-        self._forced = False
-        self._closing = False
+        # Of all that wakes a thread only this may be used where a signal has interrupted a use of it.
+        self._orders: queue.SimpleQueue[Literal["reload", "close"]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgeclip-tables", daemon=True)
 
     def start(self) -> TableWatch:
@@ -58,13 +64,11 @@ class TableWatch:
 
     def reload(self) -> None:
         """Read every file again soon, changed or not; may be called from a signal handler."""
-        self._forced = True
-        self._wake.set()
+        self._orders.put("reload")
 
     def close(self) -> None:
         """Stop watching."""
-        self._closing = True
-        self._wake.set()
+        self._orders.put("close")
         if self._thread.is_alive():
             self._thread.join(5.0)
 
@@ -76,13 +80,14 @@ class TableWatch:
 
     def _run(self) -> None:
         while True:
-            self._wake.wait(self._interval_s)
-            if self._closing:
+            try:
+                order = self._orders.get(timeout=self._interval_s)
+            except queue.Empty:
+                order = None
+            if order == "close":
                 return
-            self._wake.clear()
-            forced, self._forced = self._forced, False
             for name, origin in self._origins.items():
-                self._look(name, origin, forced=forced)
+                self._look(name, origin, forced=order == "reload")
 
     def _look(self, name: str, origin: Path, *, forced: bool) -> None:
         stamp = _stamp(origin)
