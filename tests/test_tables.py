@@ -272,3 +272,31 @@ def test_an_origin_of_no_table_is_refused(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(TableError, match="expected origins of the tables things, got yard"):
         TableWatch(TableSet(bundle, [bundle.table()]), {"yard": tiny_bundle})
+
+
+def test_a_file_that_changed_before_the_watch_began_is_taken(
+    tiny_bundle: Path, tmp_path: Path, changes: Changes
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    path = tmp_path / "own.safetensors"
+    table_of(bundle, "own", ["x"]).save(path)
+    tables = TableSet(bundle, [PromptTable.load(path), bundle.table()])
+    table_of(bundle, "own", ["y"]).save(path)
+    where = origins(tables.names, tiny_bundle, {"own": path})
+    with TableWatch(tables, where, interval_s=0.05, on_change=changes):
+        changes.wait(1)
+    assert tables.current()[0].labels == ("y",)
+    assert changes.names == ["own"]
+
+
+def test_other_rows_of_the_same_prompts_are_taken(tiny_bundle: Path, tmp_path: Path, changes: Changes) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    path = tmp_path / "own.safetensors"
+    table_of(bundle, "own", ["x", "y"]).save(path)
+    tables = TableSet(bundle, [PromptTable.load(path)])
+    other = table_of(bundle, "own", ["x", "y"], seed=7)
+    assert other.content_hash == tables.current()[0].table.content_hash
+    with TableWatch(tables, {"own": path}, interval_s=0.05, on_change=changes):
+        other.save(path)
+        changes.wait(1)
+    np.testing.assert_array_equal(tables.current()[0].table.embeddings, other.embeddings)

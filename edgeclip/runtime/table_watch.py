@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from edgeclip.bundle import MANIFEST, Bundle
 from edgeclip.errors import EdgeclipError, TableError
 from edgeclip.prompts import PromptTable
@@ -52,7 +55,10 @@ class TableWatch:
         self._on_change = on_change
         self._seen = {name: _stamp(path) for name, path in self._origins.items()}  # as last read
         self._before = dict(self._seen)  # as last looked at
-        self._hashes = dict(zip(tables.names, [s.table.content_hash for s in tables.current()], strict=True))
+        self._read = {name: scorer.table for name, scorer in zip(tables.names, tables.current(), strict=True)}
+        for name, path in self._origins.items():
+            if _content_hash(name, path) != self._read[name].content_hash:  # it changed after it had been loaded
+                self._seen[name] = None
         # Of all that wakes a thread only this may be used where a signal has interrupted a use of it.
         self._orders: queue.SimpleQueue[Literal["reload", "close"]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="edgeclip-tables", daemon=True)
@@ -98,13 +104,13 @@ class TableWatch:
         self._seen[name] = stamp
         try:
             table = _load(name, origin)
-            if not forced and table.content_hash == self._hashes[name]:
+            if not forced and _same(table, self._read[name]):
                 return  # another table of the bundle has changed
             self._tables.replace(name, table)
         except (EdgeclipError, OSError) as error:
             _log.warning("the new table %s is refused, the old one stays: %s", name, error)
             return
-        self._hashes[name] = table.content_hash
+        self._read[name] = table
         _log.info("table %s replaced: %d classes", name, len(table.classes))
         if self._on_change:
             self._on_change(name)
@@ -117,6 +123,23 @@ def origins(tables: Sequence[str], bundle: Path, files: Mapping[str, Path] | Non
 
 def _load(name: str, origin: Path) -> PromptTable:
     return Bundle.open(origin).table(name) if origin.is_dir() else PromptTable.load(origin)
+
+
+def _same(one: PromptTable, other: PromptTable) -> bool:
+    # Rows too: those of one model may be made otherwise than from the prompts that the hash covers.
+    return one.content_hash == other.content_hash and np.array_equal(one.embeddings, other.embeddings)
+
+
+def _content_hash(name: str, origin: Path) -> str | None:
+    """What the origin says that its table is made of, without reading its rows; None if it cannot be told."""
+    try:
+        if origin.is_dir():
+            entries = Bundle.open(origin).manifest.tables
+            return next((entry.content_hash for entry in entries if entry.name == name), None)
+        with safe_open(origin, framework="np") as stored:
+            return (stored.metadata() or {}).get("content_hash")
+    except (EdgeclipError, OSError, SafetensorError):
+        return None  # the first look reads it, and says what is wrong
 
 
 def _stamp(origin: Path) -> Stamp | None:
