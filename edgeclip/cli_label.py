@@ -81,8 +81,13 @@ def label(
         bool,
         typer.Option("--smooth-embeddings", help="Smooth embeddings in place of scores.", rich_help_panel=_DECISIONS),
     ] = False,
-    enter: Annotated[float, typer.Option(help="Score from which a label enters.", rich_help_panel=_DECISIONS)] = 0.5,
-    leave: Annotated[float, typer.Option(help="Score below which it leaves.", rich_help_panel=_DECISIONS)] = 0.35,
+    enter: Annotated[
+        float | None,
+        typer.Option(help="Score from which a label enters. (while it is the best)", rich_help_panel=_DECISIONS),
+    ] = None,
+    leave: Annotated[
+        float | None, typer.Option(help="Score below which it leaves. (0.7 of enter)", rich_help_panel=_DECISIONS)
+    ] = None,
     dwell: Annotated[
         float, typer.Option(help="Seconds that it must have entered or left for.", rich_help_panel=_DECISIONS)
     ] = 0.5,

@@ -20,6 +20,8 @@ SPEC = EncoderSpec(
     logit_scale=10.0,
 )
 
+HYSTERESIS = {"enter": 0.5, "leave": 0.35}
+
 
 def scorer(*labels: str, **said: Any) -> Scorer:
     rows = np.random.default_rng(0).standard_normal((len(labels), 8)).astype(np.float32)
@@ -81,7 +83,7 @@ def test_smoothing_leaves_the_callers_scores_alone() -> None:
 
 
 def test_a_label_enters_after_its_dwell_and_leaves_after_it() -> None:
-    options = DecisionOptions(dwell_s=0.3)
+    options = DecisionOptions(dwell_s=0.3, **HYSTERESIS)
     rows = [[0.1, 0.9]] * 2 + [[0.8, 0.2]] * 6 + [[0.1, 0.2]] * 5
     decisions = play(Decider(options, source="s", region="r", table="t"), scorer("a", "b"), rows)
     assert said(decisions) == [("enter", "a", 5), ("leave", "a", 10)]
@@ -93,24 +95,24 @@ def test_a_label_enters_after_its_dwell_and_leaves_after_it() -> None:
 
 
 def test_flicker_neither_enters_nor_leaves() -> None:
-    decider, table = Decider(DecisionOptions(dwell_s=0.3)), scorer("a", "b")
+    decider, table = Decider(DecisionOptions(dwell_s=0.3, **HYSTERESIS)), scorer("a", "b")
     assert said(play(decider, table, [[0.9, 0.1], [0.2, 0.8]] * 8)) == []
     held = play(decider, table, [[0.9, 0.1]] * 5 + [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1]] * 4, start=16)
     assert said(held) == [("enter", "a", 19)]
 
 
 def test_between_leave_and_enter_a_present_label_stays_and_an_absent_one_does_not_come() -> None:
-    decider, table = Decider(DecisionOptions(dwell_s=0.0)), scorer("a", "b")
+    decider, table = Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS)), scorer("a", "b")
     assert said(play(decider, table, [[0.6, 0.4]] + [[0.4, 0.45]] * 20)) == [("enter", "a", 0)]
 
 
 def test_several_labels_of_a_sigmoid_table_are_present_at_once() -> None:
-    decisions = play(Decider(DecisionOptions(dwell_s=0.1)), scorer("a", "b", "c"), [[0.9, 0.7, 0.1]] * 3)
+    decisions = play(Decider(DecisionOptions(dwell_s=0.1, **HYSTERESIS)), scorer("a", "b", "c"), [[0.9, 0.7, 0.1]] * 3)
     assert sorted(decisions[-1].present) == ["a", "b"]
 
 
 def test_what_is_present_leaves_at_the_end_once() -> None:
-    decider, table = Decider(DecisionOptions(dwell_s=0.0)), scorer("a", "b")
+    decider, table = Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS)), scorer("a", "b")
     play(decider, table, [[0.9, 0.1]] * 2)
     assert [(e.kind, e.label, e.end_s) for e in decider.finish(frame=1, time_s=0.1)] == [("leave", "a", 0.1)]
     assert decider.finish(frame=1, time_s=0.1) == []
@@ -118,7 +120,7 @@ def test_what_is_present_leaves_at_the_end_once() -> None:
 
 def test_a_background_row_means_unknown_and_never_enters() -> None:
     table = scorer("a", "empty room", background=("empty room",))
-    decisions = play(Decider(DecisionOptions(dwell_s=0.0)), table, [[0.1, 0.9], [0.8, 0.2]])
+    decisions = play(Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS)), table, [[0.1, 0.9], [0.8, 0.2]])
     assert [d.label for d in decisions] == ["unknown", "a"]
     assert decisions[0].score == pytest.approx(0.9)
     assert said(decisions) == [("enter", "a", 1)]
@@ -133,12 +135,14 @@ def test_abstention_below_the_option_or_else_the_tables_own_threshold() -> None:
 
 def test_a_class_enters_at_its_own_threshold() -> None:
     table = scorer("a", "b", thresholds={"a": 0.2, "b": 0.95})
-    decisions = play(Decider(DecisionOptions(dwell_s=0.0)), table, [[0.25, 0.75], [0.15, 0.85], [0.1, 0.9]])
+    decisions = play(
+        Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS)), table, [[0.25, 0.75], [0.15, 0.85], [0.1, 0.9]]
+    )
     assert said(decisions) == [("enter", "a", 0), ("leave", "a", 2)]
 
 
 def test_another_table_continues_the_stays_of_the_classes_that_it_has_too() -> None:
-    decider = Decider(DecisionOptions(dwell_s=0.0, smooth_s=5.0))
+    decider = Decider(DecisionOptions(dwell_s=0.0, smooth_s=5.0, **HYSTERESIS))
     play(decider, scorer("a", "b", "c"), [[0.9, 0.6, 0.0]] * 2)
     (after,) = play(decider, scorer("x", "a"), [[0.0, 0.9]], start=2)
     assert said([after]) == [("leave", "b", 2)]
@@ -148,7 +152,7 @@ def test_another_table_continues_the_stays_of_the_classes_that_it_has_too() -> N
 
 
 def test_a_step_back_in_time_ends_the_stays() -> None:
-    decider, table = Decider(DecisionOptions(dwell_s=0.0)), scorer("a", "b")
+    decider, table = Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS)), scorer("a", "b")
     play(decider, table, [[0.9, 0.1]] * 5)
     assert said(play(decider, table, [[0.1, 0.2]])) == [("leave", "a", 0)]
 
@@ -164,7 +168,7 @@ def test_images_without_a_time_are_each_their_own() -> None:
 
 def test_a_table_of_100000_classes_follows_its_few_stays_only() -> None:
     table = scorer(*(f"class {i}" for i in range(100_000)), background=("class 7",))
-    decider = Decider(DecisionOptions(dwell_s=0.0, smooth_s=0.1))
+    decider = Decider(DecisionOptions(dwell_s=0.0, smooth_s=0.1, **HYSTERESIS))
     scores = np.zeros(100_000, np.float32)
     scores[[7, 99_999]] = 0.9, 0.8
     decision = decider.update(table, scores, frame=0, time_s=0.0, top_k=3)
@@ -180,3 +184,28 @@ def test_embeddings_are_smoothed_to_unit_length() -> None:
     np.testing.assert_allclose(blended, [math.sqrt(0.5)] * 2, atol=1e-6)
     np.testing.assert_array_equal(smoother.update(second, 0.0), second)
     np.testing.assert_array_equal(EmbeddingSmoother(0.0).update(second, 5.0), second)
+
+
+def test_by_default_a_class_is_there_while_it_is_the_label() -> None:
+    """Whatever its score: that depends on how many classes there are."""
+    a, b, nothing = [0.12, 0.1, 0.05], [0.1, 0.12, 0.05], [0.1, 0.1, 0.3]
+    table = scorer("a", "b", "empty", background=("empty",))
+    frames = [a] * 8 + [b] * 2 + [a] * 2 + [b] * 8 + [nothing] * 8
+    decisions = play(Decider(DecisionOptions(dwell_s=0.5)), table, frames)
+    assert [(kind, label) for kind, label, _ in said(decisions)] == [
+        ("enter", "a"),
+        ("enter", "b"),
+        ("leave", "a"),
+        ("leave", "b"),
+    ]
+    assert decisions[9].present == ["a"], "a flicker is shorter than the dwell"
+    assert decisions[-1].present == []
+
+
+def test_leave_needs_enter_and_is_seven_tenths_of_it() -> None:
+    with pytest.raises(InputError, match="expected enter beside leave"):
+        DecisionOptions(leave=0.2)
+    decisions = play(
+        Decider(DecisionOptions(enter=0.5, dwell_s=0.0)), scorer("a", "b"), [[0.5, 0.1], [0.36, 0], [0.34, 0]]
+    )
+    assert [d.present for d in decisions] == [["a"], ["a"], []]

@@ -14,6 +14,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.records import UNKNOWN, Event, Scored
 from edgeclip.runtime.scoring import Scorer
 
+_LEAVE_RATIO = 0.7
 _TICK_S = 1e-6  # sources round their times to this; 1.9 - 1.6 is to count as 0.3
 
 
@@ -26,8 +27,11 @@ class DecisionOptions:
             ``1 - exp(-dt / smooth_s)``, so the result does not depend on the frame rate.
         smooth: what is smoothed: the scores of each table, or the embedding that all tables score.
         enter: score from which a class counts as there; a class with a threshold of its own in the table uses that.
-        leave: score below which it counts as gone; in proportion for a class with a threshold of its own.
-        dwell_s: how long a class must stay at ``enter`` to enter, and below ``leave`` to leave, seconds.
+            None for no such score: a class is there while it is the label. What a score means depends on the number of
+            classes, so no one value fits all tables.
+        leave: score below which it counts as gone, in proportion for a class with a threshold of its own; None for
+            seven tenths of ``enter``.
+        dwell_s: how long a class must be there to enter, and be gone to leave, seconds.
         unknown_below: the label is ``unknown`` below this score; None for the thresholds of the table, if it has any.
 
     Raises:
@@ -36,8 +40,8 @@ class DecisionOptions:
 
     smooth_s: float = 0.0
     smooth: Literal["scores", "embeddings"] = "scores"
-    enter: float = 0.5
-    leave: float = 0.35
+    enter: float | None = None
+    leave: float | None = None
     dwell_s: float = 0.5
     unknown_below: float | None = None
 
@@ -47,12 +51,19 @@ class DecisionOptions:
                 raise InputError(f"expected {name} of 0 or more seconds, got {seconds}")
         if self.smooth not in ("scores", "embeddings"):
             raise InputError(f"expected smooth to be scores or embeddings, got {self.smooth!r}")
-        if not 0 < self.enter <= 1:
+        if self.enter is not None and not 0 < self.enter <= 1:
             raise InputError(f"expected enter above 0 and up to 1, got {self.enter}")
-        if not 0 <= self.leave <= self.enter:
+        if self.leave is not None and self.enter is None:
+            raise InputError(f"expected enter beside leave ({self.leave}), got none: give both, or leave leave out")
+        if self.leave is not None and self.enter is not None and not 0 <= self.leave <= self.enter:
             raise InputError(f"expected leave from 0 to enter ({self.enter}), got {self.leave}: lower leave")
         if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
             raise InputError(f"expected unknown_below from 0 to 1, got {self.unknown_below}")
+
+    @property
+    def leave_ratio(self) -> float:
+        """Share of the score at which a class enters below which it counts as gone."""
+        return _LEAVE_RATIO if self.leave is None or self.enter is None else self.leave / self.enter
 
 
 @dataclass(frozen=True)
@@ -121,10 +132,11 @@ class Decider:
             events += self._change(scorer, frame=frame, time_s=time_s)
         smoothed = self._smooth(scores, time_s)
         self._time_s = time_s
-        events += self._follow(scorer, smoothed, frame=frame, time_s=time_s)
         top = scorer.top(smoothed, max(top_k, 1))
+        label = self._label(scorer, top[0])
+        events += self._follow(scorer, smoothed, label, frame=frame, time_s=time_s)
         present = [scorer.labels[row] for row, stay in self._stays.items() if stay.entered]
-        return Decision(self._label(scorer, top[0]), top[0].score, top[:top_k], present, events)
+        return Decision(label, top[0].score, top[:top_k], present, events)
 
     def finish(self, *, frame: int, time_s: float) -> list[Event]:
         """End of the stream: what is present leaves; the next update starts afresh."""
@@ -156,10 +168,13 @@ class Decider:
             self._smoothed += np.float32(-math.expm1(-elapsed_s / self._options.smooth_s)) * (scores - self._smoothed)
         return self._smoothed
 
-    def _follow(self, scorer: Scorer, scores: FloatArray, *, frame: int, time_s: float) -> list[Event]:
+    def _follow(self, scorer: Scorer, scores: FloatArray, label: str, *, frame: int, time_s: float) -> list[Event]:
         """Begin, continue and end stays; the loops go over the classes that are there, the rest is one comparison."""
         options = self._options
-        high = set(scorer.at_threshold(scores, options.enter))
+        enter = math.inf if options.enter is None else options.enter
+        high = set(scorer.at_threshold(scores, enter))
+        if options.enter is None and label != UNKNOWN and math.isinf(scorer.threshold_of(scorer.row_of[label], enter)):
+            high.add(scorer.row_of[label])
         for row in high - self._stays.keys():
             self._stays[row] = _Stay(time_s, time_s, 0.0, 0.0)
         events: list[Event] = []
@@ -173,7 +188,7 @@ class Decider:
                 elif time_s - stay.start_s >= options.dwell_s - _TICK_S:
                     stay.entered, stay.seen_s = True, time_s
                     events.append(self._event("enter", scorer.labels[row], stay, frame=frame, time_s=time_s))
-            elif score >= options.leave * scorer.threshold_of(row, options.enter) / options.enter:
+            elif row in high or score >= options.leave_ratio * scorer.threshold_of(row, enter):
                 stay.seen_s = time_s
             elif time_s - stay.seen_s >= options.dwell_s - _TICK_S:
                 gone.append((row, self._stays.pop(row)))
