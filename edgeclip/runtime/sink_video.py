@@ -14,6 +14,7 @@ from edgeclip.errors import InputError
 from edgeclip.files import atomic_file
 from edgeclip.runtime.overlay import draw_record, fit
 from edgeclip.runtime.records import LabelledFrame
+from edgeclip.runtime.regions import Region
 from edgeclip.runtime.sink import Run, Sink
 from edgeclip.runtime.slug import slugs
 from edgeclip.runtime.source import Frame, Source
@@ -51,11 +52,12 @@ class OverlaySink(Sink):
             InputError: a file cannot be written.
         """
         if len(run.sources) == 1:
-            self._films = {"": _Film(self.path, run.sources[0])}  # records name their source only among several
+            # Records name their source only among several.
+            self._films = {"": _Film(self.path, run.sources[0], run.regions)}
         else:
             own = slugs(source.name for source in run.sources)
             self._films = {
-                source.name: _Film(self.path.with_stem(f"{self.path.stem}-{own[source.name]}"), source)
+                source.name: _Film(self.path.with_stem(f"{self.path.stem}-{own[source.name]}"), source, run.regions)
                 for source in run.sources
             }
         with ExitStack() as stack:
@@ -79,8 +81,9 @@ class OverlaySink(Sink):
 class _Film:
     """One video file; frames of another size than the first are fitted to it."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: Source, regions: tuple[Region, ...]) -> None:
         self.path = path
+        self._regions = regions
         fps = source.fps or (_FPS_LIVE if source.live else _FPS_STILLS)
         self._rate = Fraction(min(max(fps, 1.0), 240.0)).limit_denominator(1001)
         self._resources = ExitStack()
@@ -107,7 +110,12 @@ class _Film:
             self._stream.width = max(image.shape[1] + image.shape[1] % 2, 160)
             self._stream.height = max(image.shape[0] + image.shape[0] % 2, 120)
             self._stream.pix_fmt = "yuv420p"
-        drawn = draw_record(fit(image, self._stream.height, self._stream.width), labelled)
+        size = self._stream.height, self._stream.width
+        if any(region.name for region in self._regions):
+            # On the frame itself, whose fractions the regions are in: fitting it may put a border around it.
+            drawn = fit(draw_record(image, labelled, self._regions), *size)
+        else:
+            drawn = draw_record(fit(image, *size), labelled)
         encoded = av.VideoFrame.from_ndarray(drawn, format="rgb24")
         # Frames that a camera lost leave a gap, so that the video runs as time did; images have no time.
         self._tick = max(self._tick + 1, round((labelled.time_s - self._start_s) * self._rate))
