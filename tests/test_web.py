@@ -22,6 +22,7 @@ from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.frames import Frame, Source
 from edgeclip.runtime.records import Event, LabelledFrame, Scored, View
+from edgeclip.runtime.regions import Region, parse_tiles
 from edgeclip.runtime.sink import Run, SinkThread
 from edgeclip.runtime.source import open_source
 from edgeclip.runtime.stream import Stream
@@ -48,8 +49,9 @@ def records(run: Run, count: int = 40) -> Iterator[tuple[LabelledFrame, Frame]]:
             tops = [[Scored(label, 0.6 / (place + 1)) for place, label in enumerate(scorer.labels)]
                     for scorer in run.tables.current()]  # fmt: skip
             views = [
-                View(table, "", top[0].label, top[0].score, top)
+                View(table, region, top[0].label, top[0].score, top)
                 for table, top in zip(run.tables.names, tops, strict=True)
+                for region in [region.name for region in run.regions] or [""]
             ]
             best = tops[0][0]
             events = []
@@ -71,10 +73,17 @@ def records(run: Run, count: int = 40) -> Iterator[tuple[LabelledFrame, Frame]]:
 class Page:
     """A run with a live page, and ways to ask it."""
 
-    def __init__(self, bundle: Bundle, sources: list[Source], sink: WebSink, tables: list[PromptTable]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        sources: list[Source],
+        sink: WebSink,
+        tables: list[PromptTable],
+        regions: tuple[Region, ...],
+    ) -> None:
         self.stopped = threading.Event()
         account = Account(sources={source.name: SourceCount() for source in sources})
-        self.run = Run(bundle, tuple(sources), TableSet(bundle, tables), account, self.stopped.set)
+        self.run = Run(bundle, tuple(sources), TableSet(bundle, tables), account, self.stopped.set, regions)
         self.sink = sink
         self.thread = SinkThread(sink, self.run)
         self.address = urlsplit(sink.url)
@@ -110,14 +119,19 @@ def serve(tiny_bundle: Path, video: Path) -> Iterator[Callable[..., Page]]:
     bundle = Bundle.open(tiny_bundle)
     pages: list[Page] = []
 
-    def start(names: tuple[str, ...] = ("yard",), tables: tuple[str, ...] = ("things",), **options: Any) -> Page:
+    def start(
+        names: tuple[str, ...] = ("yard",),
+        tables: tuple[str, ...] = ("things",),
+        regions: tuple[Region, ...] = (),
+        **options: Any,
+    ) -> Page:
         sources: list[Source] = []
         for name in names:
             source = open_source(str(video))
             source.name = name
             sources.append(source)
         made = [make_table(name, model_id=bundle.manifest.model.id, seed=seed) for seed, name in enumerate(tables)]
-        pages.append(Page(bundle, sources, WebSink(port=0, **options), made))
+        pages.append(Page(bundle, sources, WebSink(port=0, **options), made, regions))
         return pages[-1]
 
     yield start
@@ -516,3 +530,42 @@ def test_a_lost_server_is_said_and_found_again(serve: Callable[..., Page], tmp_p
         chromium.wait_for("document.querySelector('#status').dataset.state === 'waiting'")
         assert chromium.evaluate("document.querySelector('#still').width") == 320  # the last picture stays meanwhile
         back.close(complete=True)
+
+
+def test_regions_are_drawn_over_the_video_and_chosen_there(serve: Callable[..., Page], tmp_path: Path) -> None:
+    edge = Region("edge", ((1.0, 0.3), (1.0, 1.0), (0.82, 1.0)))
+    page = serve(regions=(*parse_tiles("3x2")[:5], edge))
+    assert page.ask("GET", "/api/state")[1]["regions"][-1] == {
+        "name": "edge",
+        "polygon": [list(p) for p in edge.polygon],
+    }
+    with browser(tmp_path) as chromium:
+        chromium.open(page.sink.url)
+        chromium.wait_for(f"({TEXT}).includes('Waiting for the first frame')")
+        play(page)
+        chromium.wait_for("document.querySelector('#tags')?.innerText.includes('cat')")
+        chromium.wait_for("document.querySelector('#video').naturalWidth === 320")
+        assert chromium.evaluate("document.querySelectorAll('#outlines g').length") == 6
+        chromium.wait_for("document.querySelector('#regions').style.width !== ''")
+        x, y = "tag.left - frame.left - frame.width / 3", "tag.top - frame.top - frame.height / 2"
+        assert chromium.evaluate(
+            "(() => { const frame = document.querySelector('#regions').getBoundingClientRect(),"
+            " tag = document.querySelectorAll('#tags button')[4].getBoundingClientRect();"
+            f" return Math.abs({x}) < 5 && Math.abs({y}) < 5; }})()"
+        )
+        chromium.evaluate("document.querySelectorAll('#tags button')[4].click()")
+        chromium.wait_for("document.querySelector('#outlines g.selected') !== null")
+        assert chromium.evaluate("document.querySelector('#region').value") == "tile 2,2"
+        assert chromium.evaluate("document.querySelectorAll('#views .view').length") == 1
+        chromium.screenshot(tmp_path / "page.png")
+        middle = "(() => { const box = document.querySelector('#regions').getBoundingClientRect();"
+        middle += " document.elementFromPoint(box.left + box.width * 0.97, box.top + box.height * 0.8)"
+        chromium.evaluate(middle + ".dispatchEvent(new MouseEvent('click', { bubbles: true })); })()")
+        chromium.wait_for("document.querySelector('#region').value === 'edge'")
+        chromium.evaluate("document.querySelector('#tags [aria-pressed=true]').click()")
+        chromium.wait_for("document.querySelector('#region').value === ''")
+        chromium.open(page.sink.url, width=390, height=844, dark=True)
+        chromium.wait_for("document.querySelector('#tags')?.innerText.includes('cat')")
+        chromium.wait_for("document.querySelector('#regions').style.width !== ''")
+        assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
+        chromium.screenshot(tmp_path / "phone.png")

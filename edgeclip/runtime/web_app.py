@@ -117,6 +117,7 @@ class WebApp:
                     for position, source in enumerate(self._run.sources)
                 ],
                 "tables": self._described_tables(),
+                "regions": [{"name": region.name, "polygon": region.polygon} for region in self._run.regions],
                 "editor": {"enabled": self._make_table is not None, "reason": "" if self._make_table else _NO_EDITOR},
                 "account": feed.totals(),
                 "samples": list(feed.samples),

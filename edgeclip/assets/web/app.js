@@ -3,6 +3,7 @@
 import { makeEditor } from "/editor.js";
 import { $, brief, el, score, time, whole } from "/dom.js";
 import { plot } from "/plot.js";
+import { makeRegions } from "/regions.js";
 
 const WINDOW_S = 60, SHOWN_EVENTS = 200, LINES = 8;
 
@@ -20,13 +21,19 @@ let samples = [];
 let events = [];
 const dirty = new Set();
 const editor = makeEditor(() => state);
+let placed = false;           // whether regions are drawn over the video
+const regions = makeRegions((name) => {
+  selected.region = selected.region === name ? "" : name;
+  $("region").value = selected.region;
+  touch("labels", "timeline", "events");
+});
 
 // ---------------------------------------------------------------- small helpers
 
 const now = () => frozen ?? performance.now() / 1000 - clock;
 const where = (view) => [state.tables.length > 1 ? view.table : "", view.region].filter(Boolean).join(" · ");
 const key = (source, view) => JSON.stringify([source, view.table, view.region]);
-const views = (record) => record.views?.length ? record.views : [{ ...record, table: state.tables[0].name, region: "" }];
+const views = (record) => record.views?.length ? record.views : [{ ...record, table: state.tables[0].name, region: state.regions[0]?.name ?? "" }];
 const chosen = (view) => (!selected.table || (view.table || state.tables[0].name) === selected.table) && (!selected.region || (view.region || "") === selected.region);
 const touch = (...parts) => { if (!dirty.size) requestAnimationFrame(draw); parts.forEach((part) => dirty.add(part)); };
 function slotOf(label, taken) {
@@ -55,6 +62,7 @@ async function start() {
   $("model").textContent = state.model;
   $("version").textContent = `edgeclip ${state.version} · ${state.bundle}`;
   $("stop").hidden = Boolean(state.ended);
+  placed = regions.show(state.regions);
   showChoices();
   editor.show();
   showVideo();
@@ -197,6 +205,7 @@ function showLabels() {
   const source = state.sources.find((one) => one.name === selected.source), record = latest.get(selected.source);
   $("waiting").hidden = Boolean(record);
   $("waiting").textContent = source.ended !== null ? source.ended || "This source ended" : state.ended ? "No frame came" : "Waiting for the first frame";
+  regions.label(record ? views(record) : [], selected.region);
   if (!record) {
     $("overlay").replaceChildren();
     $("views").replaceChildren(el("p", "No labels yet.", { class: "empty" }));
@@ -205,7 +214,7 @@ function showLabels() {
   const shown = views(record).filter(chosen), many = shown.length > 1;
   $("labels").classList.toggle("many", many);
   $("views").classList.toggle("views-grid", many);
-  $("overlay").replaceChildren(...shown.slice(0, 6).map((view) => {
+  $("overlay").replaceChildren(...(placed ? [] : shown.slice(0, 6)).map((view) => {
     const item = el("li");
     if (many) item.append(el("small", where(view)));
     item.append(el("span", view.label), el("span", score(view.score), { class: "score" }));
@@ -312,7 +321,7 @@ $("table").onchange = () => { selected.table = $("table").value; touch("labels",
 $("region").onchange = () => { selected.region = $("region").value; touch("labels", "timeline", "events"); };
 $("stop").onclick = () => { $("confirm").returnValue = ""; $("confirm").showModal(); };
 $("confirm").onclose = () => { if ($("confirm").returnValue === "yes") fetch("/api/stop", { method: "POST" }).catch(() => touch("status")); };
-$("video").onload = () => { const { naturalWidth: w, naturalHeight: h } = $("video"); if (h) $("frame").style.aspectRatio = Math.min(Math.max(w / h, 4 / 3), 2.2); };
+$("video").onload = () => { const { naturalWidth: w, naturalHeight: h } = $("video"); if (h) $("frame").style.aspectRatio = Math.min(Math.max(w / h, 4 / 3), 2.2); align(); };
 $("video").onerror = () => $("video").removeAttribute("src");  // what was kept of it shows through
 function keepStill() {
   const { naturalWidth: w, naturalHeight: h } = $("video");
@@ -320,7 +329,8 @@ function keepStill() {
   Object.assign($("still"), { width: w, height: h });
   $("still").getContext("2d").drawImage($("video"), 0, 0);
 }
-const redraw = () => touch("timeline", "account");
+const align = () => regions.align($("video").naturalWidth || $("still").width, $("video").naturalHeight || $("still").height);
+const redraw = () => { align(); touch("timeline", "account"); };
 window.addEventListener("resize", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 setInterval(() => { if (state && frozen === null) { keepStill(); touch("status", "timeline"); } }, 1000);
