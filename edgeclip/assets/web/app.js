@@ -205,7 +205,7 @@ function showLabels() {
   const source = state.sources.find((one) => one.name === selected.source), record = latest.get(selected.source);
   $("waiting").hidden = Boolean(record);
   $("waiting").textContent = source.ended !== null ? source.ended || "This source ended" : state.ended ? "No frame came" : "Waiting for the first frame";
-  regions.label(record ? views(record) : [], selected.region);
+  regions.label(record ? views(record).filter((view) => !selected.table || view.table === selected.table || !view.table) : [], selected.region);
   if (!record) {
     $("overlay").replaceChildren();
     $("views").replaceChildren(el("p", "No labels yet.", { class: "empty" }));
