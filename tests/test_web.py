@@ -562,7 +562,12 @@ def test_regions_are_drawn_over_the_video_and_chosen_there(serve: Callable[..., 
         middle += " document.elementFromPoint(box.left + box.width * 0.97, box.top + box.height * 0.8)"
         chromium.evaluate(middle + ".dispatchEvent(new MouseEvent('click', { bubbles: true })); })()")
         chromium.wait_for("document.querySelector('#region').value === 'edge'")
-        chromium.evaluate("document.querySelector('#tags [aria-pressed=true]').click()")
+        chromium.wait_for("document.querySelector('#tags button:last-child[aria-pressed=true]') !== null")
+        chromium.evaluate("document.querySelector('#tags button:last-child').focus()")
+        for kind in ("keyDown", "keyUp"):
+            chromium.call(
+                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13
+            )
         chromium.wait_for("document.querySelector('#region').value === ''")
         chromium.open(page.sink.url, width=390, height=844, dark=True)
         chromium.wait_for("document.querySelector('#tags')?.innerText.includes('cat')")
