@@ -94,8 +94,8 @@ class Engine(ABC):
         self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
-    def best_parallel(cls) -> int:
-        """How many inferences under way at once get the most done on this machine."""
+    def best_parallel(cls, precision: Precision) -> int:  # noqa: ARG003 - for subclasses
+        """How many inferences of a variant under way at once get the most done on this machine."""
         return min(usable_cores(), 4) if cls.on_cpu else 2
 
     @classmethod

@@ -19,6 +19,7 @@ from edgeclip.files import atomic_file
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engine import Engine
 from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.normalise import ByteArray, normalise
 from edgeclip.runtime.parity import ParityReport, compare_embeddings, worst_of
 from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.spec import PreprocessSpec
@@ -123,13 +124,21 @@ def decoded_inputs(files: Sequence[bytes], spec: PreprocessSpec) -> FloatArray:
     Raises:
         IntegrityError: one is no JPEG of the encoder's size.
     """
+    return normalise(spec, decoded_images(files, spec))
+
+
+def decoded_images(files: Sequence[bytes], spec: PreprocessSpec) -> ByteArray:
+    """JPEG files as (N, H, W, 3) uint8 RGB.
+
+    Raises:
+        IntegrityError: one is no JPEG of the encoder's size.
+    """
     cv2 = opencv()
-    preprocess = Preprocessor(spec)
-    inputs = []
+    images = []
     for file in files:
         image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) if file else None
+        # Not resized: it has the encoder's size, and a resize before a crop would cut it a second time.
         if image is None or image.shape[:2] != (spec.height, spec.width):
             raise IntegrityError(f"a golden image is no JPEG of {spec.height}x{spec.width}: copy the bundle again")
-        # Not resized: it has the encoder's size, and a resize before a crop would cut it a second time.
-        inputs.append(preprocess.normalise(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)))
-    return np.stack(inputs)
+        images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return np.stack(images)

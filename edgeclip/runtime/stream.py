@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, ParityError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.batching import Batch, Batcher
@@ -34,6 +34,7 @@ from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.sink import Run, Sink, SinkThread, close_sinks
 from edgeclip.runtime.source import Source
 from edgeclip.runtime.stream_options import StreamOptions
+from edgeclip.runtime.stream_proof import hold
 from edgeclip.runtime.tables import TableSet
 from edgeclip.runtime.track import Track
 
@@ -100,12 +101,10 @@ class Stream:
     def _prepare(self, bundle: Bundle, sinks: Sequence[Sink]) -> None:
         options, sources = self.options, self._sources
         live = any(source.live for source in sources)
-        parallel = options.parallel or (1 if live else engine_class(options.engine).best_parallel())
+        precision = bundle.variant(options.variant).precision
+        parallel = options.parallel or (1 if live else engine_class(options.engine).best_parallel(precision))
         rows = options.batch or (len(sources) * len(self._regions) if live else _FILE_BATCH)
-        self._encoder = self._resources.enter_context(
-            ImageEncoder(bundle, options.variant, engine=options.engine, threads=options.threads, parallel=parallel)
-        )
-        self._encoder.engine.prepare(rows if self._encoder.variant.dynamic_batch else 1)
+        self._encoder, parallel = self._load_encoder(bundle, rows, parallel)
         wait_s = options.wait_ms / 1e3 if live else _FILE_WAIT_S
         self._batcher = Batcher(self._encoder, sources=len(sources), rows=rows, wait_s=wait_s, parallel=parallel)
         keep_pixels = any(sink.wants_pixels for sink in sinks)
@@ -141,6 +140,27 @@ class Stream:
         self._resources.callback(self._close_sinks, complete=False)  # does nothing once they are closed
         for sink in sinks:
             self._sinks.append(SinkThread(sink, run))
+
+    def _load_encoder(self, bundle: Bundle, rows: int, parallel: int) -> tuple[ImageEncoder, int]:
+        """The encoder, held against the golden images as it will be used; one batch at a time if several go wrong."""
+        options = self.options
+        encoder = ImageEncoder(
+            bundle, options.variant, engine=options.engine, threads=options.threads, parallel=parallel
+        )
+        with ExitStack() as stack:
+            stack.enter_context(encoder)
+            rows = rows if encoder.variant.dynamic_batch else 1
+            encoder.engine.prepare(rows)
+            try:
+                hold(encoder, rows=rows, parallel=parallel)
+            except ParityError as error:
+                if parallel == 1:
+                    raise
+                _log.warning("%s; one batch at a time is tried instead", error)
+            else:
+                self._resources.push(stack.pop_all())
+                return encoder, parallel
+        return self._load_encoder(bundle, rows, 1)
 
     def __iter__(self) -> Iterator[Event]:
         for item in self._items():
