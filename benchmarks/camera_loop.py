@@ -297,14 +297,14 @@ def ours(bundle: Bundle, video: Path, table: PromptTable, **options: Any) -> Sys
 # Comparison -------------------------------------------------------------------------------------------------------
 
 
-def interleave(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
+def interleave(systems: dict[str, System], rounds: int, our_frames: int = OUR_FRAMES) -> dict[str, list[float]]:
     """Frames a second of each system in each round; every round gives each of them a stretch, in random order."""
     order, shuffled = list(systems), random.Random(0)
     fps: dict[str, list[float]] = {name: [] for name in systems}
     for _ in range(rounds):
         shuffled.shuffle(order)
         for name in order:
-            count = OUR_FRAMES if name.startswith(OURS) else PEER_FRAMES
+            count = our_frames if name.startswith(OURS) else PEER_FRAMES
             _, seconds = systems[name](count)
             fps[name].append(count / seconds)
     return fps
@@ -327,7 +327,7 @@ def compare(bundle: Bundle, table: PromptTable, video: Path, rounds: int) -> lis
 
 
 def compare_gated(bundle: Bundle, table: PromptTable, video: Path, rounds: int, gate: float) -> list[Result]:
-    """The best peer, and our loop with and without scene gating, on a real video."""
+    """The best peer, and our loop with and without scene gating over the whole of a real video."""
     with open_source(str(video)) as source:
         frames = sum(1 for _ in source)
     name = f"{OURS}, gate {gate:g}"
@@ -338,7 +338,7 @@ def compare_gated(bundle: Bundle, table: PromptTable, video: Path, rounds: int, 
     }
     every, gated = (systems[system](frames)[0] for system in (OURS, name))
     systems[BEST_PEER](AGREEMENT_FRAMES)
-    return rated(video, interleave(systems, rounds), {name: share_equal(gated, every)})
+    return rated(video, interleave(systems, max(1, rounds // 2), frames), {name: share_equal(gated, every)})
 
 
 def rated(video: Path, fps: dict[str, list[float]], agreement: dict[str, float]) -> list[Result]:

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ParityError
@@ -183,7 +184,8 @@ class Stream:
 
     def _items(self) -> Iterator[LabelledFrame | Event]:
         """Every labelled frame, and what left because its source ended."""
-        with self:
+        # OpenBLAS's threads spin for some 25 ms after each product of the tables: on two cores, a sixth of all time.
+        with self, threadpool_limits(limits=1, user_api="blas"):
             self.account.started = time.perf_counter()
             self._batcher.start()
             for feeder in self._feeders:
