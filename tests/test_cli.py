@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeclip import Bundle
+from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.runtime.images import write_image
 from tests.conftest import make_table, shared
 
@@ -211,3 +212,54 @@ def test_nothing_but_background_is_refused(tmp_path: Path) -> None:
     assert "background rows only" in refused(*build, "--classes", "wall", "--background", "wall")
     assert "at least one class" in refused(*build, "--classes", "wall", "--background", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_several_sources_tiles_gate_and_outputs_in_one_run(
+    tiny_bundle: Path, video: Path, photographs_dir: Path, tmp_path: Path
+) -> None:
+    jsonl, csv = tmp_path / "labels.jsonl", tmp_path / "labels.csv"
+    text = edgeclip(
+        *("label", tiny_bundle, video, photographs_dir, "--tiles", "2x1", "--gate", 14, "--smooth", 0.2),
+        *("--jsonl", jsonl, "--csv", csv, "--limit", 10),
+    )
+    records = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert "15 frames labelled" in text
+    assert {record["source"] for record in records} == {video.name, photographs_dir.name}
+    assert all([view["region"] for view in record["views"]] == ["tile 1,1", "tile 2,1"] for record in records)
+    assert len(csv.read_text().splitlines()) == 1 + 2 * 15
+
+
+def test_a_table_given_as_a_file_is_replaced_while_it_runs(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
+    model_id = Bundle.open(tiny_bundle).manifest.model.id
+    table, other, jsonl = tmp_path / "t.safetensors", tmp_path / "new.safetensors", tmp_path / "labels.jsonl"
+    make_table("t", model_id=model_id).save(table)
+    renamed = make_table("t", model_id=model_id)
+    changed = PromptTable("t", make_classes(["lynx", "kite", "jug"]), renamed.embeddings, ("{}",), model_id)
+    changed.save(other)
+    command = [*EDGECLIP, "label", tiny_bundle, video, "--realtime", "--loop", 0, "--table", table, "--jsonl", jsonl]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        wait_for(lambda: jsonl.exists() and len(jsonl.read_text().splitlines()) > 5)
+        other.replace(table)
+        running.send_signal(signal.SIGHUP)
+        wait_for(lambda: set(labels_of(jsonl)) & {"lynx", "kite", "jug"})
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    assert running.returncode == 0, err
+    frames = [json.loads(line)["frame"] for line in jsonl.read_text().splitlines()]
+    assert frames == sorted(set(frames))
+    before = labels_of(jsonl).index(next(label for label in labels_of(jsonl) if label in {"lynx", "kite", "jug"}))
+    assert set(labels_of(jsonl)[before:]) <= {"lynx", "kite", "jug"}
+    assert "stopped" in out
+
+
+def labels_of(jsonl: Path) -> list[str]:
+    """The label of every whole line."""
+    return [json.loads(line)["label"] for line in jsonl.read_text().splitlines() if line.endswith("}")]
+
+
+def wait_for(true: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """Wait until something is so."""
+    until = time.perf_counter() + timeout_s
+    while not true():
+        assert time.perf_counter() < until, "it never came to be so"
+        time.sleep(0.2)
