@@ -3,7 +3,8 @@
     python benchmarks/soak.py VIDEO [--minutes 10] [--bundle starter] [--table objects] [--gate 14] [--json FILE]
 
 Everything that may grow is on: JSONL that rotates, events, the live page with a viewer, two regions. Samples the
-process once a second; the first tenth of the time (at least 30 s) is warm-up. Growth is that of the line through the
+process once a second; the first three tenths of the time (at least 30 s) are warm-up, in which
+the bounded histories (10,000 times, a minute of plots) fill. Growth is that of the line through the
 samples after it, so that a single peak neither hides nor makes it. Prints the machine.
 """
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     seconds = asked.minutes * 60
-    warm_up_s = max(30.0, seconds / 10)
+    warm_up_s = max(30.0, seconds * 0.3)
     labeller = Labeller(Bundle.open(asked.bundle))
     print(summary(describe_machine()), f"{labeller.choice.variant} on {labeller.choice.engine}", sep="; ")
     with tempfile.TemporaryDirectory() as folder:
