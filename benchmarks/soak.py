@@ -66,7 +66,7 @@ def main() -> None:
     print(f"{account.labelled:,} frames labelled ({account.fps:.1f} a second), {account.events:,} events")
     print(f"{start:.1f} MB after {warm_up_s:.0f} s, {slope * 60:+.3f} MB a minute: {growth:+.2%} to the end")
     if asked.json:
-        write_json(asked.json, {"machine": describe_machine(), "growth": growth, "samples": samples.tolist()})
+        write_json(asked.json, {"machine": describe_machine(), "growth": float(growth), "samples": samples.tolist()})
 
 
 def sample(stream: object, seconds: float) -> np.ndarray:
