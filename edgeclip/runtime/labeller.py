@@ -11,7 +11,7 @@ from edgeclip.errors import InputError
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.choose import Choice, choose
 from edgeclip.runtime.sink import Sink
-from edgeclip.runtime.source import Source, open_source
+from edgeclip.runtime.source import Source, SourceOptions, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
 
@@ -54,6 +54,7 @@ class Labeller:
         table: TableLike | Sequence[TableLike] | None = None,
         realtime: bool = False,
         options: StreamOptions | None = None,
+        source_options: SourceOptions | None = None,
         sinks: Sequence[Sink] = (),
     ) -> Stream:
         """Label one or several sources; iterate over the result for events, or over its ``frames()``.
@@ -64,6 +65,7 @@ class Labeller:
                 out where the bundle has one only.
             realtime: play files as cameras.
             options: rare knobs; ``variant`` and ``engine`` among them are those of :attr:`choice`.
+            source_options: rare knobs of opening the sources.
             sinks: where labelled frames go besides.
 
         Raises:
@@ -73,7 +75,9 @@ class Labeller:
         opened: list[Source] = []
         try:
             for source in sources:
-                opened.append(open_source(source, realtime=realtime) if isinstance(source, str) else source)
+                if isinstance(source, str):
+                    source = open_source(source, realtime=realtime, options=source_options)
+                opened.append(source)
             chosen = replace(
                 options or StreamOptions(),
                 variant=self.choice.variant,

@@ -296,8 +296,10 @@ class Stream:
         """Stop, and release everything; sinks whose output is not complete leave none."""
         self.stop()
         self._batcher.close()
-        stuck = [feeder for feeder in self._feeders if not feeder.ended(_JOIN_S)]
-        if not stuck:
+        stuck = [feeder.source.name for feeder in self._feeders if not feeder.ended(_JOIN_S)]
+        if stuck:  # what its thread still uses must not be taken away from under it
+            _log.warning("%s did not end within %g s and is left behind", ", ".join(stuck), _JOIN_S)
+        else:
             self._resources.close()
 
 
