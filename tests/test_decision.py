@@ -194,8 +194,8 @@ def test_by_default_a_class_is_there_while_it_is_the_label() -> None:
     decisions = play(Decider(DecisionOptions(dwell_s=0.5)), table, frames)
     assert [(kind, label) for kind, label, _ in said(decisions)] == [
         ("enter", "a"),
-        ("enter", "b"),
         ("leave", "a"),
+        ("enter", "b"),
         ("leave", "b"),
     ]
     assert decisions[9].present == ["a"], "a flicker is shorter than the dwell"
