@@ -3,9 +3,9 @@
     python benchmarks/soak.py VIDEO [--minutes 10] [--bundle starter] [--table objects] [--gate 14] [--json FILE]
 
 Everything that may grow is on: JSONL that rotates, events, the live page with a viewer, two regions. Samples the
-process once a second; the first three tenths of the time (at least 30 s) are warm-up, in which
-the bounded histories (10,000 times, a minute of plots) fill. Growth is that of the line through the
-samples after it, so that a single peak neither hides nor makes it. Prints the machine.
+process once a second; the first three tenths of the time (at least 30 s) are warm-up, in which the bounded histories
+(10,000 times, a minute of plots) fill. Growth is that of the line through the samples after it, so that a single peak
+neither hides nor makes it. Prints the machine.
 """
 
 from __future__ import annotations
