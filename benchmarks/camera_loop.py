@@ -15,7 +15,7 @@ Peers, each one frame after another as their documentation shows:
 - OpenVINO INT8, OpenCV's INTER_AREA in place of PIL: the best peer
 
 Then the same for real videos (``--real``) with scene gating on, with the share of frames whose label gating leaves as
-it is; with random weights the labels are near ties, so what gating costs is told by ``benchmarks/gating.py``. Prints the
+it is; with random weights labels are near ties, so what gating costs is told by ``benchmarks/gating.py``. Prints the
 machine, where our time goes, and last the ratio to the best peer.
 """
 
