@@ -36,8 +36,9 @@ from edgeclip.spec import EncoderSpec, Precision
 
 Properties = dict[str, str | int | bool]
 
-_PRODUCTS = {"Convolution", "FullyConnected", "Gemm", "MatMul"}
 _log = logging.getLogger("edgeclip")
+
+_PRODUCTS = {"Convolution", "FullyConnected", "Gemm", "MatMul"}
 _INTEL = "0x8086"
 _FLOATS, _BYTES = "float32", "uint8"
 
@@ -157,8 +158,11 @@ class OpenVinoEngine(Engine):
         """The model for this kind of batch, loaded or compiled when it is first needed."""
         if (kind, single) not in self._compiled:
             key = self._plan_key(kind, single=single)
-            compiled = self._load(key)
+            built = kind == _FLOATS and single  # what `edgeclip build` makes; looked for and checked already
+            blob = self.blob if built else plan_cache.find(key)
+            compiled = self._load(key, blob) if blob else None
             if compiled is None:
+                self.blob = None if built else self.blob
                 start = time.perf_counter()
                 compiled = self._compile(kind, 1 if single else -1)
                 if kind == _BYTES:  # a stream's own; the others are kept when somebody asks for it by `edgeclip build`
@@ -212,16 +216,12 @@ class OpenVinoEngine(Engine):
             },
         )
 
-    def _load(self, key: plan_cache.PlanKey) -> Any:
-        """The compiled model that the cache has under ``key``, or None."""
-        blob = plan_cache.find(key)
-        if blob is None:
-            return None
+    def _load(self, key: plan_cache.PlanKey, blob: Path) -> Any:
+        """The compiled model that the cache has under ``key``, or None if OpenVINO does not take it."""
         try:
             return self._core.import_model(blob.read_bytes(), self.device, self._properties)
         except RuntimeError:  # a blob is a cache: what OpenVINO does not take is compiled again
             plan_cache.remove(key)
-            self.blob = None
             return None
 
     def _compile(self, kind: str, batch: int) -> Any:
