@@ -6,7 +6,6 @@ sha256 in ``manifest.json``, and the manifest against its own digest.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -19,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError, VariantError
-from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, write_json
+from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json, write_json
 from edgeclip.prompts import PromptTable, check_table_name
 from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest, TableEntry, Variant
 
@@ -249,7 +248,7 @@ def write_manifest(folder: Path, manifest: Manifest, *, scan: bool = False) -> M
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
         files = {path.relative_to(folder).as_posix(): _record(path) for path in paths}
         manifest = msgspec.structs.replace(manifest, files=files)
-    envelope = _Envelope(manifest=manifest, sha256=_digest(manifest))
+    envelope = _Envelope(manifest=manifest, sha256=sha256_json(manifest))
     write_json(folder / MANIFEST, envelope)
     return manifest
 
@@ -275,13 +274,9 @@ def read_manifest(folder: Path) -> Manifest:
         envelope = msgspec.json.decode(raw, type=_Envelope)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} is not a valid manifest ({error}): copy the bundle again") from error
-    if envelope.sha256 != _digest(envelope.manifest):
+    if envelope.sha256 != sha256_json(envelope.manifest):
         raise ManifestError(f"{path} was altered: it does not match its own sha256; copy the bundle again")
     return envelope.manifest
-
-
-def _digest(manifest: Manifest) -> str:
-    return hashlib.sha256(msgspec.json.encode(manifest, order="deterministic")).hexdigest()
 
 
 def _record(path: Path) -> FileRecord:

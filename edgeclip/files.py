@@ -33,6 +33,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON: the name under which what it decides is kept."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
 def external_data(graph: Path) -> Path:
     """Where the weights of an ONNX graph lie that are too large for its own file."""
     return graph.with_name(f"{graph.name}.data")

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from edgeclip.devices.probe import Description, describe_machine
-from edgeclip.files import atomic_file, cache_dir, external_data, sha256_file, write_json
+from edgeclip.files import atomic_file, cache_dir, external_data, sha256_file, sha256_json, write_json
 from edgeclip.spec import Sha256
 
 Option = str | int | float | bool | None
@@ -45,7 +45,7 @@ class PlanKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def digest(self) -> str:
         """Hex sha256 of the key's canonical JSON: the name of the plan's folder."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        return sha256_json(self)
 
 
 class PlanRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

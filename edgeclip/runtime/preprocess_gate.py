@@ -8,7 +8,6 @@ sharp edges over it; and, where the bundle has golden images, those photographs 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +20,7 @@ from edgeclip import __version__
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.files import cache_dir, write_json
+from edgeclip.files import cache_dir, sha256_json, write_json
 from edgeclip.runtime.golden import FILE, golden_of
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.runtime.preprocess import BACKENDS, Pixels, Preprocessor
@@ -167,8 +166,7 @@ def _kept(encoder: ImageEncoder) -> Path:
         installed_versions(("av", *_OPENCV)),
         (MAX_DIFFERENCE, MIN_COSINE, _VERSION, __version__),
     )
-    digest = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()
-    return cache_dir("preprocess") / f"{digest}.json"
+    return cache_dir("preprocess") / f"{sha256_json(key)}.json"
 
 
 def _read(path: Path) -> Choice | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.devices.cuda import driver_loads, find_gpu
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import MissingExtraError
-from edgeclip.files import cache_dir, write_json
+from edgeclip.files import cache_dir, sha256_json, write_json
 from edgeclip.runtime.engine import Engine, load_engine
 from edgeclip.runtime.golden import FILE, Golden
 from edgeclip.runtime.parity import LIMITS, ParityReport
@@ -102,8 +101,7 @@ def latency_ms(engine: Engine, golden: Golden) -> float:
 def _kept(decides: Sequence[object], engine: str, graph: str) -> Path:
     """Where the proof is kept that was made with all this and with the plans that are there now."""
     plans = [record.sha256 for record in records(engine, graph)]  # an engine takes the one built last
-    key = msgspec.json.encode((*decides, plans, _gpu(), __version__), order="deterministic")
-    return cache_dir("proofs") / f"{hashlib.sha256(key).hexdigest()}.json"
+    return cache_dir("proofs") / f"{sha256_json((*decides, plans, _gpu(), __version__))}.json"
 
 
 def _gpu() -> tuple[str, str] | None:

@@ -8,7 +8,6 @@ kernel for such a thin matrix was twice as fast as OpenBLAS's (``benchmarks/scor
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from edgeclip.errors import TableError
 from edgeclip.prompts import FloatArray, PromptTable
+from edgeclip.runtime.engine import usable_cores
 from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
 
@@ -128,7 +128,7 @@ def _gemm() -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the encoder needs the cores
     return onnxruntime.InferenceSession(base64.b64decode(_GEMM), options, providers=["CPUExecutionProvider"])
 

@@ -8,11 +8,9 @@ bundle's golden images: all of them once, and two of them at every start.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -20,7 +18,7 @@ from safetensors import SafetensorError
 from edgeclip import __version__
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import ParityError
-from edgeclip.files import atomic_file, cache_dir
+from edgeclip.files import atomic_file, cache_dir, sha256_json
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engine import ByteArray
@@ -88,8 +86,7 @@ def _kept(encoder: ImageEncoder, rows: int, parallel: int) -> Path:
         describe_machine(),
         __version__,
     )
-    digest = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()
-    return cache_dir("streams") / f"{digest}.safetensors"
+    return cache_dir("streams") / f"{sha256_json(key)}.safetensors"
 
 
 def _read(path: Path) -> tuple[ByteArray, FloatArray] | None:
