@@ -1,6 +1,5 @@
 """edgeclip: CLIP-style models on the edge, every variant proved. Importing this loads neither torch nor an engine."""
 
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from edgeclip.bundle import Bundle
@@ -11,7 +10,7 @@ from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOrigin, Pre
 if _TYPE_CHECKING:
     from edgeclip.runtime.labeller import Labeller as _Labeller
 
-__version__ = _version("edgeclip")
+__version__ = "0.1.0"  # here, not asked of the installed package: that question costs a tenth of an import
 
 __all__ = [
     "Bundle",

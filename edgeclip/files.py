@@ -6,14 +6,18 @@ import contextlib
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edgeclip.errors import InputError
+
+_SETTLED_NS = 2_000_000_000
 
 
 def cache_dir(*parts: str) -> Path:
@@ -25,7 +29,23 @@ def cache_dir(*parts: str) -> Path:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes, read once as long as the file stays as it is.
+
+    What tells a change is what ``stat`` says, the time of the inode's last change above all, which no program can set.
+    That clock ticks in milliseconds, so a file that changed just now is read again each time.
+    """
+    found = path.stat()
+    if time.time_ns() - found.st_ctime_ns < _SETTLED_NS:
+        return _sha256(path)
+    return _known_sha256(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=64)
+def _known_sha256(path: Path, _stamp: tuple[int, ...]) -> str:
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -74,9 +74,10 @@ def find_gpu() -> Gpu | None:
     """The first GPU, or None if there is none that CUDA can use.
 
     Raises:
-        MissingExtraError: cuda-bindings is not installed.
+        MissingExtraError: there is a driver, but cuda-bindings is not installed.
     """
-    return None if _why_no_gpu() else _first_gpu()
+    # The driver first: to load CUDA's bindings takes longer than all else that is asked when a stream starts.
+    return _first_gpu() if driver_loads() and not _why_no_gpu() else None
 
 
 def require_gpu(purpose: str) -> Gpu:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -46,13 +47,16 @@ def describe_machine(root: Path = Path("/")) -> Description:
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of those of the packages that are installed, by their names on PyPI."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = ((package, _installed_version(package)) for package in packages)
+    return {package: version for package, version in found if version is not None}
+
+
+@cache
+def _installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_flags(root: Path = Path("/")) -> frozenset[str]:

@@ -84,7 +84,7 @@ class OpenVinoEngine(Engine):
         self._idle: dict[tuple[str, bool], deque[Any]] = {}
         if self.blob:
             self._get(_FLOATS, single=True)
-        else:
+        elif not plan_cache.records(self._stream_name, self._graph_sha256):
             self._read()  # what is no encoder is refused here; compiling waits until it is known what for
 
     @classmethod
@@ -197,11 +197,15 @@ class OpenVinoEngine(Engine):
     def _device_name(self) -> str:
         return self.device
 
+    @property
+    def _stream_name(self) -> str:
+        return f"{self.name} stream"
+
     def _plan_key(self, kind: str, *, single: bool) -> plan_cache.PlanKey:
         instructions = sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx")))
         return plan_cache.PlanKey(
             # A name of their own: what `edgeclip build` made, and was proved, does not change when a stream is run.
-            engine=self.name if kind == _FLOATS else f"{self.name} stream",
+            engine=self.name if kind == _FLOATS else self._stream_name,
             library_version=self._ov.__version__,
             variant_sha256=self._graph_sha256,
             device=self._core.get_property(self.device, "FULL_DEVICE_NAME"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeclip import __version__
 from edgeclip.bundle import Bundle
-from edgeclip.devices.cuda import driver_loads, find_gpu
+from edgeclip.devices.cuda import find_gpu
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import MissingExtraError
 from edgeclip.files import cache_dir, sha256_json, write_json
@@ -105,8 +105,6 @@ def _kept(decides: Sequence[object], engine: str, graph: str) -> Path:
 
 
 def _gpu() -> tuple[str, str] | None:
-    if not driver_loads():
-        return None  # without loading CUDA's bindings, which takes longer than all else here
     try:
         gpu = find_gpu()
     except MissingExtraError:
