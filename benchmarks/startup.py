@@ -1,10 +1,10 @@
-"""Start-up as a user sees it, each figure of whole processes: import of the device side, and the first label of a camera.
+"""Start-up as a user sees it, in whole processes: import of the device side, and the first label of a camera.
 
     python benchmarks/startup.py VIDEO [--bundle starter] [--engine NAME] [--variant NAME] [--runs 9] [--json FILE]
 
-The first label is timed from the start of ``edgeclip label BUNDLE VIDEO --realtime --jsonl FILE`` to the moment at which
-another process sees the first line in the file. A run before the timed ones proves and compiles what is then in the
-cache, as on a device that has labelled before. The runs of all rows are interleaved. Prints the machine.
+The first label is timed from the start of ``edgeclip label BUNDLE VIDEO --realtime --jsonl FILE`` to the moment at
+which another process sees the first line in the file. A run before the timed ones proves and compiles what is then in
+the cache, as on a device that has labelled before. The runs of all rows are interleaved. Prints the machine.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
 from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
+from edgeclip.training.model import ContrastiveModel, weights_digest  # noqa: E402
 from edgeclip.training.open_clip_model import CausalText, OpenClipModel, OpenClipTextTower  # noqa: E402
 from edgeclip.training.transformers_model import _CLIP, _SIGLIP, TransformersModel, _preprocess_spec  # noqa: E402
 
@@ -419,3 +420,34 @@ def test_loading_leaves_the_processs_logging_alone() -> None:
     load_model("PE-Core-T-16-384", pretrained="none")
     assert root.handlers == handlers
     assert root.manager.disable == logging.NOTSET
+
+
+def test_a_tower_pooled_at_its_class_token_is_exported_without_the_other_tokens_last_block(
+    clip: OpenClipModel, clip_folder: Path
+) -> None:
+    """The embeddings stay; what the last block's MLP is given is one token; the model itself is as it was."""
+    for model, last in (
+        (clip, "visual.transformer.resblocks.{}.block.mlp"),
+        (TransformersModel(str(clip_folder)), "vision_model.encoder.layers.{}.layer.mlp"),
+    ):
+        images = torch.randn(2, 3, *_size(model), generator=torch.Generator().manual_seed(0))
+        before = model.identity
+        exported = model.exportable()
+        seen: list[tuple[int, ...]] = []
+        mlp = exported.get_submodule(last.format(_blocks(exported) - 1))
+        mlp.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(tuple(given[0].shape)))
+        with torch.inference_mode():
+            embeddings = exported(images)
+        assert [shape[1] for shape in seen] == [1]
+        torch.testing.assert_close(embeddings, model.encode_image(images), atol=1e-5, rtol=1e-4)
+        assert weights_digest(model.image_modules()) == before.image_sha256
+        assert _blocks(exported) == _blocks(model.image_modules()[0])
+
+
+def _size(model: ContrastiveModel) -> tuple[int, int]:
+    return model.encoder.preprocess.height, model.encoder.preprocess.width
+
+
+def _blocks(module: torch.nn.Module) -> int:
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    return max(len(part) for part in lists)

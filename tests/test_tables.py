@@ -14,6 +14,7 @@ import pytest
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.errors import TableError
 from edgeclip.prompts import PromptClass, content_hash, unit_rows
+from edgeclip.runtime import scoring
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.table_watch import TableWatch, origins
 from edgeclip.runtime.tables import TableSet
@@ -109,8 +110,11 @@ def test_large_tables_score_as_the_book_says(tiny_bundle: Path, count: int) -> N
     expected = np.exp(logits - logits.max(axis=1, keepdims=True))
     expected /= expected.sum(axis=1, keepdims=True)
     together = scorer.scores(embeddings)
-    np.testing.assert_allclose(together, expected, rtol=2e-4, atol=1e-9)
-    np.testing.assert_allclose(scorer.scores(embeddings[:1]), together[:1], rtol=1e-4, atol=1e-9)
+    # A large table's rows are read in 8 bits; those that hold a softmax's weight are computed from float32.
+    near = {"rtol": 2e-4, "atol": 1e-9} if table.embeddings.size < scoring._LARGE else {"rtol": 2e-3, "atol": 5e-4}
+    np.testing.assert_allclose(together, expected, **near)
+    np.testing.assert_allclose(scorer.scores(embeddings[:1]), together[:1], **near)
+    assert (together.argmax(axis=1) == expected.argmax(axis=1)).all()
     for row in together:
         best = np.argsort(-row, kind="stable")[:5]
         assert [scored.label for scored in scorer.top(row, 5)] == [scorer.labels[i] for i in best[:count]]

@@ -15,6 +15,7 @@ from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec
+from edgeclip.training.export_blocks import for_class_token
 from edgeclip.training.model import ContrastiveModel, TextTower
 from edgeclip.training.quiet import downloads
 
@@ -58,7 +59,7 @@ class OpenClipModel(ContrastiveModel):
 
     def exportable(self) -> nn.Module:
         """The image tower; train-time branches (MobileCLIP's FastViT, RepVGG blocks) are merged in a copy."""
-        return ImageTower(merge_branches(self._model.visual)).eval()
+        return ImageTower(for_class_token(merge_branches(self._model.visual))).eval()
 
     def image_modules(self) -> Sequence[nn.Module]:
         """The image tower, as loaded."""

@@ -15,6 +15,7 @@ from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import Channels, EncoderSpec, ModelOrigin, PreprocessSpec, ScoreKind
+from edgeclip.training.export_blocks import for_clip_class_token
 from edgeclip.training.model import ContrastiveModel, TextTower
 from edgeclip.training.quiet import downloads
 
@@ -102,7 +103,8 @@ class TransformersModel(ContrastiveModel):
 
     def exportable(self) -> nn.Module:
         """Vision tower and projection in one module."""
-        return ImageTower(self._model.vision_model, getattr(self._model, "visual_projection", None)).eval()
+        vision = for_clip_class_token(self._model.vision_model)
+        return ImageTower(vision, getattr(self._model, "visual_projection", None)).eval()
 
     def image_modules(self) -> Sequence[nn.Module]:
         """Vision tower, then the projection if there is one."""
