@@ -41,7 +41,7 @@ class TextEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptClass:
     """One class: the label that is reported, and the names that are put into the templates."""
 
