@@ -70,8 +70,8 @@ class _OpenClipBlock(nn.Module):
             query = linear(normed[:, : self.queries], self.weights[0], self.biases[0])  # (N, queries, W)
             key, value = linear(normed, self.weights[1], self.biases[1]).chunk(2, dim=-1)  # (N, L, W) each
         attention = self.block.attn
-        heads = attention.num_heads
-        attended = scaled_dot_product_attention(*(_split(rows, heads) for rows in (query, key, value)))
+        query, key, value = (_split(rows, attention.num_heads) for rows in (query, key, value))
+        attended = scaled_dot_product_attention(query, key, value)
         out: Tensor = attention.out_proj(_join(attended))
         return out
 
@@ -88,8 +88,8 @@ class _ClipLayer(nn.Module):
         layer, attention = self.layer, self.layer.self_attn
         assert attention_mask is None, "an image tower has no mask"
         normed = layer.layer_norm1(hidden_states)
-        projected = (attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed))
-        query, key, value = (_split(rows, attention.num_heads) for rows in projected)
+        query, key, value = attention.q_proj(normed[:, :1]), attention.k_proj(normed), attention.v_proj(normed)
+        query, key, value = (_split(rows, attention.num_heads) for rows in (query, key, value))
         attended = scaled_dot_product_attention(query, key, value, scale=attention.scale)
         x = hidden_states[:, :1] + attention.out_proj(_join(attended))  # (N, 1, W)
         out: Tensor = x + layer.mlp(layer.layer_norm2(x))
@@ -98,7 +98,7 @@ class _ClipLayer(nn.Module):
 
 def _split(rows: Tensor, heads: int) -> Tensor:
     """(N, L, W) → (N, nh, L, W / nh)."""
-    return rows.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return rows.reshape(*rows.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _join(rows: Tensor) -> Tensor:
