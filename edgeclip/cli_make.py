@@ -68,7 +68,7 @@ def train(
     """Train a contrastive image–text model from a recipe; the checkpoint can be exported."""
     require("torch", purpose="train a model", extra="train")
     require("yaml", purpose="read a recipe")
-    from edgeclip.training.recipe import load_recipe
+    from edgeclip.training.recipe_file import load_recipe
     from edgeclip.training.train import train_recipe
 
     loaded = load_recipe(recipe, overrides=set_ or [])

@@ -23,7 +23,7 @@ from edgeclip.training.features import cached_features, shrink
 from edgeclip.training.grid import grid_scale, pack, to_grid, unpack
 from edgeclip.training.heads import ImageHead, TextHead
 from edgeclip.training.loss import info_nce
-from edgeclip.training.recipe import load_recipe
+from edgeclip.training.recipe_file import load_recipe
 from edgeclip.training.towers import ImageTower, image_tower, text_tower
 from edgeclip.training.train import train_recipe
 
@@ -230,6 +230,7 @@ def test_the_text_head_centres_and_keeps_what_differs() -> None:
 def write_recipe(folder: Path, shards: Path, **more: object) -> Path:
     recipe = {
         "name": "tiny",
+        "task": "starter",
         "image_tower": "efficientnet-lite0",
         "text_tower": "minilm",
         "embedding_dim": 32,

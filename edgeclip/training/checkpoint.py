@@ -23,7 +23,7 @@ from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec, Sha256
 from edgeclip.training.grid import pack, unpack
 from edgeclip.training.heads import ImageEncoder, ImageHead, TextHead
 from edgeclip.training.model import ContrastiveModel, TextTower, weights_digest
-from edgeclip.training.recipe import Recipe
+from edgeclip.training.starter_recipe import StarterRecipe
 from edgeclip.training.towers import MiniLm, image_tower, text_tower
 
 CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
@@ -40,7 +40,7 @@ class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     format: str = "edgeclip.checkpoint.1"
-    recipe: Recipe
+    recipe: StarterRecipe
     logit_scale: float
     image_tower_sha256: Sha256
     text_tower_sha256: Sha256
@@ -107,7 +107,7 @@ class CheckpointModel(ContrastiveModel):
 def save_checkpoint(
     folder: Path,
     *,
-    recipe: Recipe,
+    recipe: StarterRecipe,
     image: ImageEncoder,
     text: ProjectedText,
     logit_scale: float,
