@@ -68,6 +68,8 @@ class Scorer:
         """Scores (N, C) float32 of unit embeddings (N, D): each row sums to 1 for softmax; independent for sigmoid."""
         scaled = np.ascontiguousarray(embeddings, np.float32) * np.float32(self._encoder.logit_scale)
         logits = self._product(scaled)  # (N, C); all that follows is done in place: C may be large
+        if self.table.cache:
+            self.table.cache.add_to(logits, embeddings)
         if self._encoder.score == "sigmoid":
             logits += np.float32(self._encoder.logit_bias)
             logits *= 0.5
