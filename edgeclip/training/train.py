@@ -31,4 +31,6 @@ def train_recipe(
             raise InputError("expected no --resume with task starter, which keeps no states: run it again")
         train_starter(recipe, target, console=console, overwrite=overwrite)
         return
-    raise InputError("not yet")
+    from edgeclip.training.trainer import train
+
+    train(recipe, target, console=console, overwrite=overwrite, resume=resume)
