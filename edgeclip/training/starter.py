@@ -15,19 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from edgeclip.devices.probe import installed_versions
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.prompts import load_templates
-from edgeclip.training.checkpoint import ProjectedText, save_checkpoint
-from edgeclip.training.data import Shards, read_class_names
+from edgeclip.training.checkpoint import save_checkpoint
+from edgeclip.training.class_names import read_class_names
 from edgeclip.training.features import cached_features
 from edgeclip.training.grid import to_grid
-from edgeclip.training.heads import ImageEncoder, ImageHead, TextHead
+from edgeclip.training.heads import ImageHead, TextHead
 from edgeclip.training.loss import info_nce
 from edgeclip.training.model import weights_digest
+from edgeclip.training.pair_shards import ShardPairs
+from edgeclip.training.recipe import Model, Tower
 from edgeclip.training.starter_recipe import StarterRecipe
 from edgeclip.training.towers import ImageTower, MiniLm, image_tower, text_tower
+from edgeclip.training.two_tower import TwoTower
 
 _FEATURES_FOR_SCALE = 2000
 _LOSS_WINDOW = 20
@@ -137,16 +139,22 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             result = torch.lerp(first, kept, settings.interpolate)
             parameter.data = to_grid(result) if recipe.weight_grid and result.dim() == 2 else result
     final_loss = float(np.mean(losses[-_LOSS_WINDOW:]))
-    save_checkpoint(
-        target,
-        recipe=recipe,
-        image=ImageEncoder(tower.module, head),
-        text=ProjectedText(sentences, text_head),
-        logit_scale=float(log_scale.detach().exp().clamp(max=settings.max_logit_scale)),
-        final_loss=final_loss,
-        tools=installed_versions(("edgeclip", "torch", "onnxruntime")),
-        overwrite=overwrite,
+    model = Model(
+        image=Tower(name=recipe.image_tower, locked=True, options={"on_grid": recipe.weight_grid}),
+        text=Tower(name=recipe.text_tower, locked=True),
+        embedding_dim=recipe.embedding_dim,
     )
+    two_tower = TwoTower(
+        tower.module,
+        head,
+        sentences,
+        text_head,
+        preprocess=tower.preprocess,
+        model=model,
+        logit_scale=float(log_scale.detach().exp().clamp(max=settings.max_logit_scale)),
+        max_logit_scale=settings.max_logit_scale,
+    )
+    save_checkpoint(target, two_tower, recipe=recipe, results={"final_loss": final_loss}, overwrite=overwrite)
     console.print(f"loss {losses[0]:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
 
 
@@ -160,7 +168,7 @@ def _encode_cached(tower: MiniLm, texts: Sequence[str], bars: Progress) -> Tenso
         task = bars.add_task("captions", total=len(texts))
         for start in range(0, len(order), _CAPTION_BATCH):
             rows = order[start : start + _CAPTION_BATCH]
-            encoded[rows] = tower([texts[row] for row in rows])
+            encoded[rows] = tower.sentences([texts[row] for row in rows])
             bars.advance(task, len(rows))
         with atomic_file(cached) as temporary:
             np.save(temporary, encoded.numpy())
@@ -175,7 +183,7 @@ def _load_views(recipe: StarterRecipe, tower: ImageTower, classes: int, bars: Pr
         task = bars.add_task(f"features, view {view or 'full'}", total=None)
         found = cached_features(
             tower,
-            Shards(recipe.data.shards),
+            ShardPairs(recipe.data.shards),
             view=view,
             progress=lambda done, task=task: bars.update(task, completed=done),  # type: ignore[misc]
         )
