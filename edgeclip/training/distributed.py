@@ -102,7 +102,7 @@ def gather(rows: Tensor, world: World) -> Tensor:
     """(n, ...) on each process → (n · size, ...) by rank, differentiable; every process must compute the same loss."""
     if world.size == 1:
         return rows
-    joint: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    joint: Tensor = _Gather.apply(rows)
     return joint
 
 
@@ -133,11 +133,12 @@ def _shard(model: nn.Module, world: World) -> nn.Module:
         fully_shard(block, mesh=mesh)
     # Scalars (temperature, bias) cannot be sharded, and need no exchange: their gradient is the same everywhere.
     scalars = {parameter for parameter in model.parameters() if not parameter.dim()}
-    sharded: nn.Module = fully_shard(model, mesh=mesh, ignored_params=scalars)
+    sharded: Any = fully_shard(model, mesh=mesh, ignored_params=scalars)
     for method in ("encode_image", "encode_text"):  # called by the validation beside forward
         if hasattr(sharded, method):
             register_fsdp_forward_method(sharded, method)
-    return sharded
+    whole_model: nn.Module = sharded
+    return whole_model
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -193,7 +194,7 @@ def whole_weights(model: nn.Module, instead: Mapping[str, Tensor]) -> dict[str, 
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Tensor] = get_model_state_dict(model, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
     return {**weights, **{name: whole(value) for name, value in instead.items()}}
 
 

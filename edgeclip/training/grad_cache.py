@@ -1,4 +1,4 @@
-"""A large batch and a chunk size in, the gradients of the whole batch out, on the memory of one chunk.
+"""A batch and a loss in, gradients out; in chunks if asked, with the gradients of the whole on the memory of one chunk.
 
 GradCache (Gao 2021): a contrastive loss needs all embeddings at once, but an embedding needs only its own sample. So
 the batch goes through the towers twice in chunks: first without a graph, for the embeddings and the loss's gradient
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +19,59 @@ from edgeclip.training.distributed import gradients_stay_here
 Outputs = tuple[Tensor, ...]
 
 
-def backward_in_chunks(
-    forward: Callable[..., Outputs],
+def forward_backward(
+    model: nn.Module,
     inputs: Outputs,
     objective: Callable[..., Tensor],
     *,
-    model: nn.Module,
-    count: int,
-    chunk: int,
-    backward: Callable[[Tensor], None],
+    chunk: int = 0,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: AbstractContextManager[object] | None = None,
 ) -> Tensor:
-    """Forward and backward pass of a batch; gradients are added to the parameters'.
+    """Loss of a batch, with its gradients added to the parameters'.
 
-    Equal to the whole batch in one go but for rounding, random layers included (each chunk's random state is put
-    back). Not so with layers that look across the batch: batch norm sees a chunk.
+    In chunks the result is equal to the whole batch's but for rounding, random layers included (each chunk's random
+    state is put back). Not so with layers that look across the batch: batch norm sees a chunk.
 
     Args:
-        forward: a chunk's rows of ``inputs`` → a tuple of rows (n, ...) and scalars ().
+        model: as it was distributed; returns a tuple of rows (n, ...), scalars () and None.
         inputs: tensors with N rows each.
-        objective: the same outputs for the whole batch → scalar loss.
-        model: what ``forward`` calls, as it was distributed.
-        count: N.
-        chunk: largest number of rows at once.
-        backward: runs the loss's backward pass (scales it first under fp16).
+        objective: the model's outputs without the None, in float32 → scalar loss.
+        chunk: largest number of rows at once; 0 for all.
+        scaler: scales the loss under fp16.
+        autocast: that the model runs under; the loss does not.
 
     Returns:
         The loss, scalar, without a graph.
     """
-    pieces = [[rows[start : start + chunk] for rows in inputs] for start in range(0, count, chunk)]
+
+    def forward(*rows: Tensor) -> Outputs:
+        with autocast or contextlib.nullcontext():
+            outputs = model(*rows)
+        return tuple(output.float() for output in outputs if output is not None)
+
+    def backward(loss: Tensor) -> None:
+        scaled = scaler.scale(loss) if scaler else loss
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    count = len(inputs[0])
+    if chunk and chunk < count:
+        return _in_chunks(model, forward, inputs, objective, backward, chunk=chunk)
+    loss = objective(*forward(*inputs))
+    backward(loss)
+    return loss.detach()
+
+
+def _in_chunks(
+    model: nn.Module,
+    forward: Callable[..., Outputs],
+    inputs: Outputs,
+    objective: Callable[..., Tensor],
+    backward: Callable[[Tensor], None],
+    *,
+    chunk: int,
+) -> Tensor:
+    pieces = [[rows[start : start + chunk] for rows in inputs] for start in range(0, len(inputs[0]), chunk)]
 
     # Embeddings of all chunks, without a graph.
     states, embedded = [], []

@@ -120,7 +120,8 @@ class FeatureLoader:
         self._rows = [row for row, said in enumerate(pairs.said) if self._say(said, 0, seed)]
         if not self._rows:
             raise TrainingError(
-                f"expected captions, or labels with data.classes, in {source.name}, got neither in {len(self._said)} samples"
+                f"expected captions, or labels with data.classes, in {source.name}, got neither in "
+                f"{len(self._said)} samples"
             )
         self.skipped = pairs.skipped + len(pairs.said) - len(self._rows)
         self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
@@ -160,8 +161,8 @@ class FeatureLoader:
         """
         if state.get("made_for") != self._made_for:
             raise TrainingError(
-                f"the loader's saved state is of other data or settings ({state.get('made_for')}, now {self._made_for}): "
-                "use the same again"
+                "the loader's saved state is of other data or settings "
+                f"({state.get('made_for')}, now {self._made_for}): use the same again"
             )
         self._batches = state["batches"]
 

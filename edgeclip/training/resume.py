@@ -145,8 +145,8 @@ def _check_same(before: Mapping[str, Any], recipe: Recipe) -> None:
     changed = [name for name in _differences(before, now) if name.partition(".")[0] not in _FREE]
     if changed:
         raise RecipeError(
-            f"the recipe has changed since the state was saved ({', '.join(changed[:5])}): resume with the same recipe, "
-            "or start again with --overwrite"
+            f"the recipe has changed since the state was saved ({', '.join(changed[:5])}): "
+            "resume with the same recipe, or start again with --overwrite"
         )
 
 
@@ -166,7 +166,7 @@ def _differences(before: Any, now: Any, prefix: str = "") -> Sequence[str]:
 
 def _random_state() -> dict[str, Any]:
     """Of torch (CPU and this process's GPU), NumPy and Python, in types that load without pickle's freedom."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - libraries draw from it
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, values, following = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -187,6 +187,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, values, following = state["python"]
     random.setstate((version, tuple(values), following))

@@ -101,7 +101,8 @@ def draw(label: int, rng: np.random.Generator) -> Image:
     ground = np.full((side, side, 3), rng.uniform(90, 165))
     fine = np.where(mask[:, :, None] > 0, paint, ground)
     image = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA) + rng.normal(0, 6, (SIDE, SIDE, 3))
-    return np.clip(image, 0, 255).astype(np.uint8)
+    clipped: Image = np.clip(image, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def _outline(shape: str) -> Iterator[tuple[Points, int]]:
@@ -111,7 +112,7 @@ def _outline(shape: str) -> Iterator[tuple[Points, int]]:
         if shape == "ring":
             yield _circle(0.55), 0
         elif shape == "crescent":
-            yield _circle(0.85) + [0.5, 0.0], 0
+            yield _circle(0.85) + np.array([0.5, 0.0]), 0
     elif shape == "star":
         corners = _polygon(10, start=-math.pi / 2)
         corners[1::2] *= 0.42

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from edgeclip.prompts import FloatArray
 from edgeclip.training.distill import Teaching, build_student, distill_loss
 from edgeclip.training.distributed import World, bare, gather
-from edgeclip.training.grad_cache import backward_in_chunks
 from edgeclip.training.load import load_model
 from edgeclip.training.loader import PairBatch, PairLoader
 from edgeclip.training.locked import FeatureLoader, TextFeatures, pair_features
@@ -33,7 +31,10 @@ Inputs = tuple[Tensor, ...]
 class Batches(Resumable, Iterable[PairBatch], Protocol):
     """Endless batches that can be resumed."""
 
-    skipped: int
+    @property
+    def skipped(self) -> int:
+        """Damaged or incomplete samples passed over so far."""
+        ...
 
 
 class Task(ABC):
@@ -64,41 +65,7 @@ class Task(ABC):
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings (N, D) of class names, for the validation."""
 
-    def backward(
-        self,
-        model: nn.Module,
-        batch: PairBatch,
-        *,
-        chunk: int,
-        scaler: torch.amp.GradScaler,
-        autocast: AbstractContextManager[object] | None = None,
-    ) -> Tensor:
-        """Loss of a batch, with its gradients added to the parameters'; the towers run under ``autocast``.
-
-        Args:
-            model: ``self.model``, as it was distributed.
-            chunk: pairs at once; 0 for all.
-        """
-
-        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with autocast or contextlib.nullcontext():
-                outputs = model(*inputs)
-            return tuple(output.float() for output in outputs if output is not None)
-
-        def scaled_backward(loss: Tensor) -> None:
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-
-        inputs, objective = self.inputs(batch), self.objective(batch)
-        count = len(batch.keys)
-        if chunk and chunk < count:
-            return backward_in_chunks(
-                forward, inputs, objective, model=model, count=count, chunk=chunk, backward=scaled_backward
-            )
-        loss = objective(*forward(*inputs))
-        scaled_backward(loss)
-        return loss.detach()
-
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 - most tasks have nothing to do
         """What has to be done to the weights after each optimizer step."""
 
     def figures(self) -> dict[str, float]:
@@ -119,6 +86,26 @@ class Task(ABC):
         return found
 
 
+def contrastive_objective(groups: Tensor, world: World) -> Callable[..., Tensor]:
+    """InfoNCE of the joint batch of all processes; with a bias, SigLIP's loss.
+
+    Args:
+        groups: (n,) of this process's pairs.
+
+    Returns:
+        Unit rows (n, D) of images and texts, the inverse temperature and perhaps a bias → scalar loss.
+    """
+    groups = gather(groups, world)
+
+    def objective(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        images, texts = gather(images, world), gather(texts, world)
+        if bias is None:
+            return info_nce(images, texts, scale, groups)
+        return sigmoid_loss(images, texts, scale, bias, groups)
+
+    return objective
+
+
 class Contrastive(Task):
     """Images and texts that belong together: InfoNCE or SigLIP's loss over the joint batch of all processes."""
 
@@ -126,7 +113,7 @@ class Contrastive(Task):
         super().__init__(recipe, world=world)
         self.model = build_two_tower(recipe.model, seed=recipe.seed, loss=recipe.loss)
         source, locked = open_pairs(recipe.data), self.model.locked
-        share = {"batch_size": batch_size, "seed": recipe.seed, "rank": world.rank, "world": world.size}
+        seed, rank, size = recipe.seed, world.rank, world.size
         if "image" in locked and not recipe.augment.active:
             # The tower sees each image once; from then on its features are read.
             tower = ImageTower(self.model.image, recipe.model.embedding_dim, self.model.preprocess)
@@ -134,9 +121,26 @@ class Contrastive(Task):
             if world.main:
                 pair_features(tower, source)
             world.wait()
-            self.loader: Batches = FeatureLoader(pair_features(tower, source), source, recipe.data, **share)
+            self.loader: Batches = FeatureLoader(
+                pair_features(tower, source),
+                source,
+                recipe.data,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world=size,
+            )
         else:
-            self.loader = PairLoader(source, self.model.preprocess, recipe.data, augment=recipe.augment, **share)
+            self.loader = PairLoader(
+                source,
+                self.model.preprocess,
+                recipe.data,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world=size,
+                augment=recipe.augment,
+            )
         self._texts = TextFeatures(self._text_features) if "text" in locked else None
         if recipe.data.val:
             self.zero_shot = ZeroShot(recipe.data, self.model.preprocess)
@@ -149,15 +153,7 @@ class Contrastive(Task):
 
     def objective(self, batch: PairBatch) -> Callable[..., Tensor]:
         """Of unit rows and the temperature (and bias); every process computes the whole loss."""
-        groups = gather(batch.groups.to(self.world.device), self.world)
-
-        def loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-            images, texts = gather(images, self.world), gather(texts, self.world)
-            if bias is None:
-                return info_nce(images, texts, scale, groups)
-            return sigmoid_loss(images, texts, scale, bias, groups)
-
-        return loss
+        return contrastive_objective(batch.groups.to(self.world.device), self.world)
 
     def after_step(self) -> None:
         """Clamp the temperature."""
@@ -198,7 +194,7 @@ class Distill(Task):
     def inputs(self, batch: PairBatch) -> Inputs:
         """Images as the student takes them, and the teacher's embeddings of them in the place of texts."""
         images = batch.images.to(self.world.device, non_blocking=True)
-        parts = images.split(self.recipe.scale.grad_cache_chunk or len(images))
+        parts = torch.split(images, self.recipe.scale.grad_cache_chunk or len(images))
         return self._teaching.students_view(images), torch.cat([self._teaching.teach(part) for part in parts])
 
     def objective(self, batch: PairBatch) -> Callable[..., Tensor]:  # noqa: ARG002 - no groups without texts

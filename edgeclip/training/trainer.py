@@ -12,6 +12,7 @@ from rich.console import Console
 from edgeclip.errors import TrainingError
 from edgeclip.training.checkpoint import save_checkpoint
 from edgeclip.training.distributed import bare, distribute, join_world, share_of, whole, whole_weights
+from edgeclip.training.grad_cache import forward_backward
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.resume import load_state, restore, save_state
 from edgeclip.training.run_folder import RunFolder
@@ -86,7 +87,14 @@ def train(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = F
                 # Loss and backward, whole or in chunks.
                 model.train()
                 optimizer.zero_grad(set_to_none=True)
-                loss = task.backward(model, batch, chunk=scale.grad_cache_chunk, scaler=scaler, autocast=autocast)
+                loss = forward_backward(
+                    model,
+                    task.inputs(batch),
+                    task.objective(batch),
+                    chunk=scale.grad_cache_chunk,
+                    scaler=scaler,
+                    autocast=autocast,
+                )
                 value = loss.item()
                 scaler.unscale_(optimizer)
                 norm = whole(torch.nn.utils.clip_grad_norm_(trained, settings.clip or math.inf)).item()
