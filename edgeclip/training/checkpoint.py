@@ -128,7 +128,8 @@ def load_two_tower(name: str, *, model: Model | None = None, loss: Loss | None =
 
     Args:
         model: the recipe's section, which says what is locked now; by default as it was trained.
-        loss: the recipe's section. SigLIP's bias is added or dropped by its kind.
+        loss: the recipe's section. SigLIP's bias is added or dropped by its kind; with ``distill`` only the image side
+            is of interest, and the text side may be any.
 
     Raises:
         ModelError: as for :func:`load_checkpoint`.
@@ -189,11 +190,12 @@ def _continued(old: TwoTower, name: str, model: Model, loss: Loss) -> TwoTower:
         raise RecipeError(
             f"expected model.embedding_dim {old.embedding_dim}, as {name} has it, got {model.embedding_dim}"
         )
+    distils = loss.kind == "distill"
+    if isinstance(old.text, GivenText) and not distils:
+        raise RecipeError(f"{name} is a student, which has no text tower to train: use it with task distill")
     sides = {}
-    for side in ("image", "text"):
+    for side in ("image",) if distils else ("image", "text"):
         wanted, had = getattr(model, side), getattr(old.model, side)
-        if side == "text" and isinstance(old.text, GivenText):
-            raise RecipeError(f"{name} is a student, which has no text tower to train: use it with task distill")
         _check_same(f"model.{side}", wanted, had, name)
         sides[side] = msgspec.structs.replace(wanted, options=had.options)
     bias = float(old.logit_bias.detach()) if old.logit_bias is not None else loss.logit_bias

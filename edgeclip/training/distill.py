@@ -57,15 +57,22 @@ def build_student(model: Model, teacher: ContrastiveModel, *, seed: int) -> TwoT
             f"expected model.embedding_dim {encoder.embedding_dim}, the teacher's, got {model.embedding_dim}: "
             "a student's embeddings stand beside the teacher's texts"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image = build_image_tower(model.image, seed)
-        head = projection(image.width, model.embedding_dim, projects=image.projects)
+    if model.start:
+        from edgeclip.training.checkpoint import load_two_tower  # which loads students itself
+
+        started = load_two_tower(model.start, model=model, loss=Loss(kind="distill", teacher=teacher.name))
+        image, head, preprocess, model = started.image, started.image_head, started.preprocess, started.model
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tower = build_image_tower(model.image, seed)
+            head = projection(tower.width, model.embedding_dim, projects=tower.projects)
+        image, preprocess = tower.module, tower.preprocess
     return student_of(
-        image.module,
+        image,
         head,
         GivenText(teacher.text, teacher.identity, encoder.embedding_dim),
-        preprocess=image.preprocess,
+        preprocess=preprocess,
         model=model,
         logit_scale=encoder.logit_scale,
         logit_bias=encoder.logit_bias if encoder.score == "sigmoid" else None,

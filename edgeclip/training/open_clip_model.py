@@ -117,6 +117,10 @@ class ImageTower(nn.Module):
         embedding: Tensor = output[0] if isinstance(output, tuple) else output
         return embedding
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
+
 
 class FullText(nn.Module):
     """A text tower run at its full context: its padding is attended to (MobileCLIP, SigLIP) or pooled from."""
