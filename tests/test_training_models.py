@@ -546,7 +546,7 @@ def test_the_shipped_starter_is_the_model_that_its_bundle_was_made_from() -> Non
 # Export
 
 
-@pytest.mark.parametrize("name", ["vit", "timm:repvgg_a0"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("timm:repvgg_a0", marks=pytest.mark.slow)])
 def test_a_checkpoint_becomes_a_bundle_proved_equal_to_it(tmp_path: Path, name: str) -> None:
     """The FP32 graph is compared with the model on photographs; a RepVGG's branches are merged in it."""
     image = VIT if name == "vit" else Tower(name=name, options={"image_size": 64})

@@ -15,7 +15,7 @@ from edgeclip.training.library_towers import features_width, no_options
 from edgeclip.training.model import TextModule
 from edgeclip.training.quiet import downloads
 from edgeclip.training.recipe import Tower
-from edgeclip.training.sentence import load_sentence_encoder
+from edgeclip.training.sentence import load_sentence_encoder, set_layers_checkpointing
 from edgeclip.training.towers import ImageTower
 from edgeclip.training.transformers_model import (
     TransformersModel,
@@ -133,16 +133,6 @@ def configuration(name: str) -> Any:
     transformers = require("transformers", purpose="load a transformers model")
     with downloads(f"the transformers model {name}"):
         return transformers.AutoConfig.from_pretrained(name)
-
-
-def set_layers_checkpointing(root: nn.Module, enable: bool) -> None:
-    """Switch checkpointing in every transformers model at or below ``root``."""
-    switch = "gradient_checkpointing_enable" if enable else "gradient_checkpointing_disable"
-    transformers = require("transformers", purpose="train a transformers model")
-    models = [part for part in root.modules() if isinstance(part, transformers.PreTrainedModel)]
-    for model in models:
-        if model.supports_gradient_checkpointing:
-            getattr(model, switch)()
 
 
 def _with_weights(tower: Tower) -> bool:

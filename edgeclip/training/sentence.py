@@ -58,8 +58,7 @@ class SentenceEncoder(TextModule):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
-        switch = "gradient_checkpointing_enable" if enable else "gradient_checkpointing_disable"
-        getattr(self.bert, switch)()
+        set_layers_checkpointing(self.bert, enable)
 
     def save_files(self, folder: Path) -> None:
         """Write what the tower is built again from, but its weights: configuration, tokenizer, pooling."""
@@ -103,6 +102,17 @@ def load_sentence_encoder(name: str, *, weights: bool = True) -> SentenceEncoder
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad) or "[PAD]")
     tokenizer.enable_truncation(longest)
     return SentenceEncoder(model, tokenizer, pooling=_pooling(settings, name))
+
+
+def set_layers_checkpointing(root: nn.Module, enable: bool) -> None:
+    """Switch the recomputation of layers in every transformers model at or below ``root``."""
+    transformers = require("transformers", purpose="train a transformers model")
+    switch = "enable" if enable else "disable"
+    for part in root.modules():
+        if isinstance(part, transformers.PreTrainedModel) and part.supports_gradient_checkpointing:
+            # transformers 5 has another name for it and warns of the old one.
+            new = getattr(part, f"activation_checkpointing_{switch}", None)
+            (new or getattr(part, f"gradient_checkpointing_{switch}"))()
 
 
 def _model(transformers: Any, name: str, config: Any, *, weights: bool) -> Any:
