@@ -32,27 +32,8 @@ class Augmenter:
 
     def __init__(self, spec: PreprocessSpec, augment: Augment) -> None:
         self.preprocess = Preprocessor(spec)
-        transforms: Any = require("torchvision.transforms.v2", purpose="augment images", extra="train")
         self._crops = augment.crop_scale != (1.0, 1.0)
-        steps: list[Any] = []
-        if self._crops:
-            steps.append(
-                transforms.RandomResizedCrop(
-                    (spec.height, spec.width),
-                    scale=augment.crop_scale,
-                    ratio=_RATIO,
-                    interpolation=transforms.InterpolationMode(spec.interpolation),
-                    antialias=True,
-                )
-            )
-        if augment.flip:
-            steps.append(transforms.RandomHorizontalFlip(augment.flip))
-        if augment.colour:
-            steps.append(transforms.ColorJitter(augment.colour, augment.colour, augment.colour))
-        if augment.random_erase:
-            # Erased to the mean colour, which is 0 after normalisation.
-            steps.append(transforms.RandomErasing(augment.random_erase, value=[round(255 * m) for m in spec.mean]))
-        self._change = transforms.Compose(steps) if steps else None
+        self._change = _changes(spec, augment) if augment.active else None
 
     def __call__(self, image: Image) -> Image:
         """(H, W, 3) uint8 RGB to (height, width, 3) uint8 RGB, before normalisation."""
@@ -62,3 +43,26 @@ class Augmenter:
         tensor = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)  # (3, H, W), a view
         changed: Image = self._change(tensor).permute(1, 2, 0).numpy()
         return changed
+
+
+def _changes(spec: PreprocessSpec, augment: Augment) -> Any:
+    transforms: Any = require("torchvision.transforms.v2", purpose="augment images", extra="train")
+    steps: list[Any] = []
+    if augment.crop_scale != (1.0, 1.0):
+        steps.append(
+            transforms.RandomResizedCrop(
+                (spec.height, spec.width),
+                scale=augment.crop_scale,
+                ratio=_RATIO,
+                interpolation=transforms.InterpolationMode(spec.interpolation),
+                antialias=True,
+            )
+        )
+    if augment.flip:
+        steps.append(transforms.RandomHorizontalFlip(augment.flip))
+    if augment.colour:
+        steps.append(transforms.ColorJitter(augment.colour, augment.colour, augment.colour))
+    if augment.random_erase:
+        # Erased to the mean colour, which is 0 after normalisation.
+        steps.append(transforms.RandomErasing(augment.random_erase, value=[round(255 * m) for m in spec.mean]))
+    return transforms.Compose(steps)

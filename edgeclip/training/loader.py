@@ -19,6 +19,7 @@ from edgeclip.files import sha256_json
 from edgeclip.prompts import load_templates
 from edgeclip.runtime.images import opencv
 from edgeclip.spec import PreprocessSpec
+from edgeclip.training.augment import Augmenter
 from edgeclip.training.batch_maker import BatchMaker, Made, Position
 from edgeclip.training.batch_maker import PairBatch as PairBatch  # part of this module's interface
 from edgeclip.training.captions import Sayings
@@ -93,6 +94,9 @@ class PairLoader:
     ) -> None:
         self._workers = data.workers
         readers = max(1, data.workers)
+        # Loads their libraries here, once, and not in every forked worker.
+        opencv()
+        Augmenter(spec, augment)
         sayings = None if images_only else Sayings(source.classes, load_templates(data.templates))
         self._maker = BatchMaker(
             source=source,

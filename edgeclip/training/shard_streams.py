@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import io
@@ -12,6 +13,7 @@ import subprocess
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,14 +107,12 @@ class Download(io.RawIOBase):
     """The body of an HTTP answer; a lost connection is taken up again where it broke off.
 
     Args:
-        url: user and password are left out of messages.
-        attempts, first_wait_s: how often to try in a row, and how long to wait after the first failure (then twice as
-            long each time).
+        url: user and password, if any, go into the header of basic authentication and are left out of messages.
     """
 
-    def __init__(self, url: str, *, attempts: int = _ATTEMPTS, first_wait_s: float = _FIRST_WAIT_S) -> None:
-        self.url, self.name = url, without_password(url)
-        self._attempts, self._wait_s = attempts, first_wait_s
+    def __init__(self, url: str) -> None:
+        self.name = without_password(url)
+        self._request = _request(url)
         self._at = 0
         self._size: int | None = None
         self._answer: http.client.HTTPResponse | None = None
@@ -143,8 +143,9 @@ class Download(io.RawIOBase):
         return count
 
     def _open(self) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self.url, headers={"Range": f"bytes={self._at}-"} if self._at else {})
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        if self._at:
+            self._request.add_header("Range", f"bytes={self._at}-")
+        answer: http.client.HTTPResponse = urllib.request.urlopen(self._request, timeout=_TIMEOUT_S)
         skip = self._at if answer.status != http.client.PARTIAL_CONTENT else 0  # a server may not know ranges
         length = answer.headers.get("Content-Length")
         self._size = None if length is None else int(length) + self._at - skip
@@ -155,8 +156,8 @@ class Download(io.RawIOBase):
         return answer
 
     def _again(self, action: Callable[[], _Result]) -> _Result:
-        wait_s = self._wait_s
-        for attempt in range(1, self._attempts + 1):
+        wait_s = _FIRST_WAIT_S
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return action()
             except urllib.error.HTTPError as error:
@@ -167,8 +168,18 @@ class Download(io.RawIOBase):
             if self._answer:
                 self._answer.close()
                 self._answer = None
-            if final or attempt == self._attempts:
+            if final or attempt == _ATTEMPTS:
                 break
             time.sleep(wait_s)
             wait_s *= 2
         raise SourceError(f"expected a shard at {self.name}, got: {problem} (tried {attempt} times)")
+
+
+def _request(url: str) -> urllib.request.Request:
+    parts = urllib.parse.urlsplit(url)
+    account, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
+    if at:
+        encoded = base64.b64encode(urllib.parse.unquote(account).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
