@@ -1,6 +1,6 @@
 """Started by torchrun: this process's share of a joint batch through models, their losses and gradients into a file.
 
-    torchrun --nproc-per-node N tests/distributed_worker.py OUT
+torchrun --nproc-per-node N tests/distributed_worker.py OUT
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from edgeclip.training.two_tower import TwoTower, build_two_tower
 
 PAIRS = 12
 # Loss, strategy and chunk size.
-CASES: list[tuple[str, Strategy, int]] = [("infonce", "ddp", 0), ("siglip", "ddp", 0), ("infonce", "ddp", 4), ("infonce", "fsdp", 0), ("siglip", "fsdp", 4)]
+CASES: list[tuple[str, Strategy, int]] = [
+    ("infonce", "ddp", 0),
+    ("siglip", "ddp", 0),
+    ("infonce", "ddp", 4),
+    ("infonce", "fsdp", 0),
+    ("siglip", "fsdp", 4),
+]
 
 
 def model_of(kind: str) -> TwoTower:

@@ -93,7 +93,7 @@ def features_of(
         progress: called with the number of images done.
     """
     preprocess = Preprocessor(tower.preprocess)
-    rows = [np.empty((0, tower.width), np.float16)]
+    rows: list[npt.NDArray[np.float16]] = []
     pending: list[FloatArray] = []
     done = 0
     with _running(tower) as run:
@@ -107,7 +107,7 @@ def features_of(
                     progress(done)
         if pending:
             rows.append(run(np.stack(pending)).astype(np.float16))
-    return np.concatenate(rows)
+    return np.concatenate(rows) if rows else np.empty((0, tower.width), np.float16)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | Starte
     """Read and check a recipe.
 
     Args:
-        overrides: ``key=value`` with dots between the levels, e.g. ``optimizer.lr=1e-4``.
+        overrides: ``key=value`` with dots between the levels, e.g. ``optimizer.lr=1e-4``; the value is YAML, nothing
+            is the empty text.
 
     Raises:
         RecipeError: absent, not YAML, an unknown key (the nearest name is told) or a bad value.
@@ -46,7 +47,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | Starte
         if not separator or not key:
             raise RecipeError(f"expected --set key=value, got {override!r}")
         try:
-            _set(tree, key.split("."), yaml.safe_load(value))
+            _set(tree, key.split("."), yaml.safe_load(value) if value else "")
         except yaml.YAMLError as error:
             raise RecipeError(f"expected a YAML value in --set {override!r} ({str(error).splitlines()[0]})") from error
     return check_recipe(tree, source=str(path))

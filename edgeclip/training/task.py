@@ -116,7 +116,7 @@ class Contrastive(Task):
         seed, rank, size = recipe.seed, world.rank, world.size
         if "image" in locked and not recipe.augment.active:
             # The tower sees each image once; from then on its features are read.
-            tower = ImageTower(self.model.image, recipe.model.embedding_dim, self.model.preprocess)
+            tower = ImageTower(self.model.image, self.model.image_width, self.model.preprocess)
             self.model.to(world.device)
             if world.main:
                 pair_features(tower, source)
