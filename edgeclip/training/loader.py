@@ -151,14 +151,22 @@ class PairLoader:
             # Its own, or starting the workers would draw from the generator that the training is seeded by.
             generator=torch.Generator().manual_seed(0),
         )
-        for made in self._guarded(loader):
-            if isinstance(made, _Failed):
-                raise made.error
-            self._positions[made.worker] = made.position
-            self._batches += 1
-            self._skipped.count += made.skipped.count
-            self._skipped.named = (self._skipped.named + made.skipped.named)[:MOST_NAMED]
-            yield made.batch
+        try:
+            for made in loader if self._workers else _own_randomness(loader):
+                if isinstance(made, _Failed):
+                    raise made.error
+                self._positions[made.worker] = made.position
+                self._batches += 1
+                self._skipped.count += made.skipped.count
+                self._skipped.named = (self._skipped.named + made.skipped.named)[:MOST_NAMED]
+                yield made.batch
+        except RuntimeError as error:
+            # Raised by torch's signal handler, wherever in here that may be.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a loader's worker died ({error}): lower data.workers or data.shuffle_buffer"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process is, after the last batch that was taken: plain values, to be saved as JSON or by torch.
@@ -186,19 +194,6 @@ class PairLoader:
         self._positions = [Position(epoch, drawn) for epoch, drawn in state["positions"]]
         self._batches = state["batches"]
         self._skipped = Tally(state["skipped"], list(state["first_skipped"]))
-
-    def _guarded(self, loader: Iterable[Made | _Failed]) -> Iterator[Made | _Failed]:
-        if not self._workers:
-            yield from _own_randomness(loader)
-            return
-        try:
-            yield from loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"a loader's worker died ({error}): lower data.workers or data.shuffle_buffer"
-            ) from error
 
 
 def _own_randomness(items: Iterable[Any]) -> Iterator[Any]:
