@@ -241,6 +241,7 @@ def test_a_locked_tower_does_not_change_and_its_features_can_stand_for_its_image
     assert {"image_head.weight", "text_head.weight", "logit_scale", "text.positions"} <= changed
     with torch.no_grad():
         features = model.image_features(images)
+        assert features.shape == (2, model.image_width)
         torch.testing.assert_close(model(features, tokens)[0], model(images, tokens)[0])
 
 
@@ -289,6 +290,16 @@ def test_a_timm_tower_gives_timms_features_and_states_its_preprocessing() -> Non
     assert tower.preprocess == PreprocessSpec(
         height=224, width=224, resize_to=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
+
+
+def test_a_timm_tower_takes_a_weights_file_with_its_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    whole = timm.create_model("resnet10t", num_classes=5)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    tower = build_image_tower(Tower(name="timm:resnet10t", pretrained=str(tmp_path / "weights.pt")))
+    kept = whole.state_dict()
+    assert tower.module.state_dict().keys() == kept.keys() - {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, kept[name]) for name, value in tower.module.state_dict().items())
 
 
 def test_open_clips_two_sides_are_open_clips_model() -> None:
@@ -410,7 +421,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     save_checkpoint(tmp_path / "saved", model, recipe=recipe_of(SMALL), results={"final_loss": 1.5})
     again = load_two_tower(str(tmp_path / "saved"))
     assert same_state(model, again)
-    loaded = load_model(str(tmp_path / "saved"))
+    shutil.copytree(tmp_path / "saved", tmp_path / "run" / "checkpoint")
+    loaded = load_model(str(tmp_path / "run"))  # a run's folder will do
     assert loaded.encoder.score == ("sigmoid" if kind == "siglip" else "softmax")
     assert loaded.encoder.logit_bias == (pytest.approx(model.logit_bias.item()) if kind == "siglip" else 0.0)
     with torch.inference_mode():

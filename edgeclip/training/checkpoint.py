@@ -75,9 +75,9 @@ def save_checkpoint(
         kept = {name: value for name, value in state.items() if not name.startswith(left_out or ("\0",))}
         save_file(pack_all(kept), temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(0o644)
-        for name in sides:
-            if save_files := getattr(getattr(two_tower, name), "save_files", None):
-                save_files(_files(temporary, name))
+        for name in sides:  # of our own towers and those that a library knows by name there is nothing to keep
+            if getattr(two_tower.model, name).name.startswith("hf:"):
+                getattr(two_tower, name).save_files(_files(temporary, name))
         config = CheckpointConfig(
             name=plain["name"],
             model=two_tower.model,

@@ -69,10 +69,11 @@ class _FormatOnly(msgspec.Struct, frozen=True):
 
 
 def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint lies; ``starter`` is shipped with the package."""
+    """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
     if name == "starter":
         return Path(str(resources.files("edgeclip") / "assets" / "starter"))
-    return Path(name)
+    of_run = Path(name) / "checkpoint"
+    return of_run if (of_run / CONFIG).is_file() else Path(name)
 
 
 def read_config(folder: Path) -> CheckpointConfig | ConfigV1:

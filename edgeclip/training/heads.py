@@ -30,6 +30,7 @@ class ImageHead(nn.Module):
         if tower.classifier is None:
             raise RecipeError("expected an image tower with a classifier, got one without: use efficientnet-lite0")
         weight, bias = tower.classifier
+        self.in_features = tower.width
         self.classifier = nn.Linear(tower.width, len(bias)).requires_grad_(requires_grad=False)
         self.classifier.weight.data = to_grid(weight) if on_grid else weight.clone()
         self.classifier.bias.data = bias.clone()

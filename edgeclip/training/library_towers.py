@@ -42,7 +42,7 @@ def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG00
     file = Path(tower.pretrained)
     options: dict[str, Any] = {"num_classes": 0}
     if tower.pretrained and file.is_file():
-        options["checkpoint_path"] = str(file)
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}  # leaves its classifier out
     elif tower.pretrained:  # a tag of the architecture
         name, options["pretrained"] = f"{architecture}.{tower.pretrained}", True
     with downloads(f"the timm tower {name}"):

@@ -74,6 +74,12 @@ class TwoTower(nn.Module):
         """D of the shared space."""
         return self.model.embedding_dim
 
+    @property
+    def image_width(self) -> int:
+        """F of the image tower's features."""
+        head = self.image_head
+        return self.embedding_dim if isinstance(head, nn.Identity) else int(head.in_features)  # type: ignore[arg-type]
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts as one tensor on the CPU, first axis N, for :meth:`encode_text`."""
         return self.text.tokenize(texts)
