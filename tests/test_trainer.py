@@ -528,3 +528,50 @@ def test_the_shapes_hold_out_combinations_but_no_colour_and_no_shape(shapes: Pat
     assert not [CLASSES[label] for label in unseen if CLASSES[label] in said]
     val = open_pairs(Data(pairs=str(shapes / "held-out-*.tar"), classes=str(shapes / "classes.json")))
     assert {pair.label for pair in val} == unseen
+
+
+# A recipe at a size that trains in a moment: its sections as they are, but for towers, data and length.
+TINY = (
+    f"model.image={json.dumps(TINY_IMAGE)}",
+    f"model.text={json.dumps(TINY_TEXT)}",
+    "model.embedding_dim=8",
+    "model.start=",
+    "data.workers=0",
+    "data.shuffle_buffer=20",
+    "optimizer.steps=3",
+    "optimizer.batch_size=16",
+    "log.tensorboard=false",
+)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_train(path: Path, shapes: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    if not isinstance(recipe, Recipe):
+        pytest.skip("a task of its own, tested with it")
+    overrides = [*TINY, f"data.pairs={shapes}/train-*.tar", f"data.val={shapes}/seen-*.tar"]
+    overrides += [f"data.val_classes={shapes}/classes.json"]
+    if recipe.task == "distill":
+        teacher = tmp_path / "teacher"
+        train(recipe_file(tmp_path, shapes), teacher, "optimizer.steps=1")
+        overrides.append(f"loss.teacher={teacher}")
+    locked = {side: getattr(recipe.model, side).locked for side in ("image", "text")}
+    overrides += [f"model.{side}.locked=true" for side, is_locked in locked.items() if is_locked]
+    train(path, tmp_path / "run", *overrides)
+    model = load_checkpoint(str(tmp_path / "run"))
+    assert model.name == path.stem
+    assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+    assert (model.encoder.score == "sigmoid") == (recipe.loss.kind == "siglip")
+    assert 0 <= log_of(tmp_path / "run", "top1")[3] <= 1
+
+
+def test_a_student_comes_nearer_to_its_teacher(shapes: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    train(recipe_file(tmp_path, shapes), teacher, "data.val=")
+    distil = {"task": "distill", "loss": {"kind": "distill", "teacher": str(teacher)}}
+    path = recipe_file(tmp_path, shapes, **distil)
+    train(path, tmp_path / "student", "optimizer.steps=40", "optimizer.lr=1e-2", "model.image.options.width=8")
+    losses = log_of(tmp_path / "student")
+    assert losses[40] < 0.7 * losses[1]
+    student, model = load_checkpoint(str(tmp_path / "student")), load_checkpoint(str(teacher))
+    assert student.text.sha256 == model.text.sha256, "the teacher's tables are the student's"
