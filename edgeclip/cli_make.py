@@ -72,11 +72,17 @@ def train(
     """
     require("torch", purpose="train a model", extra="train")
     require("yaml", purpose="read a recipe")
+    from edgeclip.training.fewshot_recipe import FewShotRecipe
     from edgeclip.training.recipe_file import load_recipe
     from edgeclip.training.train import train_recipe
 
     loaded = load_recipe(recipe, overrides=set_ or [])
     target = output or Path("runs") / loaded.name
+    if isinstance(loaded, FewShotRecipe):
+        from edgeclip.evaluation.adapt import run_recipe
+
+        run_recipe(loaded, target, console=console, overwrite=overwrite)
+        return
     train_recipe(loaded, target, console=console, overwrite=overwrite, resume=resume)
     console.print(f"trained: {target}\nnext: edgeclip export {target}", highlight=False)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import math
 import os
 import signal
 import subprocess
@@ -54,6 +53,23 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(folder, train=96, val=32)
     return folder
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def workers_of(pid: int) -> list[int]:
+    """Child processes; torchrun's are the ones that train."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def log_lines(run: Path) -> list[bytes]:
+    log = run / "log.jsonl"
+    return log.read_bytes().splitlines() if log.is_file() else []
 
 
 def recipe_file(folder: Path, shapes: Path, **more: Any) -> Path:
@@ -150,7 +166,10 @@ def test_chunks_drop_the_same_in_both_passes() -> None:
 
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path) -> None:
     out = tmp_path / "gradients.pt"
-    torchrun(2, str(ROOT / "tests" / "distributed_worker.py"), str(out))
+    worker = str(ROOT / "tests" / "distributed_worker.py")
+    command = [*TORCHRUN, "2", worker, str(out)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     for case, found in torch.load(out).items():
         (kind,) = {kind for kind, strategy, chunk in CASES if str((kind, strategy, chunk)) == case}
         model = model_of(kind)
@@ -163,30 +182,30 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path) ->
             torch.testing.assert_close(found["gradients"][name], gradient, atol=2e-6, rtol=1e-4, msg=f"{case} {name}")
 
 
-def torchrun(processes: int, *arguments: str) -> str:
-    """Run a script or ``-m module`` in several processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find torchrun's processes")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_several_processes_train_save_and_resume(strategy: str, shapes: Path, tmp_path: Path) -> None:
-    path = recipe_file(tmp_path, shapes, scale={"strategy": strategy, "grad_cache_chunk": 4})
-    common = ["-m", "edgeclip", "train", str(path), "--set", "optimizer.ema=0.9", "--set", "log.save_every=2"]
-    torchrun(2, *common, "--output", str(tmp_path / "whole"))
-    losses = log_of(tmp_path / "whole")
-    assert list(losses) == [1, 2, 3, 4]
-    model = load_checkpoint(str(tmp_path / "whole" / "checkpoint"))
-    assert np.isfinite(model.encode_text(["a red star"])).all()
-    if strategy == "ddp":  # the recipe says the batch, not how many share it
-        assert losses[1] == pytest.approx(math.log(16), abs=1.0)
-    stop = ["--set", "log.eval_every=0"]
-    torchrun(2, *common, *stop, "--output", str(tmp_path / "again"))
-    assert log_of(tmp_path / "again") == losses
+def test_several_processes_are_killed_and_go_on(strategy: str, shapes: Path, tmp_path: Path) -> None:
+    scale, log = {"strategy": strategy, "grad_cache_chunk": 4}, {"every": 1, "save_every": 4, "tensorboard": False}
+    optimizer = {"steps": 30, "batch_size": 16, "ema": 0.9}
+    path = recipe_file(tmp_path, shapes, scale=scale, log=log, optimizer=optimizer)
+    command = [*TORCHRUN, "2", "-m", "edgeclip", "train", str(path), "--resume", "--output"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with subprocess.Popen([*command, str(run)], env=environment()) as started:
+        deadline = time.monotonic() + 300
+        while len(log_lines(run)) < 10 and time.monotonic() < deadline:
+            assert started.poll() is None
+            time.sleep(0.01)
+        for pid in [*workers_of(started.pid), started.pid]:
+            os.kill(pid, signal.SIGKILL)
+    assert 10 <= len(log_lines(run)) < 30
+    subprocess.run([*command, str(run)], env=environment(), check=True)
+    subprocess.run([*command, str(whole)], env=environment(), check=True)
+    assert log_of(run) == log_of(whole)
+    weights = "checkpoint/weights.safetensors"
+    assert (run / weights).read_bytes() == (whole / weights).read_bytes()
+    rows = load_checkpoint(str(run)).encode_text(["a red star", "a blue ring"])
+    assert np.isfinite(rows).all()
 
 
 def test_recomputed_activations_have_the_same_gradients() -> None:
@@ -209,10 +228,9 @@ def test_the_blocks_that_are_sharded_are_the_transformers() -> None:
 
 
 def edgeclip(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "edgeclip", *arguments],
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -225,14 +243,13 @@ def test_a_killed_run_goes_on_with_the_same_losses(shapes: Path, tmp_path: Path)
     options = [word for item in long for word in ("--set", item)]
     whole = edgeclip("train", str(path), "--output", str(tmp_path / "whole"), *options)
     killed = edgeclip("train", str(path), "--output", str(tmp_path / "killed"), *options)
-    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 120
-    while not (log.is_file() and len(log.read_bytes().splitlines()) >= 17) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while len(log_lines(tmp_path / "killed")) < 17 and time.monotonic() < deadline:
         assert killed.poll() is None, killed.communicate()[0]
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    reached = len(log.read_bytes().splitlines())
-    assert 17 <= reached < 60
+    assert 17 <= len(log_lines(tmp_path / "killed")) < 60
     assert whole.wait(timeout=180) == 0, whole.communicate()[0]
 
     resumed = edgeclip("train", str(path), "--output", str(tmp_path / "killed"), "--resume", *options)
@@ -306,6 +323,13 @@ def test_what_was_saved_before_a_loss_that_is_not_finite_is_kept(shapes: Path, t
         train(path, run, "data.val=", "log.save_every=1", resume=True)
     assert {name: (run / name).read_bytes() for name in kept} == kept
     assert load_checkpoint(str(run / "checkpoint")).name == "tiny"
+
+
+def test_weights_that_are_not_finite_are_not_saved(shapes: Path, tmp_path: Path) -> None:
+    path = recipe_file(tmp_path, shapes)
+    with pytest.raises(TrainingError, match=r"weight .* is not finite after step 1"):
+        train(path, tmp_path / "run", "optimizer.lr=1e39", "log.save_every=1", "data.val=")
+    assert not (tmp_path / "run" / "state.pt").exists()
 
 
 # What is written down

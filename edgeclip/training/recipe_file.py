@@ -12,18 +12,20 @@ import msgspec
 
 from edgeclip.errors import RecipeError
 from edgeclip.extras import require
+from edgeclip.training.fewshot_recipe import FewShotRecipe
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.starter_recipe import StarterRecipe
 
-# By the key `task`; StarterRecipe is a way of its own (see edgeclip.training.starter).
-_RECIPES: dict[str, type[Recipe] | type[StarterRecipe]] = {
+# By the key `task`; the starter and few-shot tables have ways of their own.
+_RECIPES: dict[str, type[Recipe] | type[StarterRecipe] | type[FewShotRecipe]] = {
     "contrastive": Recipe,
     "distill": Recipe,
     "starter": StarterRecipe,
+    "fewshot": FewShotRecipe,
 }
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | StarterRecipe:
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | StarterRecipe | FewShotRecipe:
     """Read and check a recipe.
 
     Args:
@@ -53,7 +55,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | Starte
     return check_recipe(tree, source=str(path))
 
 
-def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | StarterRecipe:
+def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | StarterRecipe | FewShotRecipe:
     """Plain keys and values as a recipe.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeclip.errors import RecipeError, TrainingError
 from edgeclip.files import atomic_file
@@ -62,15 +62,15 @@ def save_state(
     weights, moments = get_state_dict(model, optimizer, options=everything)
     averages = {name: whole(value).cpu() for name, value in average.values.items()} if average else {}
     locals_ = world.collect({"random": _random_state(), "loader": loader.state_dict()})
+    # The first process has all weights; the others have to stop with it.
+    if bad := next(filter(None, world.collect(_not_finite(weights))), None):
+        raise TrainingError(
+            f"weight {bad} is not finite after step {step}: the state before is kept at {path}; "
+            "lower optimizer.lr and go on with --resume"
+        )
     if not world.main:
         world.wait()
         return
-    for name, value in weights.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            raise TrainingError(
-                f"weight {name} is not finite after step {step}: the state before is kept at {path}; "
-                "lower optimizer.lr and go on with --resume"
-            )
     state = {
         "format": FORMAT,
         "step": step,
@@ -138,6 +138,12 @@ def restore(
     loader.load_state_dict(own["loader"])
     _set_random_state(own["random"])
     return int(state["step"])
+
+
+def _not_finite(weights: Mapping[str, Any]) -> str:
+    """Name of a weight that is not finite, or the empty text."""
+    floats = ((name, value) for name, value in weights.items() if torch.is_tensor(value) and value.is_floating_point())
+    return next((name for name, value in floats if not torch.isfinite(value).all()), "")
 
 
 def _check_same(before: Mapping[str, Any], recipe: Recipe) -> None:

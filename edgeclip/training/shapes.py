@@ -23,14 +23,14 @@ from edgeclip.files import atomic_folder
 from edgeclip.runtime.images import Image, opencv
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 30),
-    "green": (40, 160, 50),
-    "blue": (40, 70, 220),
-    "yellow": (240, 220, 40),
-    "purple": (140, 50, 170),
-    "orange": (245, 130, 20),
-    "white": (250, 250, 250),
-    "black": (10, 10, 10),
+    "red": (230, 40, 40),
+    "green": (50, 190, 60),
+    "blue": (60, 90, 240),
+    "yellow": (245, 225, 50),
+    "purple": (165, 60, 205),
+    "orange": (250, 145, 30),
+    "white": (245, 245, 245),
+    "cyan": (50, 215, 225),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "bar", "crescent")
 CAPTIONS = (
@@ -86,11 +86,11 @@ def write_shapes(folder: Path, *, train: int = 12_000, val: int = 1_600, seed: i
 
 
 def draw(label: int, rng: np.random.Generator) -> Image:
-    """(SIDE, SIDE, 3) uint8: one shape at a random place, size, angle and shade, on a noisy grey background."""
+    """(SIDE, SIDE, 3) uint8: one shape at a random place, size, angle and shade, on a noisy dark background."""
     cv2 = opencv()
     colour, shape = divmod(label, len(SHAPES))
     side = SIDE * _FINE
-    radius = rng.uniform(0.26, 0.42) * side
+    radius = rng.uniform(0.3, 0.44) * side
     centre = rng.uniform(radius, side - radius, 2)
     angle = rng.uniform(-0.35, 0.35)  # radians; a square is never a diamond
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -98,7 +98,7 @@ def draw(label: int, rng: np.random.Generator) -> Image:
     for points, value in _outline(SHAPES[shape]):
         cv2.fillPoly(mask, [np.round(points @ turn.T * radius + centre).astype(np.int32)], value)
     paint = np.array(list(COLOURS.values())[colour]) + rng.uniform(-12, 12, 3)
-    ground = np.full((side, side, 3), rng.uniform(90, 165))
+    ground = np.full((side, side, 3), rng.uniform(15, 70))
     fine = np.where(mask[:, :, None] > 0, paint, ground)
     image = cv2.resize(fine, (SIDE, SIDE), interpolation=cv2.INTER_AREA) + rng.normal(0, 6, (SIDE, SIDE, 3))
     clipped: Image = np.clip(image, 0, 255).astype(np.uint8)
