@@ -1,4 +1,4 @@
-"""``edgeclip fewshot``: a bundle and a few labelled images in, a table or the few-shot curve out."""
+"""``edgeclip fewshot`` and ``edgeclip qat``: a bundle and images in, an adapted table or trained INT8 variants out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli_common import BundleArgument, TemplatesHelp, console, progress_bars, split_names
+from edgeclip.cli_common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import check_table_name, load_templates, parse_classes
@@ -39,7 +39,14 @@ def fewshot(
     cross-validation on the images given; nothing else is looked at.
     """
     require("torch", purpose="adapt a table")
-    from edgeclip.evaluation.adapt import FewShotOptions, adapt_bundle, curve_lines, curve_of_bundle, save_curve
+    from edgeclip.evaluation.adapt import (
+        FewShotOptions,
+        adapt_bundle,
+        adapted_lines,
+        curve_lines,
+        curve_of_bundle,
+        save_curve,
+    )
     from edgeclip.training.fewshot_curve import CurveOptions
 
     opened = Bundle.open(bundle)
@@ -81,11 +88,48 @@ def fewshot(
                 adapted.table.save(output)
             else:
                 opened.add_table(adapted.table, overwrite=overwrite)
-            lines = [f"{name}: {len(adapted.table.classes)} classes, {adapted.table.adapted or 'as the text has it'}"]
-            if adapted.top1 is not None and adapted.zero_shot_top1 is not None:
-                lines.append(
-                    f"cross-validated on these images: top-1 {adapted.top1:.3f}, zero-shot {adapted.zero_shot_top1:.3f}"
-                )
+            lines = adapted_lines(adapted)
             lines.append(f"written: {output or opened.path}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def qat(
+    bundle: BundleArgument,
+    images: Annotated[Path, typer.Option(help="Folder of images like those that the device will see; no labels.")],
+    variants: Annotated[str, typer.Option(help="Which to make: int8, int8-cpu or both.")] = "int8, int8-cpu",
+    count: Annotated[int, typer.Option(help="Images to train on.")] = 256,
+    steps: Annotated[int, typer.Option(help="Steps to train for.")] = 200,
+    lr: Annotated[float, typer.Option(help="Learning rate of the weights.")] = 3e-5,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and order of images.")] = 0,
+) -> None:
+    """Train a bundle's encoder to be INT8, for when edgeclip quantize misses its budget.
+
+    The model that the bundle was made from is loaded again; its FP32 embeddings of the images are what is learnt.
+    """
+    require("nncf", purpose="quantize")
+    from edgeclip.calibration.images import sample_images
+    from edgeclip.export.export_bundle import calibration_inputs
+    from edgeclip.export.extend import require_writable
+    from edgeclip.export.qat import QatOptions
+    from edgeclip.export.qat_bundle import train_int8
+    from edgeclip.training.load import HUB_PREFIX, load_model
+
+    if count < 2 or steps < 1 or lr <= 0:
+        raise InputError(f"expected --count of 2, --steps of 1 and --lr above 0 at least, got {count}, {steps}, {lr}")
+    opened = Bundle.open(bundle)
+    require_writable(opened)
+    origin = opened.manifest.model.origin
+    with notices.status("loading the model") as status:
+        name = f"{HUB_PREFIX}{origin.name}" if origin.loader == "transformers" else origin.name
+        pretrained = (origin.pretrained or "none") if origin.loader == "open_clip" else None
+        model = load_model(name, pretrained=pretrained, seed=origin.seed or 0)
+        chosen = calibration_inputs(sample_images(images, count, seed=seed), (), model.encoder)
+        options = QatOptions(steps=steps, lr=lr, seed=seed)
+        done = train_int8(opened, model, chosen, names=split_names(variants), options=options, progress=status.update)
+    first, last = done.losses[0], sum(done.losses[-10:]) / len(done.losses[-10:])
+    console.print(
+        f"loss {first:.4f} → {last:.4f} in {len(done.losses)} steps on {len(chosen)} images\nwritten: {opened.path}",
+        markup=False,
+        highlight=False,
+    )

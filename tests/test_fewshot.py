@@ -334,6 +334,23 @@ def test_the_command_says_what_is_wrong(arguments: list[str], says: str, labelle
 
 
 @pytest.mark.slow
+def test_the_recipe_makes_a_table_and_a_curve(tmp_path: Path, labelled: Path) -> None:
+    from edgeclip.cli import app
+
+    recipe = str(Path(__file__).resolve().parents[1] / "recipes" / "fewshot.yaml")
+    command = ["train", recipe, "--set", f"data={labelled}", "--set", "curve.seeds=2", "-o", str(tmp_path / "run")]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    assert '"method": "zs-probe"' in run.output  # the recipe is printed in full
+    assert PromptTable.load(tmp_path / "run" / "fewshot.safetensors").labels == ("blue thing", "red thing")
+    assert (tmp_path / "run" / "curve.png").is_file()
+    again = CliRunner().invoke(app, command)
+    assert isinstance(again.exception, InputError)
+    wrong = CliRunner().invoke(app, ["train", recipe, "--set", "metod=probe"])
+    assert "did you mean `method`" in str(wrong.exception)
+
+
+@pytest.mark.slow
 def test_the_command_adds_a_table_that_labels_and_draws_the_curve(tmp_path: Path) -> None:
     """On the starter and three real classes: the table is used by the runtime as any other, the plot is a picture."""
     import shutil

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from rich.console import Console
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import Description, describe_machine, summary
@@ -16,12 +17,13 @@ from edgeclip.errors import InputError
 from edgeclip.evaluation.zeroshot import class_prompts
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.extras import require
-from edgeclip.files import atomic_file, write_json
-from edgeclip.prompts import PromptClass, PromptTable
+from edgeclip.files import atomic_file, atomic_folder, write_json
+from edgeclip.prompts import PromptClass, PromptTable, load_templates, parse_classes
 from edgeclip.runtime.images import list_labelled
 from edgeclip.training.embeddings import embed_files
 from edgeclip.training.fewshot import METHODS, Adapted, adapt, method_called
 from edgeclip.training.fewshot_curve import Curve, CurveOptions, draw_curve
+from edgeclip.training.fewshot_recipe import FewShotRecipe
 from edgeclip.training.probe import Shots
 
 Progress = Callable[[str, int, int], None]
@@ -116,6 +118,49 @@ def curve_of_bundle(
         curve=measured,
         machine=describe_machine(),
     )
+
+
+def run_recipe(recipe: FewShotRecipe, folder: Path, *, console: Console, overwrite: bool = False) -> None:
+    """Make the table of a recipe, and its curve if it asks for one, in a folder that is whole or absent.
+
+    Raises:
+        InputError: the folder exists and ``overwrite`` is false; and as :func:`adapt_bundle` and
+            :func:`curve_of_bundle` say.
+    """
+    console.print(msgspec.json.format(msgspec.json.encode(recipe), indent=2).decode(), highlight=False, markup=False)
+    bundle, data = Bundle.open(recipe.bundle), Path(recipe.data)
+    options = FewShotOptions(
+        method=recipe.method,
+        shots=recipe.shots,
+        templates=load_templates(recipe.templates),
+        names=Path(recipe.names) if recipe.names else None,
+        background=parse_classes(recipe.background) if recipe.background else (),
+        variant=recipe.variant,
+        seed=recipe.seed,
+    )
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        adapted = adapt_bundle(bundle, data, options, name=recipe.name)
+        adapted.table.save(temporary / f"{recipe.name}.safetensors")
+        lines = adapted_lines(adapted)
+        if recipe.curve.seeds:
+            curve = CurveOptions(recipe.curve.methods, recipe.curve.shots, recipe.curve.seeds)
+            report = curve_of_bundle(bundle, data, options, curve)
+            save_curve(report, temporary)
+            lines += curve_lines(report)
+        write_json(temporary / "recipe.json", recipe)
+    for line in [*lines, f"written: {folder}"]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def adapted_lines(adapted: Adapted) -> list[str]:
+    """What was chosen and what it is worth, for people."""
+    table = adapted.table
+    lines = [f"{table.name}: {len(table.classes)} classes, {table.adapted or 'as the text has it'}"]
+    if adapted.top1 is not None and adapted.zero_shot_top1 is not None:
+        lines.append(
+            f"cross-validated on these images: top-1 {adapted.top1:.3f}, zero-shot {adapted.zero_shot_top1:.3f}"
+        )
+    return lines
 
 
 def curve_lines(report: CurveReport) -> list[str]:
