@@ -95,6 +95,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "classes.json").write_text('[["goldfish", "carp"], "teapot", {"names": ["moon", "full moon"]}]')
     (folder / "templates.txt").write_text("a photo of a {}.\na drawing of a {}.\n")
     (folder / "images").mkdir()
+    (folder / "empty").mkdir()
     for item in range(COUNT):
         (folder / "images" / f"{item:04}.jpg").write_bytes(image_bytes(item))
         of_class = folder / "folders" / ("gold_fish", "moon", "tea_pot")[item % 3]
@@ -372,6 +373,10 @@ def test_images_only_takes_samples_of_which_nothing_is_said(pairs: Path, tmp_pat
     assert len(set(batch.groups.tolist())) == 6
     with pytest.raises(TrainingError, match=r"could use none of 6 samples .*caption missing"):
         take(loader_of(data_of(tmp_path / "x.tar")), 1)
+    (frames,) = take(loader_of(data_of(pairs / "images"), images_only=True, batch_size=COUNT), 1)
+    assert sorted(frames.keys) == [f"{item:04}.jpg" for item in range(COUNT)]
+    (classes,) = take(loader_of(data_of(pairs / "folders"), images_only=True, batch_size=COUNT), 1)
+    assert (classes.texts, len(set(classes.groups.tolist()))) == ((), COUNT)
 
 
 # Order: shuffled, divided, the same again.
@@ -479,18 +484,44 @@ def test_every_form_resumes(form: str, pairs: Path) -> None:
         ({}, {"augment": EVERYTHING}),
         ({"workers": 2}, {}),
         ({"shuffle_buffer": 8}, {}),
-        ({"templates": "imagenet"}, {}),
+        ({"templates": "templates.txt"}, {}),
         ({"pairs": "train-00[01].tar"}, {}),
     ],
 )
 def test_a_state_of_other_settings_is_refused(change: dict[str, Any], more: dict[str, Any], pairs: Path) -> None:
     loader = loader_of(data_of(pairs / "train-*.tar"))
     take(loader, 1)
-    if "pairs" in change:
-        change = {"pairs": str(pairs / change["pairs"])}
+    change = {key: str(pairs / value) if isinstance(value, str) else value for key, value in change.items()}
     other = loader_of(msgspec.structs.replace(data_of(pairs / "train-*.tar"), **change), **more)
     with pytest.raises(TrainingError, match="other data or settings"):
         other.load_state_dict(loader.state_dict())
+
+
+def test_shards_may_move_and_their_addresses_be_signed_anew(pairs: Path, tmp_path: Path, server: Server) -> None:
+    """Neither the folder nor a signature is part of what a sample is called, of its crop, or of a saved state."""
+    (tmp_path / "train-000.tar").write_bytes((pairs / "train-000.tar").read_bytes())
+    for one, other in (
+        (pairs / "train-000.tar", tmp_path / "train-000.tar"),
+        (f"{server.url}/train-000.tar?signature=1", f"{server.url}/train-000.tar?signature=2"),
+    ):
+        loader, moved = (loader_of(data_of(name), augment=EVERYTHING) for name in (one, other))
+        take(loader, 1)
+        moved.load_state_dict(loader.state_dict())
+        assert same(take(moved, 2), take(loader, 2))
+    both = list(ShardPairs([str(pairs / "train-000.tar"), str(tmp_path / "train-000.tar")]))
+    assert len({pair.key for pair in both}) == 12  # where file names alone are not enough
+
+
+def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    for name in (b"caf\xe9.jpg", "café.jpg".encode()):
+        (tmp_path / "frames" / os.fsdecode(name)).write_bytes(image_bytes(1))
+    (batch,) = take(loader_of(data_of(tmp_path / "frames"), batch_size=2, images_only=True), 1)
+    assert sorted(batch.keys) == ["caf\\xe9.jpg", "café.jpg"]
+    data = tar_bytes([("caf\udce9.jpg", image_bytes(1)), ("caf\udce9.txt", b"coffee")], tarfile.USTAR_FORMAT)
+    (tmp_path / "x.tar").write_bytes(data)
+    (batch,) = take(loader_of(data_of(tmp_path / "x.tar"), batch_size=1), 1)
+    assert batch.keys == ("x.tar:caf\\xe9",)
 
 
 # What is damaged.
@@ -684,7 +715,7 @@ def test_a_table_without_its_column_is_refused(header: str, more: dict[str, str]
         (("{}/templates.txt",), SourceError, "none of them"),
         (("{}/train-*.tar", "{}/table.csv"), SourceError, "in one form"),
         (("{}/folders", "{}/folders"), SourceError, "one folder"),
-        (("{}/images",), SourceError, "one folder a class"),
+        (("{}/empty",), SourceError, "images or one folder of images a class"),
         (("pipe: ",), SourceError, "a command behind pipe:"),
         ((), SourceError, "got nothing"),
         (("",), SourceError, "got nothing"),

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgeclip.errors import InputError, TrainingError
 from edgeclip.runtime.images import Image
+from edgeclip.runtime.normalise import normalise
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.augment import Augmenter
 from edgeclip.training.captions import Sayings, text_group
@@ -93,7 +93,7 @@ class BatchMaker:
                 images.append(made[0])
                 said.append(made[1])
                 if len(keys) == self.batch_size:
-                    batch = self._batch(keys, images, said, augmenter)
+                    batch = self._batch(keys, images, said)
                     yield Made(batch, worker, Position(position.epoch, position.drawn), skipped)
                     keys, images, said, skipped = [], [], [], Tally()
             if fresh and not used:
@@ -132,12 +132,13 @@ class BatchMaker:
         except InputError as error:
             return Damaged(item.key, str(error))
 
-    def _batch(
-        self, keys: list[str], images: list[Image], said: list[tuple[str, int]], augmenter: Augmenter
-    ) -> PairBatch:
+    def _batch(self, keys: list[str], images: list[Image], said: list[tuple[str, int]]) -> PairBatch:
+        pixels = torch.empty(len(images), 3, self.spec.height, self.spec.width)
+        for image, row in zip(images, pixels.numpy(), strict=True):  # one by one: stacking them first costs a copy
+            normalise(self.spec, image[None], row[None])
         return PairBatch(
             keys=tuple(keys),
-            images=torch.from_numpy(augmenter.preprocess.normalise_batch(np.stack(images))),
+            images=pixels,
             texts=() if self.sayings is None else tuple(text for text, _ in said),
             groups=torch.tensor([group for _, group in said], dtype=torch.int64),
         )

@@ -23,7 +23,7 @@ from edgeclip.runtime.images import IMAGE_SUFFIXES
 from edgeclip.training.captions import CAPTION_KEYS, captions_of
 from edgeclip.training.class_names import read_class_names
 from edgeclip.training.pairs import Classes, Damaged, Pair, PairSource, Share
-from edgeclip.training.patterns import expand
+from edgeclip.training.patterns import expand, short_names
 from edgeclip.training.recipe import Data
 from edgeclip.training.shard_streams import is_local, open_stream
 from edgeclip.training.tar_stream import tar_files
@@ -51,6 +51,7 @@ class ShardPairs(PairSource):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self.name = ", ".join(without_password(pattern) for pattern in patterns)
         self.shards = [shard for pattern in patterns for shard in expand(pattern)]
+        self._names = short_names(self.shards)
         self.classes = classes
         self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
 
@@ -63,7 +64,7 @@ class ShardPairs(PairSource):
             mine = [order[share.part % count]]
             first, step = share.part // count, len(range(share.part % count, share.parts, count))
         for index in mine:
-            samples = self._samples(self.shards[index])
+            samples = self._samples(self.shards[index], self._names[index])
             # A shard without samples is a writer's mistake, even beside good ones.
             if (head := next(samples, None)) is None:
                 raise TrainingError(
@@ -73,16 +74,16 @@ class ShardPairs(PairSource):
             yield from itertools.islice(itertools.chain([head], samples), first, None, step)
 
     def identity(self) -> str:
-        """Of the shards' names and the classes; contents are not read."""
-        return sha256_json([self.shards, self.classes])
+        """Of the shards' names, the sizes of files, and the classes; contents are not read."""
+        sizes = [Path(shard).stat().st_size if is_local(shard) else None for shard in self.shards]
+        return sha256_json([self._names, sizes, self.classes])
 
-    def _samples(self, shard: str) -> Iterator[Pair | Damaged]:
-        short = shard if not is_local(shard) else Path(shard).name
+    def _samples(self, shard: str, short: str) -> Iterator[Pair | Damaged]:
         name = without_password(shard)
         with open_stream(shard) as stream, contextlib.closing(tar_files(stream, name=name)) as files:
             for key, group in itertools.groupby(_named(files), key=lambda item: item[0]):
                 content = {suffix: data for _, suffix, data in group}
-                if (sample := self._sample(f"{without_password(short)}:{key}", content)) is not None:
+                if (sample := self._sample(f"{short}:{key}", content)) is not None:
                     yield sample
 
     def _sample(self, key: str, content: dict[str, bytes]) -> Pair | Damaged | None:

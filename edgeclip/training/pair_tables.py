@@ -16,7 +16,7 @@ import msgspec
 from edgeclip.errors import SourceError, TrainingError
 from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, captions_of
 from edgeclip.training.pairs import Damaged, IndexedPairs, Packed, Pair
-from edgeclip.training.patterns import expand
+from edgeclip.training.patterns import expand, short_names
 from edgeclip.training.recipe import Data
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -41,15 +41,16 @@ class TablePairs(IndexedPairs):
                 f"expected rows with an image and a caption in {self.name}, got {len(rows)} rows{wrong}"
             )
         self._paths = [Path(path) for path in paths]
+        self._names = short_names([str(path) for path in paths])
         self.rows = Packed(rows)
 
     def pair(self, row: int) -> Pair | Damaged:
         """The pair of a row."""
         table, number, *rest = self.rows[row]
-        path = self._paths[table]
+        key = f"{self._names[table]}:{number}"
         if len(rest) == 1:
-            return Damaged(f"{path.name}:{number}", rest[0])
-        return Pair(f"{path.name}:{number}:{rest[0]}", path.parent / rest[0], tuple(rest[1]))
+            return Damaged(key, rest[0])
+        return Pair(f"{key}:{rest[0]}", self._paths[table].parent / rest[0], tuple(rest[1]))
 
 
 def open_tables(texts: Sequence[str], data: Data) -> TablePairs:

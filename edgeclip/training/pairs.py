@@ -195,7 +195,7 @@ FORMS = (
     Form("a table (*.csv, *.tsv)", r".*\.(csv|tsv)$", "pair_tables:open_tables"),
     Form("JSON lines (*.jsonl)", r".*\.(jsonl|ndjson)$", "pair_tables:open_json_lines"),
 )
-FOLDER = Form("a folder with one folder of images a class", "", "pair_folders:open_folder")
+FOLDER = Form("a folder of images, or of one folder a class", "", "pair_folders:open_folder")
 
 
 def open_pairs(data: Data) -> PairSource:

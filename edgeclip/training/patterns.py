@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from edgeclip.errors import SourceError, TrainingError
+from edgeclip.runtime.address import without_password
 from edgeclip.training.shard_streams import PIPE, is_local
 
 
@@ -28,6 +31,20 @@ def expand(pattern: str) -> list[str]:
         else:
             raise TrainingError(f"expected files at {text}, got none: check the path and the working directory")
     return found
+
+
+def short_names(shards: Sequence[str]) -> list[str]:
+    """What messages and keys call files, commands and addresses: no folders, accounts or queries (which hold signatures
+    that change), unless that would give two the same name.
+    """
+    short = [
+        Path(shard).name if is_local(shard) else shard if shard.startswith(PIPE) else _bare(shard) for shard in shards
+    ]
+    return short if len(set(short)) == len(short) else [without_password(shard) for shard in shards]
+
+
+def _bare(url: str) -> str:
+    return urlsplit(without_password(url))._replace(query="", fragment="").geturl()
 
 
 def expand_braces(text: str) -> list[str]:

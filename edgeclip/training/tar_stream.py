@@ -55,7 +55,7 @@ def _files(stream: BinaryIO) -> Generator[tuple[str, bytes], None, None]:
         at += len(header)
         if ended := header.count(0) == len(header):
             continue  # padding, or another archive behind this one
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
         size = int(changed.get("size", member.size))
         data = stream.read(size + -size % _BLOCK)
         if len(data) < size + -size % _BLOCK:
@@ -64,7 +64,7 @@ def _files(stream: BinaryIO) -> Generator[tuple[str, bytes], None, None]:
         if member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             changed |= _pax(data[:size])
         elif member.type == tarfile.GNUTYPE_LONGNAME:
-            changed["path"] = data[:size].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            changed["path"] = data[:size].rstrip(b"\0").decode("utf-8", "backslashreplace")
         else:
             if member.type in tarfile.REGULAR_TYPES:
                 yield changed.get("path", member.name), data[:size]
@@ -76,6 +76,6 @@ def _pax(data: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while match := re.match(rb"(\d+) ([^=]+)=", data):
         length = int(match[1])
-        records[match[2].decode()] = data[match.end() : length - 1].decode("utf-8", "surrogateescape")
+        records[match[2].decode()] = data[match.end() : length - 1].decode("utf-8", "backslashreplace")
         data = data[length:] if length else b""
     return records
