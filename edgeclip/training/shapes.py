@@ -90,9 +90,9 @@ def draw(label: int, rng: np.random.Generator) -> Image:
     cv2 = opencv()
     colour, shape = divmod(label, len(SHAPES))
     side = SIDE * _FINE
-    radius = rng.uniform(0.3, 0.44) * side
+    radius = rng.uniform(0.38, 0.46) * side
     centre = rng.uniform(radius, side - radius, 2)
-    angle = rng.uniform(-0.35, 0.35)  # radians; a square is never a diamond
+    angle = rng.uniform(-0.25, 0.25)  # radians; a square is never a diamond
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     mask = np.zeros((side, side), np.uint8)
     for points, value in _outline(SHAPES[shape]):
