@@ -37,7 +37,7 @@ class Sentences:
 
     def encode_text(self, texts: list[str]) -> FloatArray:
         """Unit sentence vectors (N, 384)."""
-        return self.tower(texts).numpy()
+        return self.tower.sentences(texts).numpy()
 
 
 def stand_in(data: Path, templates: tuple[str, ...]) -> tuple[float, float]:

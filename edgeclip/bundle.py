@@ -162,7 +162,7 @@ class Bundle:
         return table
 
     def check_table(self, table: PromptTable) -> None:
-        """Refuse a table that was made for another model or width.
+        """Refuse a table that was made for another model or width; a student takes its teacher's.
 
         Raises:
             TableError: with what was expected and got.
@@ -174,7 +174,7 @@ class Bundle:
                 f"gives {width}: build the table for this bundle"
             )
         model = self.manifest.model
-        if table.model_id != model.id:
+        if table.model_id not in model.table_ids:
             raise TableError(
                 f"table {table.name!r} was made for model {table.model_id}, this bundle is {model.id} "
                 f"({model.name}): build the table for this bundle"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_label, cli_make
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -32,7 +32,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 prompts_app = typer.Typer(help="Prompt tables: class names × templates, encoded once.", no_args_is_help=True)
-for verb in (cli_make.export, cli_make.quantize, cli_make.build, cli_make.train, cli_label.label):
+for verb in (
+    cli_make.export,
+    cli_make.quantize,
+    cli_make.build,
+    cli_make.train,
+    cli_adapt.fewshot,
+    cli_adapt.qat,
+    cli_label.label,
+):
     app.command()(verb)
 app.add_typer(prompts_app, name="prompts")
 

@@ -62,19 +62,29 @@ def export(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Checkpoint folder. [runs/NAME]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
 ) -> None:
-    """Train a contrastive image–text model from a recipe; the checkpoint can be exported."""
+    """Train a contrastive image–text model from a recipe; the result can be exported.
+
+    With several GPUs or machines: torchrun --nproc-per-node N -m edgeclip train …
+    """
     require("torch", purpose="train a model", extra="train")
     require("yaml", purpose="read a recipe")
-    from edgeclip.training.recipe import load_recipe
+    from edgeclip.training.fewshot_recipe import FewShotRecipe
+    from edgeclip.training.recipe_file import load_recipe
     from edgeclip.training.train import train_recipe
 
     loaded = load_recipe(recipe, overrides=set_ or [])
     target = output or Path("runs") / loaded.name
-    train_recipe(loaded, target, console=console, overwrite=overwrite)
-    console.print(f"checkpoint: {target}\nnext: edgeclip export {target}", highlight=False)
+    if isinstance(loaded, FewShotRecipe):
+        from edgeclip.evaluation.adapt import run_recipe
+
+        run_recipe(loaded, target, console=console, overwrite=overwrite)
+        return
+    train_recipe(loaded, target, console=console, overwrite=overwrite, resume=resume)
+    console.print(f"trained: {target}\nnext: edgeclip export {target}", highlight=False)
 
 
 def quantize(

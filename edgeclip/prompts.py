@@ -11,26 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edgeclip.errors import PromptError, TableError
-from edgeclip.extras import require
 from edgeclip.files import atomic_file
-
-FloatArray = npt.NDArray[np.float32]
+from edgeclip.key_cache import FloatArray as FloatArray
+from edgeclip.key_cache import KeyCache, require_unit
+from edgeclip.templates import SIMPLE_TEMPLATES as SIMPLE_TEMPLATES
+from edgeclip.templates import load_templates as load_templates
+from edgeclip.templates import read_json, read_text
 
 TABLE_FORMAT = "edgeclip.prompt-table.1"
-SIMPLE_TEMPLATES = (
-    "{}",
-    "a photo of a {}.",
-    "a photo of the {}.",
-    "a close-up photo of a {}.",
-    "a blurry photo of a {}.",
-    "a photo of a {} in a room.",
-    "a photo of a {} outdoors.",
-)
 
 
 class TextEncoder(Protocol):
@@ -61,6 +53,8 @@ class PromptTable:
         model_id: identity of the model that made the rows (:attr:`edgeclip.spec.ModelIdentity.id`).
         background: labels of rows that mean "nothing of interest"; a frame that is best described by one is unknown.
         thresholds: label to score in (0, 1] below which the class counts as absent; not every class needs one.
+        adapted: how the rows were changed by labelled images, in words and digests; empty for rows of text alone.
+        cache: labelled image embeddings that are scored beside the rows (Tip-Adapter).
 
     Raises:
         TableError: a background row or a threshold of a class that is not in the table, or a threshold out of range.
@@ -73,6 +67,8 @@ class PromptTable:
     model_id: str
     background: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    adapted: str = ""
+    cache: KeyCache | None = None
 
     def __post_init__(self) -> None:
         named = {*self.background, *self.thresholds}
@@ -82,6 +78,8 @@ class PromptTable:
             raise TableError(f"expected a class of interest in table {self.name!r}, got background rows only")
         if wrong := {label: value for label, value in self.thresholds.items() if not 0 < value <= 1}:
             raise TableError(f"expected thresholds above 0 and up to 1 in table {self.name!r}, got {wrong}")
+        if self.cache:
+            self.cache.check(len(self.classes), self.embeddings.shape[-1])
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -91,9 +89,15 @@ class PromptTable:
     @property
     def content_hash(self) -> str:
         """sha256 of what the rows were made from (classes, synonyms, templates, model) and what is said of them."""
-        return content_hash(
+        said = content_hash(
             self.classes, self.templates, self.model_id, background=self.background, thresholds=self.thresholds
         )
+        if not self.adapted and self.cache is None:
+            return said
+        # Rows that were fitted to images follow from no prompt: the hash covers them, and the keys, themselves.
+        more = hashlib.sha256(f"{said}{self.adapted}{self.cache.sha256 if self.cache else ''}".encode())
+        more.update(np.ascontiguousarray(self.embeddings).tobytes())
+        return more.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write one ``.safetensors`` file atomically: tensor ``embeddings`` and JSON metadata."""
@@ -109,8 +113,13 @@ class PromptTable:
             metadata["background"] = json.dumps(self.background, ensure_ascii=False)
         if self.thresholds:
             metadata["thresholds"] = json.dumps(dict(self.thresholds), ensure_ascii=False)
+        if self.adapted:
+            metadata["adapted"] = self.adapted
+        tensors = {"embeddings": np.ascontiguousarray(self.embeddings)}
+        if self.cache:
+            metadata, tensors = metadata | self.cache.metadata(), tensors | self.cache.tensors()
         with atomic_file(path) as temporary:
-            save_file({"embeddings": np.ascontiguousarray(self.embeddings)}, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path) -> PromptTable:
@@ -132,6 +141,7 @@ class PromptTable:
                         f"got {metadata.get('format')}): make it with edgeclip prompts build"
                     )
                 embeddings = stored.get_tensor("embeddings")
+                cache = KeyCache.read(stored, metadata)
             table = cls(
                 name=metadata["name"],
                 classes=tuple(PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])),
@@ -140,6 +150,8 @@ class PromptTable:
                 model_id=metadata["model_id"],
                 background=tuple(json.loads(metadata.get("background", "[]"))),
                 thresholds=dict(json.loads(metadata.get("thresholds", "{}"))),
+                adapted=metadata.get("adapted", ""),
+                cache=cache,
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise TableError(f"{path} is not a readable prompt table ({error}): make it again") from error
@@ -148,9 +160,7 @@ class PromptTable:
                 f"{path}: expected {len(table.classes)} float32 rows, got {embeddings.dtype} {embeddings.shape}: "
                 "make it again"
             )
-        lengths = np.linalg.norm(embeddings, axis=1)
-        if not np.allclose(lengths, 1.0, atol=1e-3):
-            raise TableError(f"{path}: expected rows of unit length, got {lengths.min():.4f}…{lengths.max():.4f}")
+        require_unit(embeddings, str(path))
         if metadata.get("content_hash") != table.content_hash:
             raise TableError(f"{path}: its classes or templates do not match its content hash: make it again")
         return table
@@ -184,9 +194,9 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
     # A list of classes is no path; asking the file system about a very long one would be an error of its own.
     is_file = "\n" not in text_or_file and len(text_or_file) < 1024 and path.is_file()
     if is_file and path.suffix == ".json":
-        return make_classes(_read_json(path))
+        return make_classes(read_json(path))
     if is_file:
-        lines = (line.partition("#")[0].strip() for line in _read_text(path).splitlines())
+        lines = (line.partition("#")[0].strip() for line in read_text(path).splitlines())
         return make_classes([line for line in lines if line])
     if path.suffix in {".txt", ".json"} and "," not in text_or_file:
         raise PromptError(f"expected class names or a file of them, got {text_or_file!r}: no such file")
@@ -221,37 +231,6 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
             raise PromptError(f"class {item.label!r} is given twice (at {seen[item.label]} and {position}): remove one")
         seen[item.label] = position
     return classes
-
-
-def load_templates(name_or_file: str) -> tuple[str, ...]:
-    """Prompt templates: ``simple`` (ours), ``imagenet`` (CLIP's 80, from open_clip) or a file (lines or a JSON list).
-
-    A template holds the place of the name as ``{}`` or ``{c}``.
-
-    Raises:
-        PromptError: no such file, no template, or one without exactly one placeholder.
-    """
-    if name_or_file == "simple":
-        return SIMPLE_TEMPLATES
-    if name_or_file == "imagenet":
-        open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet templates")
-        functions: Sequence[Callable[[str], str]] = open_clip.OPENAI_IMAGENET_TEMPLATES
-        return tuple(function("{}") for function in functions)
-    path = Path(name_or_file)
-    if not path.is_file():
-        raise PromptError(f"expected templates simple, imagenet or a file, got {name_or_file!r}: no such file")
-    if path.suffix == ".json":
-        loaded = _read_json(path)
-        lines = [str(line) for line in loaded] if isinstance(loaded, list) else []
-    else:
-        lines = [line for line in map(str.strip, _read_text(path).splitlines()) if line and not line.startswith("#")]
-    templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines))
-    if not templates:
-        raise PromptError(f"expected at least one template in {path}, got none: one a line, with {{}} for the name")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise PromptError(f"expected one {{}} in each template of {path}, got {template!r}")
-    return templates
 
 
 def build_table(
@@ -311,20 +290,3 @@ def check_table_name(name: str) -> None:
 
 def _clean(name: str) -> str:
     return re.sub(r"\s+", " ", name).strip()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"expected a UTF-8 text file, got {path} ({error})") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        loaded = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(loaded, list | dict):
-        raise PromptError(f"expected a JSON list or object in {path}, got {type(loaded).__name__}")
-    return loaded

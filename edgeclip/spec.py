@@ -91,23 +91,37 @@ class ModelOrigin(_Value, frozen=True, kw_only=True):
     seed: int | None = None
 
 
-class ModelIdentity(_Value, frozen=True, kw_only=True):
+class ModelIdentity(_Value, frozen=True, kw_only=True, omit_defaults=True):
     """Which weights a bundle or a table belongs to.
 
     Attributes:
         image_sha256: digest of the image encoder's weights as loaded, before any export.
         text_sha256: the same of the text encoder: what a table builder checks before it adds rows.
+        distilled_from: digests of other image encoders of the same text encoder, whose embeddings this image encoder
+            was trained to give: its teacher, and the teacher's own. Tables made for them serve this one unchanged.
     """
 
     name: str
     origin: ModelOrigin
     image_sha256: Sha256
     text_sha256: Sha256
+    distilled_from: tuple[Sha256, ...] = ()  # left out of the JSON where there is none, as before there was any
 
     @property
     def id(self) -> str:
         """Short digest of both encoders; tables carry it, and the runtime compares it."""
-        return hashlib.sha256(f"{self.image_sha256}{self.text_sha256}".encode()).hexdigest()[:16]
+        return self._id_with(self.image_sha256)
+
+    @property
+    def table_ids(self) -> tuple[str, ...]:
+        """The ids whose tables fit: the model's own, then those of the models that it was distilled from.
+
+        All have this identity's text encoder in them, so a table of any of them has rows that this encoder would get.
+        """
+        return (self.id, *(self._id_with(image) for image in self.distilled_from))
+
+    def _id_with(self, image_sha256: str) -> str:
+        return hashlib.sha256(f"{image_sha256}{self.text_sha256}".encode()).hexdigest()[:16]
 
 
 class Variant(_Value, frozen=True, kw_only=True):

@@ -51,12 +51,13 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from edgeclip.evaluation.paired import LabelledImages, paired_difference
-from edgeclip.evaluation.zeroshot import evaluate_folder, list_labelled
+from edgeclip.evaluation.zeroshot import evaluate_folder
 from edgeclip.export import variants as workstation
 from edgeclip.export.extend import extended
 from edgeclip.export.golden import make_golden
 from edgeclip.export.photographs import photographs
 from edgeclip.export.variants import Made, Materials, make_variants
+from edgeclip.runtime.images import list_labelled
 
 
 @pytest.fixture(autouse=True)

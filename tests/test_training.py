@@ -18,12 +18,14 @@ from edgeclip import PreprocessSpec
 from edgeclip.errors import InputError, ModelError, RecipeError, TrainingError
 from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.training.checkpoint import load_checkpoint, load_checkpoint_text
-from edgeclip.training.data import Shards, read_class_names
+from edgeclip.training.class_names import read_class_names
 from edgeclip.training.features import cached_features, shrink
 from edgeclip.training.grid import grid_scale, pack, to_grid, unpack
 from edgeclip.training.heads import ImageHead, TextHead
+from edgeclip.training.labelled import LabelledSamples
 from edgeclip.training.loss import info_nce
-from edgeclip.training.recipe import load_recipe
+from edgeclip.training.pair_shards import ShardPairs
+from edgeclip.training.recipe_file import load_recipe
 from edgeclip.training.towers import ImageTower, image_tower, text_tower
 from edgeclip.training.train import train_recipe
 
@@ -115,7 +117,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shards_give_every_sample_and_count_the_damaged(shards: Path, tmp_path: Path) -> None:
-    reader = Shards(str(shards / "train-*.tar"))
+    reader = LabelledSamples(ShardPairs(str(shards / "train-*.tar")))
     samples = list(reader)
     assert [sample.label for sample in samples] == [0, 1, 2, 0, 1, 2] * 2
     assert samples[0].image.shape == (48, 48, 3)
@@ -131,20 +133,21 @@ def test_shards_give_every_sample_and_count_the_damaged(shards: Path, tmp_path: 
             ("d.cls", b"2"),
         ],
     )
-    reader = Shards(str(tmp_path / "bad.tar"))
-    assert [sample.key for sample in reader] == ["d"]
-    assert reader.skipped == 3
+    reader = LabelledSamples(ShardPairs(str(tmp_path / "bad.tar")))
+    assert [sample.key for sample in reader] == ["bad.tar:d"]
+    assert reader.skipped.count == 3
+    assert [text.split()[0] for text in reader.skipped.named] == ["bad.tar:a", "bad.tar:b", "bad.tar:c"]
 
 
 def test_unusable_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="got none"):
-        Shards(str(tmp_path / "*.tar"))
+        ShardPairs(str(tmp_path / "*.tar"))
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(TrainingError, match="not a readable tar"):
-        list(Shards(str(tmp_path / "x.tar")))
+        list(LabelledSamples(ShardPairs(str(tmp_path / "x.tar"))))
     write_shard(tmp_path / "y.tar", [("a.txt", b"hello")])
     with pytest.raises(TrainingError, match="no sample"):
-        list(Shards(str(tmp_path / "y.tar")))
+        list(LabelledSamples(ShardPairs(str(tmp_path / "y.tar"))))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '[{"names": []}]', '{"a": 1}'])
@@ -174,15 +177,16 @@ def test_the_folded_tower_computes_what_the_wheels_network_does() -> None:
 
 
 def test_features_are_the_towers_and_are_computed_once(tower: ImageTower, shards: Path) -> None:
-    reader = Shards(str(shards / "train-*.tar"))
+    reader = ShardPairs(str(shards / "train-*.tar"))
     done: list[int] = []
     found = cached_features(tower, reader, progress=done.append)
     preprocess = Preprocessor(tower.preprocess)
     with torch.inference_mode():
-        expected = torch.cat([tower.module(torch.from_numpy(preprocess(s.image)[None])) for s in reader])
+        images = [torch.from_numpy(preprocess(sample.image)[None]) for sample in LabelledSamples(reader)]
+        expected = torch.cat([tower.module(image) for image in images])
     np.testing.assert_allclose(found.features, expected.numpy(), atol=0.01)
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2] * 2
-    assert cached_features(tower, Shards(str(shards / "train-*.tar"))).labels.tolist() == found.labels.tolist()
+    assert cached_features(tower, ShardPairs(str(shards / "train-*.tar"))).labels.tolist() == found.labels.tolist()
     assert len(done) <= 1
     smaller = cached_features(tower, reader, view=16)
     assert np.abs(np.asarray(smaller.features) - found.features).max() > 0.1
@@ -196,11 +200,11 @@ def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
 
 def test_a_sentence_does_not_depend_on_its_batch() -> None:
     tower = text_tower("minilm")
-    alone = tower(["a photo of a cat."])
-    together = tower(["a photo of a cat.", "a much longer sentence about two dogs that run along a beach at dusk"])
+    alone = tower.sentences(["a photo of a cat."])
+    together = tower.sentences(["a photo of a cat.", "a much longer sentence about two dogs that run along a beach at dusk"])
     torch.testing.assert_close(alone[0], together[0], atol=1e-5, rtol=1e-4)
     assert together.norm(dim=-1).tolist() == pytest.approx([1, 1], abs=1e-5)
-    vectors = tower(["a dog", "a puppy", "a nuclear reactor"])
+    vectors = tower.sentences(["a dog", "a puppy", "a nuclear reactor"])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
 
 
@@ -230,6 +234,7 @@ def test_the_text_head_centres_and_keeps_what_differs() -> None:
 def write_recipe(folder: Path, shards: Path, **more: object) -> Path:
     recipe = {
         "name": "tiny",
+        "task": "starter",
         "image_tower": "efficientnet-lite0",
         "text_tower": "minilm",
         "embedding_dim": 32,
@@ -296,7 +301,7 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> No
         load_checkpoint(str(copy))
     config = json.loads((checkpoint / "checkpoint.json").read_text())
     shutil.copytree(checkpoint, copy, dirs_exist_ok=True)
-    config["image_tower_sha256"] = "0" * 64
+    config["image"]["sha256"] = "0" * 64
     (copy / "checkpoint.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="other weights"):
         load_checkpoint(str(copy))

@@ -14,7 +14,7 @@ from edgeclip.calibration.images import sample_images
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError
 from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
-from edgeclip.evaluation.zeroshot import class_prompts, list_labelled
+from edgeclip.evaluation.zeroshot import class_prompts
 from edgeclip.export.cpu_layout import lay_out_for_cpu
 from edgeclip.export.export_bundle import calibration_inputs
 from edgeclip.export.extend import extended
@@ -27,6 +27,7 @@ from edgeclip.files import write_json
 from edgeclip.prompts import load_templates
 from edgeclip.runtime.engine import load_engine
 from edgeclip.runtime.golden import Golden, golden_of
+from edgeclip.runtime.images import list_labelled
 
 REPORT = "reports/quantization.json"
 _INT8 = ("int8", "int8-cpu")

@@ -18,7 +18,7 @@ from edgeclip.evaluation.paired import PairedDifference, paired_difference
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import Image, list_images, read_image
+from edgeclip.runtime.images import Image, list_labelled, read_image
 
 _BATCH = 32
 _Z95 = 1.959964
@@ -169,26 +169,6 @@ def print_result(result: ZeroShotResult, console: Console) -> None:
     if result.difference:
         console.print(f"{result.variant} beside {result.against}: {result.difference}", highlight=False)
     console.print(f"{result.variant} of model {result.model_id} on {summary(result.machine)}", style="dim")
-
-
-def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
-
-    Raises:
-        SourceError: no class folders, or one without images.
-    """
-    if not data.is_dir():
-        raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
-    folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))
-    if not folders:
-        raise SourceError(f"expected one folder a class in {data}, got none")
-    files: list[tuple[Path, int]] = []
-    for index, folder in enumerate(folders):
-        images = list_images(folder)
-        if not images:
-            raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
-        files.extend((image, index) for image in images)
-    return files, [folder.name for folder in folders]
 
 
 def _decode(files: Sequence[tuple[Path, int]], rows: Iterable[int]) -> Iterator[tuple[int, Image]]:

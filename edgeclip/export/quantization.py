@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -139,6 +139,34 @@ def is_transformer(model: Model) -> bool:
     )
 
 
+def nncf_options(
+    recipe: QuantizationRecipe, *, transformer: bool, bias_correction: bool | None = None
+) -> dict[str, Any]:
+    """Arguments of ``nncf.quantize`` that place the quantizers and measure ranges, the same for ONNX and torch.
+
+    Args:
+        transformer: whether attention is in the graph.
+        bias_correction: in place of the recipe's.
+    """
+    nncf = require("nncf", purpose="quantize")
+    advanced = require("nncf.quantization.advanced_parameters", purpose="quantize")
+    ranges = require("nncf.quantization.range_estimator", purpose="quantize").RangeEstimatorParametersSet
+    alpha = -1 if recipe.smooth_alpha is None else recipe.smooth_alpha
+    corrected = recipe.bias_correction if bias_correction is None else bias_correction
+    return {
+        "preset": nncf.QuantizationPreset.PERFORMANCE,
+        "target_device": nncf.TargetDevice.GPU,  # zero zero-points; its other targets may give other ones
+        "model_type": nncf.ModelType.TRANSFORMER if transformer else None,
+        "advanced_parameters": advanced.AdvancedQuantizationParameters(
+            overflow_fix=advanced.OverflowFix.DISABLE,
+            disable_bias_correction=not corrected,
+            activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
+            activations_range_estimator_params=getattr(ranges, _OF_NNCF[recipe.range_estimator]),
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=alpha),
+        ),
+    }
+
+
 def _make_signed(model: Model) -> None:
     """NNCF takes unsigned levels for what cannot be negative; TensorRT takes signed ones only."""
     for quantize, _ in list(pairs(model)):
@@ -152,28 +180,16 @@ def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe, *, w
     ir = require("onnx_ir", purpose="quantize", extra="export")
     with silent():
         nncf = require("nncf", purpose="quantize")
-        advanced = require("nncf.quantization.advanced_parameters", purpose="quantize")
-        ranges = require("nncf.quantization.range_estimator", purpose="quantize").RangeEstimatorParametersSet
         nncf.set_log_level(logging.ERROR)
-        alpha = -1 if recipe.smooth_alpha is None else recipe.smooth_alpha
-        parameters = advanced.AdvancedQuantizationParameters(
-            overflow_fix=advanced.OverflowFix.DISABLE,
-            disable_bias_correction=not recipe.bias_correction,
-            activations_quantization_params=advanced.QuantizationParameters(per_channel=False),
-            activations_range_estimator_params=getattr(ranges, _OF_NNCF[recipe.range_estimator]),
-            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=alpha),
-            backend_params={"external_data_dir": str(weights_in)},
-        )
+        options = nncf_options(recipe, transformer=is_transformer(model))
+        options["advanced_parameters"].backend_params["external_data_dir"] = str(weights_in)
         try:
             quantized = nncf.quantize(
                 ir.to_proto(model),
                 nncf.Dataset([{"image": image[None]} for image in images]),
-                preset=nncf.QuantizationPreset.PERFORMANCE,
-                target_device=nncf.TargetDevice.GPU,  # zero zero-points; its other targets may give other ones
                 subset_size=len(images),
-                model_type=nncf.ModelType.TRANSFORMER if is_transformer(model) else None,
                 ignored_scope=nncf.IgnoredScope(names=list(recipe.keep_float)),
-                advanced_parameters=parameters,
+                **options,
             )
         except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
             reason = str(error).strip().partition("\n")[0]

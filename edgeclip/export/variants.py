@@ -5,6 +5,7 @@ To add a variant: write a function ``(folder, materials) -> Made`` and add it to
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Materials:
         images: preprocessed images (N, 3, H, W) float32 to measure ranges on.
         recipe: how to quantize.
         limits: in place of the precision's own, where given.
+        int8: the INT8 graph, where it was made otherwise than by ``recipe`` on ``fp32`` (quantization-aware training).
     """
 
     fp32: Path
@@ -49,6 +51,7 @@ class Materials:
     images: FloatArray
     recipe: QuantizationRecipe = DEFAULT_RECIPE
     limits: Limits | None = None
+    int8: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,16 @@ def _low(precision: LowPrecision) -> Maker:
 
 def _int8(folder: Path, materials: Materials) -> Made:
     target = folder / "image_encoder" / "int8.onnx"
-    files = quantize(materials.fp32, target, materials.images, materials.recipe)
+    files = _quantized(target, materials)
     require_legal(target)
     return Made(files, "int8", {"recipe": materials.recipe, "calibration_images": len(materials.images)})
+
+
+def _quantized(target: Path, materials: Materials) -> tuple[Path, ...]:
+    if materials.int8 is None:
+        return quantize(materials.fp32, target, materials.images, materials.recipe)
+    shutil.copyfile(materials.int8, target)
+    return (target,)
 
 
 def _int8_cpu(folder: Path, materials: Materials) -> Made:
@@ -160,7 +170,7 @@ def _int8_cpu(folder: Path, materials: Materials) -> Made:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         source = present if present.is_file() else Path(scratch) / "int8.onnx"
         if source != present:
-            quantize(materials.fp32, source, materials.images, materials.recipe)
+            _quantized(source, materials)
         files = lay_out_for_cpu(source, target)
     return Made(files, "int8", {"recipe": materials.recipe, "calibration_images": len(materials.images)})
 

@@ -45,6 +45,26 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path))
 
 
+def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
+
+    Raises:
+        SourceError: no class folders, or one without images.
+    """
+    if not data.is_dir():
+        raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
+    folders = sorted(item for item in data.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not folders:
+        raise SourceError(f"expected one folder a class in {data}, got none")
+    files: list[tuple[Path, int]] = []
+    for index, folder in enumerate(folders):
+        images = list_images(folder)
+        if not images:
+            raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
+        files.extend((image, index) for image in images)
+    return files, [folder.name for folder in folders]
+
+
 def read_image(path: Path) -> Image:
     """Read a whole image as (H, W, 3) uint8 RGB in [0, 255].
 

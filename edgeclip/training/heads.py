@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgeclip.errors import RecipeError
 from edgeclip.training.grid import to_grid
 from edgeclip.training.towers import ImageTower
 
@@ -19,11 +20,17 @@ class ImageHead(nn.Module):
         tower: width F and classifier over C classes.
         width: D of the shared space.
         on_grid: keep the classifier on the 8-bit grid.
+
+    Raises:
+        RecipeError: the tower has no classifier.
     """
 
     def __init__(self, tower: ImageTower, width: int, *, on_grid: bool = False) -> None:
         super().__init__()
+        if tower.classifier is None:
+            raise RecipeError("expected an image tower with a classifier, got one without: use efficientnet-lite0")
         weight, bias = tower.classifier
+        self.in_features = tower.width
         self.classifier = nn.Linear(tower.width, len(bias)).requires_grad_(requires_grad=False)
         self.classifier.weight.data = to_grid(weight) if on_grid else weight.clone()
         self.classifier.bias.data = bias.clone()
@@ -74,7 +81,7 @@ class TextHead(nn.Linear):
 class ImageEncoder(nn.Module):
     """Image tower and head: (N, 3, H, W) → (N, D) float32."""
 
-    def __init__(self, tower: nn.Module, head: ImageHead) -> None:
+    def __init__(self, tower: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.tower = tower
         self.head = head

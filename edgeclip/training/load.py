@@ -21,7 +21,7 @@ def load_model(name: str, *, pretrained: str | None = None, seed: int = 0) -> Co
     ``hf:org/name``, ``hf:./folder``            transformers, from the hub or a folder
     a folder with ``config.json``               transformers
     ``starter``, a folder with                  trained by edgeclip
-    ``checkpoint.json``
+    ``checkpoint.json``, or a run's folder
     anything else, e.g. ``ViT-B-32``            open_clip, with ``pretrained`` (``none`` for random weights)
     ==========================================  =====================================================
 
@@ -56,7 +56,7 @@ def load_text_tower(identity: ModelIdentity) -> TextTower:
 
 def _loader_of(name: str) -> str:
     folder = Path(name)
-    if name == STARTER or (folder / "checkpoint.json").is_file():
+    if name == STARTER or any((folder / part / "checkpoint.json").is_file() for part in ("", "checkpoint")):
         return "edgeclip"
     if name.startswith(HUB_PREFIX) or (folder / "config.json").is_file():
         return "transformers"

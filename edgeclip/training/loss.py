@@ -1,10 +1,10 @@
-"""Paired unit embeddings in, the symmetric contrastive loss out."""
+"""Paired unit embeddings in, a contrastive loss out: CLIP's softmax or SigLIP's sigmoid."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, logsigmoid
 
 
 def info_nce(images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor) -> Tensor:
@@ -28,3 +28,21 @@ def info_nce(images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor)
     image_to_text = -(targets * log_softmax(logits, dim=1)).sum(dim=1).mean()
     text_to_image = -(targets * log_softmax(logits.T, dim=1)).sum(dim=1).mean()
     return torch.add(image_to_text, text_to_image) / 2
+
+
+def sigmoid_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor, groups: Tensor) -> Tensor:
+    """Pairwise sigmoid loss (SigLIP, Zhai 2023, section 3): each of the N² pairs is a match or is none.
+
+    Pairs of the same class count as matches; with all groups distinct this is the paper's loss.
+
+    Args:
+        images, texts: (N, D) unit rows; row i of each belongs together.
+        logit_scale, logit_bias: scalars, both learned; the paper starts them at 10 and -10.
+        groups: (N,) integers, equal where captions name the same class.
+
+    Returns:
+        Scalar loss, summed over the pairs and divided by N.
+    """
+    logits = logit_scale * images @ texts.T + logit_bias  # (N, N)
+    signs = 2 * (groups[:, None] == groups[None, :]).to(logits.dtype) - 1  # 1 for a match, -1 for none
+    return -logsigmoid(signs * logits).sum() / len(images)

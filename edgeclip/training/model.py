@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgeclip.errors import ModelError
 from edgeclip.prompts import FloatArray
-from edgeclip.spec import EncoderSpec, ModelIdentity, ModelOrigin
+from edgeclip.spec import EncoderSpec, ModelIdentity, ModelOrigin, Sha256
 
 
 class TextTower(ABC):
@@ -36,6 +36,28 @@ class TextTower(ABC):
         return weights_digest(self.modules())
 
 
+class TextModule(nn.Module, ABC):
+    """A text tower that can be trained: tokens in, features before the projection out.
+
+    Attributes:
+        width: T of the features.
+    """
+
+    width: int
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts as one tensor on the CPU, first axis N, that :meth:`forward` takes on any device and in any chunks.
+
+        Raises:
+            ModelError: the tokenizer's files cannot be had.
+        """
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """What :meth:`tokenize` gives → features (N, T)."""
+
+
 class ContrastiveModel(ABC):
     """Two encoders into one space, with everything that is needed to use them elsewhere.
 
@@ -44,12 +66,14 @@ class ContrastiveModel(ABC):
         origin: how to load it again.
         encoder: preprocessing, width and scoring.
         text: the text side.
+        distilled_from: see :attr:`edgeclip.spec.ModelIdentity.distilled_from`.
     """
 
     name: str
     origin: ModelOrigin
     encoder: EncoderSpec
     text: TextTower
+    distilled_from: tuple[Sha256, ...] = ()
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
@@ -85,6 +109,7 @@ class ContrastiveModel(ABC):
             origin=self.origin,
             image_sha256=weights_digest(self.image_modules()),
             text_sha256=self.text.sha256,
+            distilled_from=self.distilled_from,
         )
 
 
@@ -94,12 +119,17 @@ def weights_digest(modules: Sequence[nn.Module]) -> str:
     Raises:
         ModelError: a weight is not finite.
     """
+    return states_digest([module.state_dict() for module in modules])
+
+
+def states_digest(states: Sequence[Mapping[str, Tensor]]) -> str:
+    """:func:`weights_digest` of modules by their state dicts."""
     digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
+    for state in states:
+        for name, tensor in sorted(state.items()):
             value = tensor.detach().cpu().contiguous()
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ModelError(f"weight {name} holds values that are not finite: the checkpoint is damaged")
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -29,15 +29,16 @@ class OpenClipModel(ContrastiveModel):
         name: an open_clip model name, e.g. ``ViT-B-32`` (``open_clip.list_models()``).
         pretrained: a tag of that model, or the path of a checkpoint file; ``None`` or ``"none"`` for random weights.
         seed: of the random weights; recorded in the origin.
+        quick_gelu: build random weights' architecture with CLIP's first activation, as some tags ask for.
 
     Raises:
         ModelError: unknown name or tag, weights that cannot be had, or preprocessing that a PreprocessSpec cannot
             state.
     """
 
-    def __init__(self, name: str, pretrained: str | None = None, *, seed: int = 0) -> None:
+    def __init__(self, name: str, pretrained: str | None = None, *, seed: int = 0, quick_gelu: bool = False) -> None:
         tag = None if pretrained in {None, "none"} else pretrained
-        model = _create(name, tag, seed)
+        model = _create(name, tag, seed, quick_gelu)
         self._model = model
         self.name = f"{name} ({tag or f'random, seed {seed}'})"
         self.origin = ModelOrigin(loader="open_clip", name=name, pretrained=tag, seed=None if tag else seed)
@@ -83,7 +84,7 @@ class OpenClipTextTower(TextTower):
         Raises:
             ModelError: the tokenizer's files cannot be had.
         """
-        return self.encode_tokens(self._tokenize(texts))
+        return self.encode_tokens(self.tokenize(texts))
 
     def encode_tokens(self, tokens: Tensor) -> FloatArray:
         """Token ids (N, L) int64, padded to the model's context → embeddings (N, D) float32."""
@@ -95,7 +96,8 @@ class OpenClipTextTower(TextTower):
         """The text layers."""
         return [self._module]
 
-    def _tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) int64, padded to the model's context; raises as :meth:`encode_text` does."""
         if self._tokenizer is None:
             open_clip = require("open_clip", purpose="tokenize text")
             with downloads(f"the tokenizer of {self._name}"):
@@ -115,6 +117,10 @@ class ImageTower(nn.Module):
         output = self.visual(image)
         embedding: Tensor = output[0] if isinstance(output, tuple) else output
         return embedding
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 class FullText(nn.Module):
@@ -197,7 +203,14 @@ def _only_looks_back(source: Any) -> bool:
     return _pooling(source)[0] in {"argmax", "eos"} and not extra
 
 
-def _create(name: str, tag: str | None, seed: int) -> Any:
+def wants_quick_gelu(name: str, tag: str) -> bool:
+    """Whether a tag's weights were trained with CLIP's first activation, whatever the architecture's config says."""
+    open_clip = require("open_clip", purpose="load an open_clip model")
+    known = open_clip.is_pretrained_cfg(name, tag)
+    return known and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+
+
+def _create(name: str, tag: str | None, seed: int, quick_gelu: bool) -> Any:
     """Build with open_clip, with the activation that the weights were trained with."""
     open_clip = require("open_clip", purpose="load an open_clip model")
     known = open_clip.list_models()
@@ -207,7 +220,7 @@ def _create(name: str, tag: str | None, seed: int) -> Any:
     if tag is None:
         with torch.random.fork_rng(devices=[]), downloads(f"the configuration of {name}"):
             torch.manual_seed(seed)
-            return open_clip.create_model(name, pretrained_text=False).eval()
+            return open_clip.create_model(name, force_quick_gelu=quick_gelu, pretrained_text=False).eval()
     tags = open_clip.list_pretrained_tags_by_model(name)
     is_tag = open_clip.is_pretrained_cfg(name, tag)
     if not is_tag and not Path(tag).is_file():
@@ -215,9 +228,9 @@ def _create(name: str, tag: str | None, seed: int) -> Any:
         raise ModelError(
             f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
         )
-    # A tag that says quick_gelu was trained with it whatever the model's own config says (open_clip only warns).
-    # A tag that says nothing was trained with the config as it is (roberta-ViT-B-32).
-    quick_gelu = is_tag and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
+    # (roberta-ViT-B-32).
+    quick_gelu = quick_gelu or wants_quick_gelu(name, tag)
     with downloads(f"{name} with weights {tag}"):
         return open_clip.create_model(
             name, pretrained=tag, force_quick_gelu=quick_gelu, pretrained_text=False, require_pretrained=True

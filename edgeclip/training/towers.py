@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,27 +20,28 @@ from edgeclip.extras import require
 from edgeclip.files import atomic_folder, cache_dir
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.grid import to_grid
-
-_MINILM_MAX_TOKENS = 128  # longer texts are cut, as the sentence encoder was trained
+from edgeclip.training.sentence import SentenceEncoder, load_sentence_encoder
 
 
 @dataclass(frozen=True)
 class ImageTower:
-    """A frozen image backbone.
+    """An image backbone.
 
     Attributes:
-        module: (N, 3, H, W) float32, preprocessed → pooled features (N, F) float32; in eval mode.
+        module: (N, 3, H, W) float32, preprocessed → pooled features (N, F) float32.
         width: F.
-        preprocess: what the backbone was trained with.
-        classifier: weight (C, F) and bias (C,) of the backbone's own classifier.
+        preprocess: what the backbone takes.
+        projects: whether the features are a contrastive embedding already, which needs no further projection.
+        classifier: weight (C, F) and bias (C,) of the backbone's own classifier, if it has one.
         class_names: its C classes.
     """
 
     module: nn.Module
     width: int
     preprocess: PreprocessSpec
-    classifier: tuple[Tensor, Tensor]
-    class_names: tuple[str, ...]
+    projects: bool = False
+    classifier: tuple[Tensor, Tensor] | None = None
+    class_names: tuple[str, ...] = ()
 
 
 class EfficientNetLite(nn.Module):
@@ -117,34 +118,13 @@ def efficientnet_lite0(*, on_grid: bool = False) -> ImageTower:
     )
 
 
-class MiniLm(nn.Module):
+class MiniLm(SentenceEncoder):
     """all-MiniLM-L6-v2 (Reimers and Gurevych 2019; 22.7 M parameters): texts → unit sentence vectors (N, 384)."""
 
-    width = 384
-
     def __init__(self) -> None:
-        super().__init__()
-        folder = _unpack_minilm()
-        transformers = require("transformers", purpose="encode text")
-        tokenizers = require("tokenizers", purpose="encode text")
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self.bert = transformers.BertModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
-        self.tokenizer.enable_truncation(_MINILM_MAX_TOKENS)
+        found = load_sentence_encoder(str(_unpack_minilm()))
+        super().__init__(found.bert, found.tokenizer)
         self.requires_grad_(requires_grad=False).eval()
-
-    @torch.inference_mode()
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Mean of the last layer over the real tokens only, normalised: (N, 384) float32."""
-        encoded = self.tokenizer.encode_batch(list(texts))
-        tokens = torch.tensor([item.ids for item in encoded])  # (N, L)
-        mask = torch.tensor([item.attention_mask for item in encoded])  # (N, L), 0 on padding
-        states = self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state  # (N, L, 384)
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
-        return nn.functional.normalize(pooled, dim=-1)
 
 
 def _unpack_minilm() -> Path:

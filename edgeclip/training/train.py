@@ -1,199 +1,36 @@
-"""A recipe in, a checkpoint out: two locked towers, linear projections, one contrastive loss."""
+"""A recipe in, a checkpoint out: which trainer runs which task."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from edgeclip.devices.probe import installed_versions
-from edgeclip.errors import InputError, TrainingError
-from edgeclip.files import atomic_file, cache_dir
-from edgeclip.prompts import load_templates
-from edgeclip.training.checkpoint import ProjectedText, save_checkpoint
-from edgeclip.training.data import Shards, read_class_names
-from edgeclip.training.features import cached_features
-from edgeclip.training.grid import to_grid
-from edgeclip.training.heads import ImageEncoder, ImageHead, TextHead
-from edgeclip.training.loss import info_nce
-from edgeclip.training.model import weights_digest
+from edgeclip.errors import InputError
 from edgeclip.training.recipe import Recipe
-from edgeclip.training.towers import ImageTower, MiniLm, image_tower, text_tower
-
-_FEATURES_FOR_SCALE = 2000
-_LOSS_WINDOW = 20
-_CAPTION_BATCH = 256
+from edgeclip.training.starter_recipe import StarterRecipe
 
 
-class Captions:
-    """Every class name × template, encoded once by the locked text tower.
+def train_recipe(
+    recipe: Recipe | StarterRecipe, target: Path, *, console: Console, overwrite: bool = False, resume: bool = False
+) -> None:
+    """Train as a recipe says and write the checkpoint folder ``target``.
 
     Args:
-        names: V distinct class names.
-        templates: T prompt templates.
-
-    Attributes:
-        vectors: (V, T, W) sentence vectors.
-    """
-
-    def __init__(self, tower: MiniLm, names: Sequence[str], templates: Sequence[str], bars: Progress) -> None:
-        self.row_of = {name: row for row, name in enumerate(names)}
-        texts = [template.replace("{}", name) for name in names for template in templates]
-        self.vectors = _encode_cached(tower, texts, bars).reshape(len(names), len(templates), tower.width)
-
-    def rows(self, names: Sequence[str]) -> Tensor:
-        """Rows (len(names),) of these names."""
-        return torch.tensor([self.row_of[name] for name in names])
-
-
-def train_recipe(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = False) -> None:
-    """Train the projections of a recipe and write the checkpoint folder.
+        overwrite: replace an existing checkpoint.
+        resume: go on from the last state saved beside ``target``; from the start if there is none.
 
     Raises:
-        InputError: ``target`` exists and ``overwrite`` is false.
-        TrainingError: no usable data, labels without names, or a loss that is not finite (with the step).
+        InputError: ``target`` exists and neither ``overwrite`` nor ``resume`` is given; nothing to resume from.
+        TrainingError: no usable data, or a loss that is not finite (with the step).
     """
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already: choose another --output or pass --overwrite")
-    console.print(msgspec.json.format(msgspec.json.encode(recipe), indent=2).decode(), highlight=False)
-    torch.manual_seed(recipe.seed)
-    settings = recipe.optimizer
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        # Towers, locked.
-        tower = image_tower(recipe.image_tower, on_grid=recipe.weight_grid)
-        sentences = text_tower(recipe.text_tower)
+    if isinstance(recipe, StarterRecipe):
+        from edgeclip.training.starter import train_starter
 
-        # Features of every image in every view, and the captions that can be said of them.
-        class_names = read_class_names(Path(recipe.data.classes))
-        views, labels = _load_views(recipe, tower, len(class_names), bars)
-        first_names = [names[0].lower() for names in class_names]
-        tower_names = [name.lower() for name in tower.class_names]
-        templates = load_templates(recipe.captions.templates)
-        captions = Captions(sentences, list(dict.fromkeys(first_names + tower_names)), templates, bars)
-        label_rows, tower_rows = captions.rows(first_names), captions.rows(tower_names)  # (classes,), (C,)
+        if resume:
+            raise InputError("expected no --resume with task starter, which keeps no states: run it again")
+        train_starter(recipe, target, console=console, overwrite=overwrite)
+        return
+    from edgeclip.training.trainer import train
 
-        # Projections, started from the image tower's own classifier.
-        text_head = TextHead(sentences.width, recipe.embedding_dim)
-        text_head.start_from_captions(captions.vectors.flatten(0, 1))
-        head = ImageHead(tower, recipe.embedding_dim, on_grid=recipe.weight_grid)
-        class_embeddings = normalize(text_head(captions.vectors).detach().mean(dim=1), dim=-1)  # (V, D)
-        head.start_from_classes(
-            class_embeddings[tower_rows],
-            views[0][:_FEATURES_FOR_SCALE].float(),
-            class_scale=recipe.init.class_scale,
-            ridge=recipe.init.ridge,
-        )
-        trained = [*head.from_classes.parameters(), *head.from_features.parameters(), *text_head.parameters()]
-        start = [parameter.detach().clone() for parameter in trained]
-        average = [parameter.detach().clone() for parameter in trained]
-        log_scale = nn.Parameter(torch.tensor(math.log(settings.logit_scale)))
-        groups = [{"params": trained, "lr": settings.lr}, {"params": [log_scale], "lr": settings.logit_scale_lr}]
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, recipe))
-
-        task = bars.add_task("steps", total=settings.steps)
-        losses: list[float] = []
-        for step in range(settings.steps):
-            # Images: each from one of its views. What is said of them: the label, or what the tower itself sees.
-            images = torch.randint(len(labels), (settings.batch_size,))
-            view = torch.randint(len(views), (settings.batch_size,))
-            features = torch.stack([views[v][i] for v, i in zip(view.tolist(), images.tolist(), strict=True)]).float()
-            with torch.no_grad():
-                seen = torch.softmax(head.classifier(views[0][images].float()), dim=-1)  # (N, C)
-                own = tower_rows[torch.multinomial(seen, 1).squeeze(1)]
-            use_own = torch.rand(settings.batch_size) < recipe.captions.own_predictions
-            rows = torch.where(use_own, own, label_rows[labels[images]])  # (N,)
-            said = captions.vectors[rows, torch.randint(len(templates), rows.shape)]  # (N, W)
-
-            image_embeddings = normalize(head(features), dim=-1)  # (N, D)
-            text_embeddings = normalize(text_head(said), dim=-1)  # (N, D)
-            scale = log_scale.exp().clamp(max=settings.max_logit_scale)
-            loss = info_nce(image_embeddings, text_embeddings, scale, rows)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step} (images {images[:5].tolist()}…): lower optimizer.lr"
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            for kept, parameter in zip(average, trained, strict=True):
-                kept.lerp_(parameter.detach(), 1 - settings.ema)
-            losses.append(loss.item())
-            bars.update(task, advance=1, description=f"steps  loss {np.mean(losses[-_LOSS_WINDOW:]):.3f}")
-
-        # Averaged weights, part of the way back to the start, on the grid if the recipe wants them there.
-        for parameter, first, kept in zip(trained, start, average, strict=True):
-            result = torch.lerp(first, kept, settings.interpolate)
-            parameter.data = to_grid(result) if recipe.weight_grid and result.dim() == 2 else result
-    final_loss = float(np.mean(losses[-_LOSS_WINDOW:]))
-    save_checkpoint(
-        target,
-        recipe=recipe,
-        image=ImageEncoder(tower.module, head),
-        text=ProjectedText(sentences, text_head),
-        logit_scale=float(log_scale.detach().exp().clamp(max=settings.max_logit_scale)),
-        final_loss=final_loss,
-        tools=installed_versions(("edgeclip", "torch", "onnxruntime")),
-        overwrite=overwrite,
-    )
-    console.print(f"loss {losses[0]:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
-
-
-def _encode_cached(tower: MiniLm, texts: Sequence[str], bars: Progress) -> Tensor:
-    """Sentence vectors (M, W) of M texts, computed once for these texts and these weights."""
-    key = hashlib.sha256(weights_digest([tower]).encode() + msgspec.json.encode(texts)).hexdigest()
-    cached = cache_dir("captions") / f"{key}.npy"
-    if not cached.is_file():
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # a batch of like lengths pads little
-        encoded = torch.empty(len(texts), tower.width)
-        task = bars.add_task("captions", total=len(texts))
-        for start in range(0, len(order), _CAPTION_BATCH):
-            rows = order[start : start + _CAPTION_BATCH]
-            encoded[rows] = tower([texts[row] for row in rows])
-            bars.advance(task, len(rows))
-        with atomic_file(cached) as temporary:
-            np.save(temporary, encoded.numpy())
-    return torch.from_numpy(np.load(cached))
-
-
-def _load_views(recipe: Recipe, tower: ImageTower, classes: int, bars: Progress) -> tuple[list[Tensor], Tensor]:
-    """Features (N, F) float16 of each view, and labels (N,)."""
-    views: list[Tensor] = []
-    labels = np.empty(0, np.int64)
-    for view in recipe.data.views:
-        task = bars.add_task(f"features, view {view or 'full'}", total=None)
-        found = cached_features(
-            tower,
-            Shards(recipe.data.shards),
-            view=view,
-            progress=lambda done, task=task: bars.update(task, completed=done),  # type: ignore[misc]
-        )
-        if found.skipped:
-            bars.console.print(f"{found.skipped} samples were damaged and passed over", style="yellow")
-        views.append(torch.from_numpy(np.array(found.features)))
-        labels = found.labels
-    if not views:
-        raise TrainingError("expected at least one view in data.views, got none: use [0] for the images as they are")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise TrainingError(
-            f"expected labels from 0 to {classes - 1}, one for each name in {recipe.data.classes}, "
-            f"got {labels.min()} to {labels.max()}"
-        )
-    return views, torch.from_numpy(labels)
-
-
-def _warmup_cosine(step: int, recipe: Recipe) -> float:
-    settings = recipe.optimizer
-    warm = min(1.0, (step + 1) / settings.warmup)
-    return warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    train(recipe, target, console=console, overwrite=overwrite, resume=resume)

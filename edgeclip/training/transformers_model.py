@@ -72,6 +72,7 @@ class TransformersModel(ContrastiveModel):
 
     Args:
         name: a local folder with ``config.json``, or a hub name such as ``openai/clip-vit-base-patch32``.
+        weights: load them; otherwise they are random.
 
     The preprocessing is read from ``preprocessor_config.json``. Without that file it is taken from the model: its
     ``image_size``, the family's mean and std, bicubic, shortest side and centre crop for CLIP, squash for SigLIP.
@@ -81,9 +82,9 @@ class TransformersModel(ContrastiveModel):
             cannot state.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, weights: bool = True) -> None:
         config, family = _configuration(name)
-        model = _load(name, family.model)
+        model = _load(name, family.model, config, weights=weights)
         self._model = model
         self.name = name
         self.origin = ModelOrigin(loader="transformers", name=name)
@@ -123,8 +124,8 @@ class TransformersTextTower(TextTower):
         self._tokenizer: Any = None
 
     @classmethod
-    def load(cls, name: str) -> TransformersTextTower:
-        """Load the text tower without the image tower.
+    def load(cls, name: str, *, weights: bool = True) -> TransformersTextTower:
+        """Load the text tower without the image tower; with random weights if not ``weights``.
 
         Raises:
             ModelError: as for :class:`TransformersModel`.
@@ -132,7 +133,7 @@ class TransformersTextTower(TextTower):
         config, family = _configuration(name)
         if family is _CLIP:  # the model goes by the width written at the top, the text tower alone by its own copy
             config.text_config.projection_dim = config.projection_dim
-        return cls(name, family, _load(name, family.text_model, config=config.text_config))
+        return cls(name, family, _load(name, family.text_model, config.text_config, weights=weights))
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         """Tokenize and encode; embeddings (N, D) float32, not normalised.
@@ -140,24 +141,37 @@ class TransformersTextTower(TextTower):
         Raises:
             ModelError: the tokenizer's files cannot be had.
         """
-        if self._tokenizer is None:
-            transformers = require("transformers", purpose="tokenize text")
-            with downloads(f"the tokenizer of {self._name}"):
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._name)
-        batch = self._tokenizer(
+        return self.encode_tokens(*self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Token ids (N, L) int64 and, for CLIP, a mask of 1 for text; raises as :meth:`encode_text` does."""
+        batch = self.tokenizer(
             [text.lower() for text in texts] if self._family.lowercase else list(texts),
             padding="longest" if self._family.masked else "max_length",
             truncation=True,
             max_length=self._tower.config.max_position_embeddings,
             return_tensors="pt",
         )
-        return self.encode_tokens(batch["input_ids"], batch["attention_mask"] if self._family.masked else None)
+        return batch["input_ids"], batch["attention_mask"] if self._family.masked else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer, loaded when it is first asked for; raises as :meth:`encode_text` does."""
+        if self._tokenizer is None:
+            transformers = require("transformers", purpose="tokenize text")
+            with downloads(f"the tokenizer of {self._name}"):
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._name)
+        return self._tokenizer
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Token ids (N, L) int64 and, for CLIP, a mask (N, L) of 1 for text and 0 for padding → (N, D) float32."""
+        pooled = _features(self._tower(input_ids=tokens, attention_mask=mask))
+        return pooled if self._projection is None else self._projection(pooled)
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> FloatArray:
-        """Token ids (N, L) int64 and, for CLIP, a mask (N, L) of 1 for text and 0 for padding → (N, D) float32."""
+        """:meth:`forward` without gradients, as an array."""
         with torch.inference_mode():
-            pooled = _features(self._tower(input_ids=tokens, attention_mask=mask))
-            embeddings: FloatArray = (pooled if self._projection is None else self._projection(pooled)).numpy()
+            embeddings: FloatArray = self.forward(tokens, mask).numpy()
         return embeddings
 
     def modules(self) -> Sequence[nn.Module]:
@@ -177,6 +191,23 @@ class ImageTower(nn.Module):
         """(N, 3, H, W) float32 → (N, D) float32."""
         pooled = _features(self.vision_model(pixel_values=image))
         return pooled if self.projection is None else self.projection(pooled)
+
+
+def is_contrastive(config: Any) -> bool:
+    """Whether a transformers configuration is that of a CLIP or SigLIP model."""
+    return config.model_type in _FAMILIES
+
+
+def image_preprocess(name: str, config: Any) -> PreprocessSpec:
+    """What an image model of transformers (ViT, DINOv2, …) takes; without an image processor, a squash to ±1.
+
+    Raises:
+        ModelError: a step that a PreprocessSpec cannot state.
+    """
+    settings = _processor_config(name)
+    default = getattr(config, "image_size", 224)
+    size = settings.get("crop_size" if settings.get("do_center_crop") else "size", default)
+    return _preprocess_spec(settings, _SIGLIP, size["height"] if isinstance(size, dict) else int(size))
 
 
 def _features(output: Any) -> Tensor:
@@ -201,11 +232,13 @@ def _configuration(name: str) -> tuple[Any, _Family]:
     return config, _FAMILIES[config.model_type]
 
 
-def _load(name: str, class_name: str, **options: Any) -> Any:
+def _load(name: str, class_name: str, config: Any, *, weights: bool) -> Any:
     """Load with every weight accounted for: transformers would fill a missing one with random numbers."""
     transformers = require("transformers", purpose="load a transformers model")
+    if not weights:
+        return getattr(transformers, class_name)(config).float().eval()
     with downloads(f"the transformers model {name}"):
-        model, info = getattr(transformers, class_name).from_pretrained(name, output_loading_info=True, **options)
+        model, info = getattr(transformers, class_name).from_pretrained(name, config=config, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{name} lacks {len(missing)} weights ({missing[0]}, …): get the whole checkpoint")
     return model.float().eval()

@@ -1,0 +1,120 @@
+"""CSV, TSV or JSONL files that name images and say what is on them in; pairs out.
+
+Paths of images are relative to the table. The rows are held in memory, packed; images are read by the loader's workers.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeclip.errors import SourceError, TrainingError
+from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, captions_of
+from edgeclip.training.pairs import Damaged, IndexedPairs, Packed, Pair
+from edgeclip.training.patterns import expand, short_names
+from edgeclip.training.recipe import Data
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class TablePairs(IndexedPairs):
+    """Pairs of tables: each row an image's path and its captions, or what is wrong with the row.
+
+    Args:
+        paths: the tables.
+        rows: (table, row's number, image, captions) or (table, row's number, reason).
+
+    Raises:
+        TrainingError: no row, or none that can be used.
+    """
+
+    def __init__(self, paths: Sequence[Path], rows: Sequence[tuple[Any, ...]]) -> None:
+        self.name = ", ".join(map(str, paths))
+        if not any(len(row) == 4 for row in rows):
+            wrong = f"; the first: {rows[0][2]}" if rows else ""
+            raise TrainingError(
+                f"expected rows with an image and a caption in {self.name}, got {len(rows)} rows{wrong}"
+            )
+        self._paths = [Path(path) for path in paths]
+        self._names = short_names([str(path) for path in paths])
+        self.rows = Packed(rows)
+
+    def pair(self, row: int) -> Pair | Damaged:
+        """The pair of a row."""
+        table, number, *rest = self.rows[row]
+        key = f"{self._names[table]}:{number}"
+        if len(rest) == 1:
+            return Damaged(key, rest[0])
+        return Pair(f"{key}:{rest[0]}", self._paths[table].parent / rest[0], tuple(rest[1]))
+
+
+def open_tables(texts: Sequence[str], data: Data) -> TablePairs:
+    """CSV and TSV files with a header; an image may have several rows.
+
+    Raises:
+        SourceError: not UTF-8, or without the columns (those that it has are told).
+    """
+    paths = [Path(path) for text in texts for path in expand(text)]
+    rows: list[tuple[Any, ...]] = []
+    for table, path in enumerate(paths):
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.reader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
+                header = next(reader, [])
+                image = _column(header, path, data.image_key, IMAGE_KEYS, "image_key")
+                caption = _column(header, path, data.caption_key, CAPTION_KEYS, "caption_key")
+                rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
+    return TablePairs(paths, rows)
+
+
+def open_json_lines(texts: Sequence[str], data: Data) -> TablePairs:
+    """JSONL files: an object a line, with the path of an image and one caption or a list of them."""
+    paths = [Path(path) for text in texts for path in expand(text)]
+    image_keys = (data.image_key,) if data.image_key else IMAGE_KEYS
+    caption_keys = (data.caption_key,) if data.caption_key else CAPTION_KEYS
+    rows: list[tuple[Any, ...]] = []
+    for table, path in enumerate(paths):
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise SourceError(f"expected JSON lines at {path}, got: {error.strerror}") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                rows.append((table, number, *_fields(line, image_keys, caption_keys)))
+    return TablePairs(paths, rows)
+
+
+def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str]) -> list[Any]:
+    try:
+        found = msgspec.json.decode(line)
+        captions = captions_of(found, caption_keys)
+        image = next((found[key] for key in image_keys if key in found), None)
+        if not isinstance(image, str) or not image:
+            raise ValueError(f"expected the path of an image under {' or '.join(image_keys)}")
+    except ValueError as error:  # msgspec's among them
+        return [str(error)]
+    return [image, captions]
+
+
+def _cells(row: Sequence[str], image: int, caption: int) -> list[Any]:
+    if len(row) <= max(image, caption) or not row[image].strip():
+        return ["expected an image and a caption, got too few cells"]
+    said = row[caption].strip()
+    return [row[image].strip(), [said] if said else []]
+
+
+def _column(header: Sequence[str], path: Path, key: str, usual: Sequence[str], option: str) -> int:
+    names = [name.strip() for name in header]
+    if (found := next((name for name in ((key,) if key else usual) if name in names), None)) is not None:
+        return names.index(found)
+    near = difflib.get_close_matches(key, names, n=1) if key else []
+    hint = f"; did you mean {near[0]!r}?" if near else f": set data.{option}"
+    expected = repr(key) if key else " or ".join(usual)
+    raise SourceError(f"expected a column {expected} in {path}, got {', '.join(names) or 'an empty file'}{hint}")

@@ -1,0 +1,113 @@
+"""A short YAML file and ``key=value`` overrides in, a checked recipe out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeclip.errors import RecipeError
+from edgeclip.extras import require
+from edgeclip.training.fewshot_recipe import FewShotRecipe
+from edgeclip.training.recipe import Recipe
+from edgeclip.training.starter_recipe import StarterRecipe
+
+# By the key `task`; the starter and few-shot tables have ways of their own.
+_RECIPES: dict[str, type[Recipe] | type[StarterRecipe] | type[FewShotRecipe]] = {
+    "contrastive": Recipe,
+    "distill": Recipe,
+    "starter": StarterRecipe,
+    "fewshot": FewShotRecipe,
+}
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | StarterRecipe | FewShotRecipe:
+    """Read and check a recipe.
+
+    Args:
+        overrides: ``key=value`` with dots between the levels, e.g. ``optimizer.lr=1e-4``; the value is YAML, nothing
+            is the empty text.
+
+    Raises:
+        RecipeError: absent, not YAML, an unknown key (the nearest name is told) or a bad value.
+    """
+    yaml = require("yaml", purpose="read a recipe")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"expected a recipe at {path}, got: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"expected keys and values in {path}, got {type(tree).__name__}")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"expected --set key=value, got {override!r}")
+        try:
+            _set(tree, key.split("."), yaml.safe_load(value) if value else "")
+        except yaml.YAMLError as error:
+            raise RecipeError(f"expected a YAML value in --set {override!r} ({str(error).splitlines()[0]})") from error
+    return check_recipe(tree, source=str(path))
+
+
+def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | StarterRecipe | FewShotRecipe:
+    """Plain keys and values as a recipe.
+
+    Args:
+        source: where they come from, for the message.
+
+    Raises:
+        RecipeError: an unknown key or a bad value.
+    """
+    task = str(tree.get("task", "contrastive"))
+    if task not in _RECIPES:
+        raise RecipeError(f"{source}: expected task {', '.join(_RECIPES)}, got {task!r}{_nearest(task, _RECIPES)}")
+    recipe = _RECIPES[task]
+    try:
+        return msgspec.convert(_numbers(tree), recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error, recipe)}") from error
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            raise RecipeError(f"expected a section at {key!r} of --set {'.'.join(keys)}, got a value")
+    tree[last] = value
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads ``5e-5`` as text; read it as the number that it is."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _explain(error: msgspec.ValidationError, recipe: type[msgspec.Struct]) -> str:
+    """msgspec's message, with the nearest known key of the section that an unknown one is in."""
+    text = str(error)
+    unknown = re.search(r"unknown field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", text)
+    if not unknown:
+        return text
+    section = recipe
+    for name in filter(None, (unknown[2] or "").split(".")):
+        section = next(field.type for field in msgspec.structs.fields(section) if field.name == name)
+    return text + _nearest(unknown[1], section.__struct_fields__)
+
+
+def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"

@@ -1,0 +1,139 @@
+"""Two models of one architecture in, the models between them out, and how accuracy and robustness trade along the way.
+
+WiSE-FT (Wortsman 2022): fine-tuning gains accuracy where it was tuned and loses it elsewhere. The weights half-way
+between a model and its fine-tuned form often keep most of the one and regain most of the other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from edgeclip.errors import ModelError
+from edgeclip.extras import require
+from edgeclip.files import atomic_file
+from edgeclip.training.model import ContrastiveModel
+
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class WisePoint(msgspec.Struct, frozen=True):
+    """One model on the way: ``alpha`` 0 is the first one, 1 the fine-tuned one; both accuracies in [0, 1]."""
+
+    alpha: float
+    accuracy: float
+    robustness: float
+
+
+def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """Weights ``(1 − alpha) · first + alpha · second``; what is not floating point is taken from the nearer one.
+
+    Raises:
+        ModelError: other names, shapes or dtypes, or an alpha outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise ModelError(f"expected alpha from 0 (the first model) to 1 (the second), got {alpha}")
+    if strange := sorted(set(first) ^ set(second)):
+        raise ModelError(f"expected two models of one architecture, got weights that only one has: {strange[0]}, …")
+    mixed: dict[str, Tensor] = {}
+    for name, one in first.items():
+        other = second[name]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            raise ModelError(
+                f"expected two models of one architecture, got {name} of {tuple(one.shape)} {one.dtype} and of "
+                f"{tuple(other.shape)} {other.dtype}"
+            )
+        if one.is_floating_point():
+            mixed[name] = torch.lerp(one, other, alpha)
+        else:
+            mixed[name] = (one if alpha < 0.5 else other).clone()
+    return mixed
+
+
+def between(first: ContrastiveModel, second: ContrastiveModel, alpha: float) -> ContrastiveModel:
+    """A new model whose image and text weights, and logarithm of the logit scale, lie between two models'.
+
+    Args:
+        first: as it was before fine-tuning; ``alpha`` 0.
+        second: fine-tuned; ``alpha`` 1.
+
+    Raises:
+        ModelError: they are not of one architecture, or do not preprocess alike.
+    """
+    one, other = first.encoder, second.encoder
+    if (one.preprocess, one.embedding_dim, one.score) != (other.preprocess, other.embedding_dim, other.score):
+        raise ModelError(
+            f"expected two models that preprocess and score alike, got {first.name} and {second.name}, which do not"
+        )
+    mixed = copy.deepcopy(first)
+    for kept in (mixed, mixed.text):  # digests of other weights
+        for known in ("identity", "sha256"):
+            vars(kept).pop(known, None)
+    sides = ((mixed.image_modules(), second.image_modules()), (mixed.text.modules(), second.text.modules()))
+    for ours, theirs in sides:
+        if len(ours) != len(theirs):
+            raise ModelError(f"expected two models of one architecture, got {first.name} and {second.name}")
+        for module, source in zip(ours, theirs, strict=True):
+            module.load_state_dict(interpolate(module.state_dict(), source.state_dict(), alpha))
+    mixed.encoder = msgspec.structs.replace(
+        one,
+        logit_scale=one.logit_scale ** (1 - alpha) * other.logit_scale**alpha,
+        logit_bias=(1 - alpha) * one.logit_bias + alpha * other.logit_bias,
+    )
+    mixed.name = f"{first.name} + {alpha:g} × ({second.name} - {first.name})"
+    return mixed
+
+
+def wise_curve(
+    first: ContrastiveModel,
+    second: ContrastiveModel,
+    accuracy: Callable[[ContrastiveModel], float],
+    robustness: Callable[[ContrastiveModel], float],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+) -> list[WisePoint]:
+    """Measure models along the way from the first to the fine-tuned one.
+
+    Args:
+        accuracy: top-1 on data like that of the fine-tuning, in [0, 1].
+        robustness: the same on data that is unlike it.
+    """
+    points = []
+    for alpha in alphas:
+        model = between(first, second, alpha)
+        points.append(WisePoint(alpha, accuracy(model), robustness(model)))
+    return points
+
+
+def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustness: str) -> None:
+    """Draw the curve of Wortsman 2022: accuracy to the right, robustness upwards, a mark for each alpha.
+
+    Args:
+        accuracy, robustness: what the axes say, e.g. names of the data sets.
+    """
+    figures: Any = require("matplotlib.figure", purpose="draw a curve", extra="train")
+    figure = figures.Figure(figsize=(5.2, 4.0), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(
+        [point.accuracy for point in points], [point.robustness for point in points], "o-", color="#0072B2", ms=4
+    )
+    for point in points:
+        panel.annotate(
+            f"{point.alpha:g}",
+            (point.accuracy, point.robustness),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    panel.set_xlabel(f"top-1, {accuracy}")
+    panel.set_ylabel(f"top-1, {robustness}")
+    panel.set_title("weights between two models (0: first, 1: fine-tuned)", fontsize=10)
+    panel.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
