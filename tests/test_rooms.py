@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import edgeclip
+from edgeclip.devices.cuda import driver_loads
 
 PACKAGE = Path(edgeclip.__file__).parent
 DEVICE_SIDE = {"runtime", "devices"}
@@ -67,7 +68,7 @@ def test_files_stay_readable_in_one_sitting() -> None:
     ("statement", "forbidden"),
     [
         ("import edgeclip", {"torch", "onnx", "onnxruntime", "cv2", "av"}),
-        ("import edgeclip.runtime", {"torch", "onnx"}),
+        ("import edgeclip.runtime", {"torch", "onnx", "importlib.metadata"}),
         ("import edgeclip.cli", {"torch", "onnx", "onnxruntime", "open_clip", "transformers", "nncf", "openvino"}),
     ],
 )
@@ -75,6 +76,12 @@ def test_importing_stays_light(statement: str, forbidden: set[str]) -> None:
     code = f"{statement}, sys; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not forbidden & set(loaded)
+
+
+@pytest.mark.skipif(driver_loads(), reason="this machine has NVIDIA's driver")
+def test_without_a_driver_cudas_bindings_are_not_loaded_to_look_for_a_gpu() -> None:
+    code = "import sys; from edgeclip.devices.cuda import find_gpu; print(find_gpu(), 'cuda' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "None False\n"
 
 
 def test_every_module_of_the_device_side_loads_no_workstation_library() -> None:

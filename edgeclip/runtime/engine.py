@@ -33,7 +33,7 @@ ENGINES = {
     "onnxruntime-tensorrt": "edgeclip.runtime.ort_engine:OrtTensorRtEngine",
     "onnxruntime-tensorrt-rtx": "edgeclip.runtime.ort_engine:OrtTensorRtRtxEngine",
     "openvino": "edgeclip.runtime.openvino_engine:OpenVinoEngine",
-    "openvino-gpu": "edgeclip.runtime.openvino_engine:OpenVinoGpuEngine",
+    "openvino-gpu": "edgeclip.runtime.openvino_gpu_engine:OpenVinoGpuEngine",
     "tensorrt": "edgeclip.runtime.tensorrt_engine:TensorRtEngine",
     "tensorrt-rtx": "edgeclip.runtime.tensorrt_engine:TensorRtRtxEngine",
 }

@@ -7,7 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 from edgeclip.runtime import plan_cache
-from edgeclip.runtime.openvino_engine import OpenVinoEngine, OpenVinoGpuEngine
+from edgeclip.runtime.openvino_engine import OpenVinoEngine
+from edgeclip.runtime.openvino_gpu_engine import OpenVinoGpuEngine
 from edgeclip.spec import EncoderSpec, Precision
 
 

@@ -1,4 +1,4 @@
-"""An ONNX graph and a batch in, embeddings out: OpenVINO on an Intel, AMD or Arm CPU, or on an Intel GPU.
+"""An ONNX graph and a batch in, embeddings out: OpenVINO on an Intel, AMD or Arm CPU.
 
 What decides speed and exactness was measured on ViT-B/32 and on the starter (2 cores with AVX512-BF16 and VNNI):
 
@@ -30,7 +30,7 @@ from edgeclip.devices.probe import cpu_flags
 from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime import plan_cache
-from edgeclip.runtime.engine import CPU_LAYOUT, ByteArray, Engine, FloatArray, Pending, usable_cores
+from edgeclip.runtime.engine import ByteArray, Engine, FloatArray, Pending, usable_cores
 from edgeclip.runtime.ort_engine import refuse_inexact_int8
 from edgeclip.spec import EncoderSpec, Precision
 
@@ -39,7 +39,6 @@ Properties = dict[str, str | int | bool]
 _log = logging.getLogger("edgeclip")
 
 _PRODUCTS = {"Convolution", "FullyConnected", "Gemm", "MatMul"}
-_INTEL = "0x8086"
 _FLOATS, _BYTES = "float32", "uint8"
 
 
@@ -285,28 +284,6 @@ class _Request:
         latency_ms = float(request.latency)
         self._idle.append(request)
         return engine._checked(embeddings, len(self._batch)), latency_ms
-
-
-class OpenVinoGpuEngine(OpenVinoEngine):
-    """An ONNX graph on OpenVINO's plugin for Intel's GPUs: integrated, Arc and Flex."""
-
-    name = "openvino-gpu"
-    on_cpu = False
-    kinds = frozenset({"fp32", "fp16", "int8", CPU_LAYOUT})
-    device = "GPU"
-    types: ClassVar[dict[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "f32", "int8": "f16"}
-
-    @classmethod
-    def available(cls) -> bool:
-        """Whether OpenVINO is installed and this machine shows a GPU of Intel's."""
-        vendors = Path("/sys/class/drm").glob("renderD*/device/vendor")
-        return super().available() and any(vendor.read_text().strip() == _INTEL for vendor in vendors)
-
-    def _device_properties(self) -> Properties:
-        return {}
-
-    def _device_name(self) -> str:
-        return str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
 
 
 def _keep(key: plan_cache.PlanKey, compiled: Any, build_s: float) -> None:
