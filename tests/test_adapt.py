@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeclip.errors import ModelError, TrainingError
+from edgeclip.errors import InputError, ModelError, ParityError, TrainingError
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec
 
@@ -197,3 +197,97 @@ def test_the_curve_finds_the_middle_ground(tmp_path: Path) -> None:
     assert points[0].robustness > points[1].robustness > points[2].robustness
     plot_wise(points, tmp_path / "wise.png", accuracy="tuned", robustness="before")
     assert (tmp_path / "wise.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- quantization-aware training --------------------------------------------------------------------------------
+
+
+def centred(network: nn.Module, images: FloatArray) -> nn.Module:
+    """The network with its mean embedding taken off, so that embeddings of different images differ."""
+    with torch.no_grad():
+        mean = network(torch.from_numpy(images)).mean(dim=0)
+        network[-1].bias.sub_(mean)  # type: ignore[index, union-attr, operator]
+    return network
+
+
+def crops_of_photographs(count: int, seed: int) -> FloatArray:
+    from edgeclip.calibration.images import crops
+    from edgeclip.export.parity import preprocess
+    from edgeclip.export.photographs import photographs
+
+    views = crops([image for _, image in photographs()], count, seed=seed)
+    return preprocess([(str(index), view) for index, view in enumerate(views)], ENCODER)
+
+
+def test_a_quantizer_rounds_and_passes_gradients() -> None:
+    from edgeclip.export.qat import Quantizer
+
+    quantizer = Quantizer(torch.tensor([0.1]), weight=False)
+    values = torch.tensor([0.04, 0.06, -0.26, 20.0, -20.0], requires_grad=True)
+    rounded = quantizer(values)
+    torch.testing.assert_close(rounded.detach(), torch.tensor([0.0, 0.1, -0.3, 12.7, -12.8]))
+    rounded.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+    assert quantizer.log_step.grad is not None
+    channels = Quantizer(torch.tensor([0.1, 1.0]).reshape(2, 1), weight=True)
+    torch.testing.assert_close(channels(torch.tensor([[0.26], [0.6]])).detach(), torch.tensor([[0.3], [1.0]]))
+
+
+def test_what_cannot_be_trained_for_int8_is_refused(golden_bundle: Path) -> None:
+    pytest.importorskip("nncf")
+    from edgeclip import Bundle
+    from edgeclip.export.qat import insert_quantizers
+    from edgeclip.export.qat_bundle import train_int8
+    from edgeclip.export.quantization import QuantizationRecipe
+
+    bundle, model = Bundle.open(golden_bundle), Small(separable(spread=0.0))
+    images = pictures().numpy()
+    with pytest.raises(InputError, match="was made from"):
+        train_int8(bundle, model, images)
+    with pytest.raises(InputError, match="int8-cpu"):
+        train_int8(bundle, model, images, names=("fp16",))
+    with pytest.raises(InputError, match="node_1"):
+        insert_quantizers(model.image, images, QuantizationRecipe(keep_float=("node_1",)), transformer=False)
+
+
+@pytest.mark.slow
+def test_training_meets_a_budget_that_calibration_misses(tmp_path: Path) -> None:
+    """Depthwise and pointwise convolutions whose channels differ in size: one range for all of them rounds too much."""
+    pytest.importorskip("nncf")
+    from edgeclip import Bundle
+    from edgeclip.export.export_bundle import VariantOptions, export_bundle
+    from edgeclip.export.lint import lint
+    from edgeclip.export.photographs import photographs
+    from edgeclip.export.qat import QatOptions
+    from edgeclip.export.qat_bundle import train_int8
+    from edgeclip.runtime.engine import load_engine
+    from edgeclip.runtime.golden import golden_of
+    from edgeclip.runtime.parity import Limits
+
+    train = crops_of_photographs(256, seed=2)
+    model = Small(centred(separable(spread=0.5), train))
+    photos = photographs()
+    # INT8's own limit on the mean, and most best classes unchanged; in so small a net single images may be far off.
+    budget = Limits(
+        min_cosine=0.6, p01_cosine=0.6, min_centred_cosine=0.6, mean_centred_cosine=0.97, agreement=0.7, margin_loss=10
+    )
+    calibrated = VariantOptions(("int8",), limits=budget)
+    with pytest.raises(ParityError, match="mean of the mean-centred cosine"):
+        export_bundle(model, tmp_path / "ptq.edgeclip", photos=photos, variants=calibrated)
+    bundle = export_bundle(model, tmp_path / "qat.edgeclip", photos=photos)
+    before = bundle.file("image_encoder/fp32.onnx").read_bytes()
+    done = train_int8(
+        bundle, model, train, names=("int8", "int8-cpu"), options=QatOptions(steps=200, lr=1e-4), limits=budget
+    )
+    assert np.mean(done.losses[-20:]) < 0.7 * np.mean(done.losses[:20])
+    opened = Bundle.open(tmp_path / "qat.edgeclip")
+    assert [variant.name for variant in opened.manifest.variants] == ["fp32", "int8", "int8-cpu"]
+    assert opened.file("image_encoder/fp32.onnx").read_bytes() == before
+    assert opened.manifest.model.id == model.identity.id  # tables of the model fit the trained variant
+    assert not lint(opened.variant_path("int8"))
+    golden = golden_of(opened)
+    assert golden is not None
+    with load_engine("onnxruntime", opened.variant_path("int8"), opened.manifest.encoder, precision="int8") as engine:
+        report = golden.compare(engine)
+    assert report.mean_cosine > 0.97
+    assert list(opened.verify())

@@ -599,3 +599,12 @@ def test_a_student_comes_nearer_to_its_teacher(shapes: Path, tmp_path: Path) -> 
     assert losses[40] < 0.7 * losses[1]
     student, model = load_checkpoint(str(tmp_path / "student")), load_checkpoint(str(teacher))
     assert student.text.sha256 == model.text.sha256, "the teacher's tables are the student's"
+
+
+@pytest.mark.slow
+def test_held_out_combinations_are_named_by_a_model_trained_from_nothing() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "shapes.py")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (held,) = (line for line in done.stdout.splitlines() if "never trained on" in line)
+    assert float(held.rpartition(" ")[2]) >= 0.9
