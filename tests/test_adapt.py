@@ -233,6 +233,22 @@ def test_a_quantizer_rounds_and_passes_gradients() -> None:
     torch.testing.assert_close(channels(torch.tensor([[0.26], [0.6]])).detach(), torch.tensor([[0.3], [1.0]]))
 
 
+def test_a_rate_that_makes_an_encoder_worse_leaves_it_as_it_was() -> None:
+    from edgeclip.export.qat import QatOptions, Quantizer, train_quantized
+
+    torch.manual_seed(0)
+    images = torch.randn(24, 3, 4, 4).numpy()
+    reference = nn.Sequential(nn.Flatten(), nn.Linear(48, 8))
+    quantized = nn.Sequential(*copy.deepcopy(reference), Quantizer(torch.tensor([0.2]), weight=False))
+    start = copy.deepcopy(quantized.state_dict())
+    losses = train_quantized(quantized, reference, images, QatOptions(steps=12, batch_size=8, lr=0.02))
+    assert losses[-1] > losses[0]
+    for name, value in quantized.state_dict().items():
+        torch.testing.assert_close(value, start[name], atol=0, rtol=0)
+    train_quantized(quantized, reference, images, QatOptions(steps=60, batch_size=8, lr=1e-3))
+    assert not torch.equal(quantized.state_dict()["2.log_step"], start["2.log_step"])
+
+
 def test_what_cannot_be_trained_for_int8_is_refused(golden_bundle: Path) -> None:
     pytest.importorskip("nncf")
     from edgeclip import Bundle

@@ -26,6 +26,7 @@ from edgeclip.training.quiet import silent
 
 _HIGH = 127
 _BATCH = 32
+_LOOKS = 4  # at how well all images do, over the training
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def train_quantized(
     """Train weights and step sizes, in place, until the embeddings match those of ``reference``.
 
     The loss is 1 − cosine, plus 1 − cosine of what remains when the mean embedding is taken off: that is what tells
-    images apart, and what the gate asks for.
+    images apart, and what the gate asks for. What is kept is the best of the start, three states on the way and the
+    end, by the loss over all images: step sizes learn fast, and too high a rate makes an encoder worse.
 
     Args:
         reference: the FP32 encoder.
@@ -167,6 +169,18 @@ def train_quantized(
         target = torch.cat([reference(batch) for batch in torch.split(pictures, _BATCH)])
         target = nn.functional.normalize(target, dim=1)  # (N, D)
     mean = target.mean(dim=0)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        found = nn.functional.normalize(quantized(pictures[rows]), dim=1)
+        whole = nn.functional.cosine_similarity(found, target[rows])
+        centred = nn.functional.cosine_similarity(found - mean, target[rows] - mean)
+        return (2 - whole - centred).mean()
+
+    @torch.no_grad()
+    def loss_of_all() -> float:
+        batches = torch.split(torch.arange(len(pictures)), _BATCH)
+        return sum(loss_of(rows).item() * len(rows) for rows in batches) / len(pictures)
+
     steps = [part.log_step for part in quantizers(quantized)]
     known = {id(parameter) for parameter in steps}
     weights = [parameter for parameter in quantized.parameters() if id(parameter) not in known]
@@ -176,13 +190,11 @@ def train_quantized(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     chooser = torch.Generator().manual_seed(options.seed)
     quantized.eval()  # batch norms keep their statistics; the gradients do not mind
+    best, kept = loss_of_all(), copy.deepcopy(quantized.state_dict())
     losses: list[float] = []
     while len(losses) < options.steps:
         for rows in torch.split(torch.randperm(len(pictures), generator=chooser), options.batch_size):
-            found = nn.functional.normalize(quantized(pictures[rows]), dim=1)
-            whole = nn.functional.cosine_similarity(found, target[rows])
-            centred = nn.functional.cosine_similarity(found - mean, target[rows] - mean)
-            loss = (2 - whole - centred).mean()
+            loss = loss_of(rows)
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss is not finite at step {len(losses) + 1}: lower the learning rate")
             optimizer.zero_grad()
@@ -192,8 +204,12 @@ def train_quantized(
             losses.append(loss.item())
             if progress:
                 progress(len(losses), losses[-1])
+            look = len(losses) % -(-options.steps // _LOOKS) == 0 or len(losses) == options.steps
+            if look and (now := loss_of_all()) < best:
+                best, kept = now, copy.deepcopy(quantized.state_dict())
             if len(losses) == options.steps:
                 break
+    quantized.load_state_dict(kept)
     return losses
 
 
