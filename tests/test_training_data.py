@@ -26,7 +26,7 @@ from PIL import Image as PillowImage
 
 from edgeclip import PreprocessSpec
 from edgeclip.errors import EdgeclipError, SourceError, TrainingError
-from edgeclip.runtime.images import decode_image
+from edgeclip.runtime.images import decode_image, opencv
 from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.training import shard_streams
 from edgeclip.training.labelled import LabelledSamples
@@ -428,6 +428,15 @@ def test_worker_processes_give_what_one_would(pairs: Path) -> None:
     there = take(loader_of(msgspec.structs.replace(data, workers=1), augment=EVERYTHING), 7)
     assert same(here, there)
     assert torch.equal(torch.get_rng_state(), untouched)
+
+
+def test_workers_start_after_opencv_has_started_threads_here(pairs: Path) -> None:
+    """As after a validation in the trainer's own process; a fork that asked the pool to end would hang."""
+    cv2 = opencv()
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500), interpolation=cv2.INTER_CUBIC)
+    assert len(take(loader_of(data_of(pairs / "train-*.tar", workers=2)), 4)) == 4
+    assert cv2.getNumThreads() == 4
 
 
 # Resuming.

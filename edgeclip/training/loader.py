@@ -147,12 +147,11 @@ class PairLoader:
             batch_size=None,
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
             # Its own, or starting the workers would draw from the generator that the training is seeded by.
             generator=torch.Generator().manual_seed(0),
         )
         try:
-            for made in loader if self._workers else _own_randomness(loader):
+            for made in _started(loader) if self._workers else _own_randomness(loader):
                 if isinstance(made, _Failed):
                     raise made.error
                 self._positions[made.worker] = made.position
@@ -207,8 +206,19 @@ def _own_randomness(items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def _start_worker(_: int) -> None:
-    opencv().setNumThreads(1)  # the workers are the threads
+def _started(items: Iterable[Any]) -> Iterator[Any]:
+    """Start the workers with one OpenCV thread each: they are the threads.
+
+    It is set here, before they are forked. A fork has no threads of the pool that OpenCV may have started by now, and
+    to tell it in the worker to end them would wait for them for ever.
+    """
+    cv2 = opencv()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        return iter(items)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _as_it_is(item: Any) -> Any:
