@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import textwrap
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -375,6 +376,30 @@ def test_what_is_not_resized_bytes_is_refused(
 ) -> None:
     with load(name) as engine, pytest.raises(EngineError, match="expected uint8"):
         engine.start(np.zeros(shape, dtype))
+
+
+def test_a_signal_finds_its_handler_after_engines_came_and_went(graph: Path) -> None:
+    """The first of two OpenVINO cores to go would leave the thread's signal stack freed: Ctrl-C ended the process."""
+    pytest.importorskip("openvino")
+    code = f"""
+        import faulthandler, gc, signal
+        from pathlib import Path
+        from edgeclip import EncoderSpec, PreprocessSpec
+        from edgeclip.runtime.engine import load_engine
+
+        faulthandler.enable()
+        signal.signal(signal.SIGINT, lambda *_: print("handled"))
+        spec = PreprocessSpec(height={SIZE}, width={SIZE}, resize_to={SIZE}, mean=(0.5,) * 3, std=(0.5,) * 3)
+        encoder = EncoderSpec(preprocess=spec, embedding_dim={WIDTH}, logit_scale=50.0)
+        engines = [load_engine("openvino", Path({str(graph)!r}), encoder) for _ in range(2)]
+        print(len([engine.describe() for engine in engines]), "compiled")
+        while engines:
+            engines.pop(0).close()
+            gc.collect()
+        signal.raise_signal(signal.SIGINT)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "2 compiled\nhandled\n"), done.stderr
 
 
 def test_a_stream_compiles_once_and_loads_the_next_time(

@@ -314,13 +314,13 @@ def test_a_workspace_that_is_too_small_says_so(graph: Path, encoder: EncoderSpec
 @pytest.mark.parametrize("recovers", [True, False])
 def test_a_build_out_of_memory_is_tried_with_half_the_workspace(tmp_path: Path, recovers: bool) -> None:
     """The memory of the process is limited for real while the library builds a graph of 98 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "large.onnx"), str(int(recovers))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "large.onnx"), str(int(recovers))]
+    for attempt in range(3):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+            break
+        except subprocess.TimeoutExpired:  # where a thread of the library's own finds no memory, it can hang: 1 in 30
+            assert attempt < 2
     if recovers:
         assert done.stdout.split() == [str(2**29), str(2**30)], done.stderr
     else:
