@@ -7,6 +7,7 @@ between a model and its fine-tuned form often keep most of the one and regain mo
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from edgeclip.files import atomic_file
 from edgeclip.training.model import ContrastiveModel
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+_LABEL_WIDTH = 44  # characters that fit beside an axis
 
 
 class WisePoint(msgspec.Struct, frozen=True):
@@ -142,9 +145,10 @@ def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustn
             textcoords="offset points",
             fontsize=8,
         )
-    panel.set_xlabel(f"top-1, {accuracy}")
-    panel.set_ylabel(f"top-1, {robustness}")
-    panel.set_title("weights between two models (0: first, 1: fine-tuned)", fontsize=10)
+    panel.set_xlabel(textwrap.fill(f"top-1, {accuracy}", _LABEL_WIDTH))
+    panel.set_ylabel(textwrap.fill(f"top-1, {robustness}", _LABEL_WIDTH))
+    bars = "; bars: 95 %" if any(point.accuracy_ci95 for point in points) else ""
+    panel.set_title(f"alpha 0: first model, 1: fine-tuned{bars}", fontsize=10)
     panel.grid(alpha=0.3)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
