@@ -18,7 +18,7 @@ from rich.console import Console  # noqa: E402
 
 from edgeclip.errors import RecipeError  # noqa: E402
 from edgeclip.training.checkpoint import load_checkpoint, load_two_tower  # noqa: E402
-from edgeclip.training.lora import LoraOptions, adaptable, apply_to_towers, merged_weights  # noqa: E402
+from edgeclip.training.lora import LoraOptions, adaptable, apply_lora, apply_to_towers, merge_lora, merged_weights  # noqa: E402
 from edgeclip.training.recipe_file import check_recipe, load_recipe  # noqa: E402
 from edgeclip.training.shapes import write_shapes  # noqa: E402
 from edgeclip.training.train import train_recipe  # noqa: E402
@@ -164,6 +164,24 @@ def test_attention_of_torch_is_merged_and_the_model_goes_on_with_its_adapters() 
     plain.image = attention()
     plain.load_state_dict(merged)
     torch.testing.assert_close(plain.eval().encode_image(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_starters_image_tower_takes_adapters_and_gives_them_back() -> None:
+    """The recipe that is shipped begins with it; its convolutions come from a library with a class of its own."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from edgeclip.training.towers import efficientnet_lite0
+
+    tower = efficientnet_lite0().module
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    names, before = list(tower.state_dict()), tower(images)
+    apply_lora(tower)
+    torch.testing.assert_close(tower(images), before)
+    trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * (15 + 16 + 1)  # expand but in the first block, project, head
+    tower(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained)
+    assert list(merge_lora(tower).state_dict()) == names
+    torch.testing.assert_close(tower(images), before)
 
 
 @pytest.mark.parametrize(
