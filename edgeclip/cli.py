@@ -38,6 +38,7 @@ for verb in (
     cli_make.build,
     cli_make.train,
     cli_adapt.fewshot,
+    cli_adapt.wise_ft,
     cli_adapt.qat,
     cli_label.label,
 ):

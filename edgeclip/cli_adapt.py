@@ -1,7 +1,8 @@
-"""``edgeclip fewshot`` and ``edgeclip qat``: a bundle and images in, an adapted table or trained INT8 variants out."""
+"""``edgeclip fewshot``, ``wise-ft`` and ``qat``: images in; a table, checkpoint or INT8 variants out."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,10 @@ from edgeclip.bundle import Bundle
 from edgeclip.cli_common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
 from edgeclip.errors import InputError
 from edgeclip.extras import require
+from edgeclip.files import atomic_folder, write_json
 from edgeclip.prompts import check_table_name, load_templates, parse_classes
+
+_ALPHAS = "0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1"
 
 
 def fewshot(
@@ -92,6 +96,102 @@ def fewshot(
             lines.append(f"written: {output or opened.path}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def wise_ft(
+    zero_shot: Annotated[str, typer.Argument(help="Checkpoint that fine-tuning started from, or the word starter.")],
+    fine_tuned: Annotated[str, typer.Argument(help="Checkpoint (or run) that it ended with.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled images like those of the fine-tuning: the target.")
+    ] = None,
+    shift: Annotated[
+        list[Path] | None, typer.Option(help="Labelled images unlike them; once for each such set.")
+    ] = None,
+    alphas: Annotated[str, typer.Option(help="Models to measure; 0 is zero-shot, 1 fine-tuned.")] = _ALPHAS,
+    save: Annotated[
+        str | None, typer.Option(metavar="ALPHA", help="Write that checkpoint; `best`: highest top-1 on --data.")
+    ] = None,
+    names: Annotated[Path | None, typer.Option(help="JSON: folder name → class name or list of names.")] = None,
+    templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the curve and the checkpoint.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Measure the models between a checkpoint and its fine-tuned form, and keep one of them (WiSE-FT, Wortsman 2022).
+
+    Into FOLDER go curve.json, with --shift a picture (curve.png), with --save the checkpoint. Without --data nothing is
+    measured. `--save best` looks at --data alone, never at the shift sets: the highest top-1 there, of equals the
+    smallest alpha.
+
+    Cost: the image tower runs over all images once for each alpha; once in all where both checkpoints have the same one
+    (locked while tuning). The text tower likewise, over the prompts.
+    """
+    require("torch", purpose="interpolate checkpoints")
+    from edgeclip.evaluation.wise import WiseOptions, measure_wise, read_sets
+    from edgeclip.evaluation.wise_report import save_wise, wise_lines
+    from edgeclip.training.wise_checkpoint import CheckpointsBetween
+
+    # What is asked for, before anything is computed.
+    options = WiseOptions(
+        tuple(_alpha(part, "--alphas") for part in split_names(alphas)), load_templates(templates), names
+    )
+    if data is None and (shift or json_file or save in (None, "best")):
+        raise InputError("expected --data with labelled images to measure on, got none; --save ALPHA alone needs none")
+    alpha = None if save in (None, "best") else _alpha(str(save), "--save")
+    if save and output is None:
+        raise InputError("expected --output FOLDER with --save, got none: the checkpoint is written there")
+    if output is not None:
+        _check_apart(output, zero_shot, fine_tuned, overwrite=overwrite)
+    sets = read_sets(data, shift or [], names) if data else []
+
+    # The curve.
+    way, report, lines = CheckpointsBetween(zero_shot, fine_tuned), None, []
+    if sets:
+        with progress_bars() as bars:
+            task = bars.add_task("images", total=None)
+            report = measure_wise(
+                way, sets, options, progress=lambda done, total: bars.update(task, completed=done, total=total)
+            )
+        lines = wise_lines(report)
+        alpha = report.best if save == "best" else alpha
+
+    # What is written.
+    if output is not None:
+        with atomic_folder(output, overwrite=overwrite) as folder:
+            written = save_wise(report, folder) if report else []
+            if alpha is not None:
+                way.save(folder / "checkpoint", alpha, results=report.figures_at(alpha) if report else {})
+                written.append(folder / "checkpoint")
+        lines.append("written: " + ", ".join(str(output / path.name) for path in written))
+    if json_file and report:
+        write_json(json_file, report)
+    if alpha is not None:
+        lines.append(f"checkpoint of alpha {alpha:g}; next: edgeclip export {output}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _alpha(text: str, option: str) -> float:
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = math.nan
+    if not 0 <= alpha <= 1:
+        raise InputError(f"expected numbers from 0 (zero-shot) to 1 (fine-tuned) for {option}, got {text!r}")
+    return alpha
+
+
+def _check_apart(output: Path, *checkpoints: str, overwrite: bool) -> None:
+    """Refuse to replace a folder that was not asked to be, or one that a checkpoint is read from."""
+    from edgeclip.training.checkpoint_config import checkpoint_folder
+
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
+    for name in checkpoints:
+        if checkpoint_folder(name).resolve().is_relative_to(output.resolve()):
+            raise InputError(f"expected an --output apart from {name}, got {output}: it would be replaced")
 
 
 def qat(

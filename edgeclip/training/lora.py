@@ -6,36 +6,23 @@ adapters are those of the library peft.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgeclip.errors import TrainingError
 from edgeclip.extras import require
+from edgeclip.training.recipe import LoraOptions
+from edgeclip.training.two_tower import TwoTower
 
 _ADAPTER = "edgeclip"
+_LORA = ".lora_A."  # what peft calls the first half of an adapter
+_SIDES = ("image", "text")
 
 
-@dataclass(frozen=True)
-class LoraOptions:
-    """Which layers get adapters, and of what size.
-
-    Attributes:
-        rank: of the update of each weight.
-        alpha: the update is scaled by ``alpha / rank``; twice the rank is usual.
-        dropout: of what goes into the adapters, while training.
-        layers: parts of names of the layers to adapt, e.g. ``("attn",)``; empty for every linear layer, attention
-            and 1×1 convolution.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    layers: tuple[str, ...] = ()
-
-
-def apply_lora(module: nn.Module, options: LoraOptions = LoraOptions()) -> nn.Module:
+def apply_lora(module: nn.Module, options: LoraOptions | None = None) -> nn.Module:
     """Put adapters into a module, in place, and freeze everything else.
 
     The adapters begin as nothing: the module computes what it did. Train the parameters that ask for gradients, then
@@ -43,6 +30,7 @@ def apply_lora(module: nn.Module, options: LoraOptions = LoraOptions()) -> nn.Mo
 
     Args:
         module: an image or text tower.
+        options: by default rank 8 on all that can be adapted.
 
     Returns:
         ``module``.
@@ -51,6 +39,7 @@ def apply_lora(module: nn.Module, options: LoraOptions = LoraOptions()) -> nn.Mo
         TrainingError: a rank below 1, or no layer to adapt.
         MissingExtraError: peft is not installed.
     """
+    options = options or LoraOptions()
     if options.rank < 1 or options.alpha <= 0 or not 0 <= options.dropout < 1:
         raise TrainingError(
             f"expected a rank of at least 1, alpha above 0 and dropout in [0, 1), got {options.rank}, "
@@ -97,6 +86,37 @@ def merge_lora(module: nn.Module) -> nn.Module:
         parent, _, own = name.rpartition(".")
         setattr(module.get_submodule(parent), own, whole)
     return module
+
+
+def apply_to_towers(two_tower: TwoTower, options: LoraOptions) -> None:
+    """Put adapters into every tower that is trained, in place; projections and temperature are trained as they were.
+
+    Raises:
+        TrainingError, MissingExtraError: as :func:`apply_lora`.
+    """
+    for side in _SIDES:
+        tower = getattr(two_tower, side)
+        if side not in two_tower.locked and next(tower.parameters(), None) is not None:  # a student has no text tower
+            apply_lora(tower, options)
+
+
+def merged_weights(two_tower: TwoTower, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model with adapters in, those of the same model without them out; the model stays as it is.
+
+    Args:
+        two_tower: from :func:`apply_to_towers`.
+        state: its weights, on the CPU, or others of the same names, such as averaged ones.
+    """
+    merged = dict(state)
+    for side in _SIDES:
+        prefix = f"{side}."
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if any(_LORA in name for name in own):
+            tower = copy.deepcopy(getattr(two_tower, side)).cpu()
+            tower.load_state_dict(own)
+            merged = {name: value for name, value in merged.items() if not name.startswith(prefix)}
+            merged.update({f"{prefix}{name}": value for name, value in merge_lora(tower).state_dict().items()})
+    return merged
 
 
 def adaptable(module: nn.Module, layers: tuple[str, ...] = ()) -> list[str]:

@@ -61,6 +61,23 @@ class Model(Section, frozen=True, kw_only=True):
     start: str = ""
 
 
+class LoraOptions(Section, frozen=True, kw_only=True):
+    """Low-rank adapters (LoRA, Hu 2021) in every tower that is not locked; its own weights are not trained then.
+
+    Attributes:
+        rank: of the update of each weight.
+        alpha: the update is scaled by ``alpha / rank``; twice the rank is usual.
+        dropout: of what goes into the adapters, while training.
+        layers: parts of names of the layers to adapt, e.g. ``[attn]``; empty for every linear layer, attention and
+            1×1 convolution.
+    """
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    layers: tuple[str, ...] = ()
+
+
 class Data(Section, frozen=True, kw_only=True):
     """Image–text pairs.
 
@@ -193,6 +210,7 @@ class Recipe(Section, frozen=True, kw_only=True):
 
     Attributes:
         task: ``contrastive`` needs captions or class names; ``distill`` needs images and ``loss.teacher``.
+        lora: train adapters in place of the towers' weights; a checkpoint has them added to the weights.
     """
 
     name: Name
@@ -200,6 +218,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     task: Literal["contrastive", "distill"] = "contrastive"
     seed: int = 0
     model: Model = Model()
+    lora: LoraOptions | None = None
     augment: Augment = Augment()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
@@ -221,3 +240,18 @@ class Recipe(Section, frozen=True, kw_only=True):
             raise ValueError(f"expected augment.crop_scale as 0 < low <= high <= 1, got {low} and {high}")
         if self.optimizer.ema == 1:
             raise ValueError("expected optimizer.ema below 1, got 1: the average would never move")
+        if self.lora:
+            self._check_lora(("image",) if distils else ("image", "text"))
+
+    def _check_lora(self, sides: tuple[str, ...]) -> None:
+        towers: dict[str, Tower] = {side: getattr(self.model, side) for side in sides}
+        unlocked = [side for side, tower in towers.items() if not tower.locked]
+        if not unlocked:
+            raise ValueError(f"expected lora with a tower that is not locked, got {' and '.join(sides)} locked")
+        if chosen := [side for side in unlocked if towers[side].trainable]:
+            raise ValueError(
+                f"expected lora.layers to say which layers are adapted, got model.{chosen[0]}.trainable beside lora: "
+                "remove one of them"
+            )
+        if self.scale.strategy == "fsdp":
+            raise ValueError("expected scale.strategy ddp with lora, got fsdp: adapters are merged in one process")

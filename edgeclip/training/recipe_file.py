@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -104,7 +104,8 @@ def _explain(error: msgspec.ValidationError, recipe: type[msgspec.Struct]) -> st
         return text
     section = recipe
     for name in filter(None, (unknown[2] or "").split(".")):
-        section = next(field.type for field in msgspec.structs.fields(section) if field.name == name)
+        kind = next(field.type for field in msgspec.structs.fields(section) if field.name == name)
+        section = next((part for part in get_args(kind) if hasattr(part, "__struct_fields__")), kind)  # of an optional
     return text + _nearest(unknown[1], section.__struct_fields__)
 
 

@@ -58,7 +58,7 @@ class EfficientNetLite(nn.Module):
         network = copy.deepcopy(network).eval()
         self.stem = fuse_conv_bn_eval(network._conv_stem, network._bn0)
         self.blocks = nn.ModuleList(_InvertedResidual(block) for block in network._blocks)
-        self.head = fuse_conv_bn_eval(network._conv_head, network._bn1)
+        self.head = _pointwise(network._conv_head, network._bn1)
         if on_grid:
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
@@ -79,9 +79,9 @@ class _InvertedResidual(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.expand = fuse_conv_bn_eval(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else None
+        self.expand = _pointwise(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else None
         self.depthwise = fuse_conv_bn_eval(block._depthwise_conv, block._bn1)
-        self.project = fuse_conv_bn_eval(block._project_conv, block._bn2)
+        self.project = _pointwise(block._project_conv, block._bn2)
         arguments = block._block_args
         self.residual = arguments.id_skip and arguments.input_filters == arguments.output_filters
         self.residual = self.residual and arguments.stride in (1, [1])
@@ -91,6 +91,16 @@ class _InvertedResidual(nn.Module):
         inner = self.project(nn.functional.relu6(self.depthwise(inner)))
         out: Tensor = x + inner if self.residual else inner
         return out
+
+
+def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A 1×1 convolution with its norm folded in, of torch's own class: the library's cannot be made anew by LoRA."""
+    fused = fuse_conv_bn_eval(convolution, norm)
+    plain: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d, fused.in_channels, fused.out_channels, kernel_size=1
+    )
+    plain.load_state_dict(fused.state_dict())
+    return plain
 
 
 def efficientnet_lite0(*, on_grid: bool = False) -> ImageTower:

@@ -13,6 +13,7 @@ from edgeclip.errors import TrainingError
 from edgeclip.training.checkpoint import save_checkpoint
 from edgeclip.training.distributed import bare, distribute, join_world, share_of, whole, whole_weights
 from edgeclip.training.grad_cache import forward_backward
+from edgeclip.training.lora import apply_to_towers, merged_weights
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.resume import load_state, restore, save_state
 from edgeclip.training.run_folder import RunFolder
@@ -46,6 +47,8 @@ def train(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = F
         # Two towers, the data that they are trained on and the loss that does it.
         torch.manual_seed(recipe.seed)
         task = TASKS[recipe.task](recipe, batch_size=batch_size, world=world)
+        if recipe.lora:
+            apply_to_towers(task.model, recipe.lora)
         if scale.checkpointing:
             task.model.set_grad_checkpointing(True)
         model = distribute(task.model.to(world.device), world, scale.strategy)
@@ -140,6 +143,8 @@ def train(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = F
                         )
                         weights = whole_weights(model, average.values if average else {})
                         if world.main:
+                            if recipe.lora:
+                                weights = merged_weights(task.model, weights)
                             results = {"final_loss": value} | ({"top1": top1} if math.isfinite(top1) else {})
                             save_checkpoint(
                                 folder.checkpoint,

@@ -7,6 +7,7 @@ between a model and its fine-tuned form often keep most of the one and regain mo
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,21 @@ from edgeclip.training.model import ContrastiveModel
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+_LABEL_WIDTH = 44  # characters that fit beside an axis
+
 
 class WisePoint(msgspec.Struct, frozen=True):
-    """One model on the way: ``alpha`` 0 is the first one, 1 the fine-tuned one; both accuracies in [0, 1]."""
+    """One model on the way: ``alpha`` 0 is the first one, 1 the fine-tuned one; both accuracies in [0, 1].
+
+    Attributes:
+        accuracy_ci95, robustness_ci95: their 95 % intervals; None if they are not known.
+    """
 
     alpha: float
     accuracy: float
     robustness: float
+    accuracy_ci95: tuple[float, float] | None = None
+    robustness_ci95: tuple[float, float] | None = None
 
 
 def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -114,6 +123,8 @@ def wise_curve(
 def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustness: str) -> None:
     """Draw the curve of Wortsman 2022: accuracy to the right, robustness upwards, a mark for each alpha.
 
+    Where 95 % intervals are known, they are drawn as bars.
+
     Args:
         accuracy, robustness: what the axes say, e.g. names of the data sets.
     """
@@ -124,6 +135,9 @@ def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustn
         [point.accuracy for point in points], [point.robustness for point in points], "o-", color="#0072B2", ms=4
     )
     for point in points:
+        if point.accuracy_ci95 and point.robustness_ci95:
+            panel.hlines(point.robustness, *point.accuracy_ci95, color="0.75", lw=1, zorder=1)
+            panel.vlines(point.accuracy, *point.robustness_ci95, color="0.75", lw=1, zorder=1)
         panel.annotate(
             f"{point.alpha:g}",
             (point.accuracy, point.robustness),
@@ -131,9 +145,10 @@ def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustn
             textcoords="offset points",
             fontsize=8,
         )
-    panel.set_xlabel(f"top-1, {accuracy}")
-    panel.set_ylabel(f"top-1, {robustness}")
-    panel.set_title("weights between two models (0: first, 1: fine-tuned)", fontsize=10)
+    panel.set_xlabel(textwrap.fill(f"top-1, {accuracy}", _LABEL_WIDTH))
+    panel.set_ylabel(textwrap.fill(f"top-1, {robustness}", _LABEL_WIDTH))
+    bars = "; bars: 95 %" if any(point.accuracy_ci95 for point in points) else ""
+    panel.set_title(f"alpha 0: first model, 1: fine-tuned{bars}", fontsize=10)
     panel.grid(alpha=0.3)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
