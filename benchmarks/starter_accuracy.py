@@ -1,93 +1,245 @@
-"""Zero-shot accuracy of the shipped starter beside the no-training stand-in, on the same files and prompts.
+"""Zero-shot accuracy of the shipped starter beside the no-training stand-in, and what prompt ensembling brings, by set.
 
-    python benchmarks/starter_accuracy.py ../shared/data/caltech101 ../shared/data/cifar10-test
+    python benchmarks/starter_accuracy.py ../shared/data/caltech101 ../shared/data/cifar10-test \\
+        ../shared/data/cue-conflict/* --captions ../shared/data/coco-captions/captions.jsonl --output starter-results
 
 The stand-in is what the same two pretrained towers give with no training at all: the image tower's softmax over the
-ImageNet classes (its ten largest) weights the sentence vectors of their names. Needs the extra ``dev`` and folders with
-one folder of images a class.
+ImageNet classes (its ten largest) weights the sentence vectors of their names. Prompt ensembling is measured on the
+same images and in pairs: rows of the name alone, of one prompt, of 7 and of 80. With captions, each caption looks for
+its own image among all (R@1). ``--output`` takes ``starter.png`` and ``starter.json``. Needs the extra ``train``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from edgeclip import Bundle, load_templates
 from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.evaluation.zeroshot import class_prompts, evaluate_folder, true_class_ranks
+from edgeclip.evaluation.paired import paired_difference
+from edgeclip.evaluation.zeroshot import class_prompts, true_class_ranks, wilson_interval
+from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray, build_table, make_classes, unit_rows
-from edgeclip.runtime.images import list_images, read_image
-from edgeclip.runtime.preprocess import Preprocessor
-from edgeclip.training.features import load_tower
+from edgeclip.runtime.images import list_labelled, read_image
+from edgeclip.training.embeddings import embed_files
+from edgeclip.training.features import features_of
+from edgeclip.training.load import load_text_tower
 from edgeclip.training.towers import MiniLm, image_tower
 
 TOP = 10
+ONE_PROMPT = "a photo of a {}."
+STAND_IN = "stand-in"
+Ranks = npt.NDArray[np.intp]
+Encode = Callable[[list[str]], FloatArray]  # texts → unit rows (M, D)
 
 
-class Sentences:
-    """MiniLM as a text encoder for :func:`build_table`."""
+class Embedded(NamedTuple):
+    """Unit embeddings (N, D) of a set's images by one model, and that model's text encoder."""
+
+    images: FloatArray
+    encode: Encode
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A share of N trials, with its 95 % interval (Wilson) and the share among the first five."""
+
+    top1: float
+    ci95: tuple[float, float]
+    top5: float
+    n: int
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """Percentage points that some prompts bring over one prompt a class, and their 95 % interval."""
+
+    prompts: str
+    points: float
+    ci95: tuple[float, float]
+
+
+class SetResult(msgspec.Struct, frozen=True):
+    """One set: scores by model, and the starter's gain by prompts."""
+
+    name: str
+    measure: str
+    scores: dict[str, Score]
+    gains: list[Gain]
+
+
+class _Encoder:
+    def __init__(self, encode: Encode) -> None:
+        self.encode_text = encode
+
+
+class StandIn:
+    """The two towers with no training, on images given by their files."""
 
     def __init__(self) -> None:
-        self.tower = MiniLm()
+        self._tower, self._sentences = image_tower("efficientnet-lite0"), MiniLm()
+        names = make_classes({f"{i} {n}": [n] for i, n in enumerate(self._tower.class_names)})
+        templates = load_templates("simple")
+        self._classes = build_table(_Encoder(self.encode), names, templates, name="i", model_id="").embeddings
 
-    def encode_text(self, texts: list[str]) -> FloatArray:
-        """Unit sentence vectors (N, 384)."""
-        return self.tower.sentences(texts).numpy()
+    def encode(self, texts: list[str]) -> FloatArray:
+        """Unit sentence vectors (M, 384)."""
+        return self._sentences.sentences(texts).numpy()
+
+    def embed(self, files: Sequence[Path]) -> FloatArray:
+        """Unit mixtures of the names' sentence vectors (N, 384)."""
+        assert self._tower.classifier is not None
+        weight, bias = self._tower.classifier
+        features = torch.from_numpy(features_of(self._tower, (read_image(file) for file in files))).float()
+        probabilities = torch.softmax(features @ weight.T + bias, dim=1).numpy()  # (N, 1000)
+        smallest = np.sort(probabilities, axis=1)[:, -TOP, None]
+        return unit_rows(np.where(probabilities >= smallest, probabilities, 0) @ self._classes)
 
 
-def stand_in(data: Path, templates: tuple[str, ...]) -> tuple[float, float]:
-    """Top-1 and top-5 of the stand-in."""
-    tower, sentences = image_tower("efficientnet-lite0"), Sentences()
-    weight, bias = (value.numpy() for value in tower.classifier)
-    imagenet = build_table(
-        sentences,
-        make_classes({f"{i} {n}": [n] for i, n in enumerate(tower.class_names)}),
-        templates,
-        name="i",
-        model_id="",
-    )
-    folders = sorted(item for item in data.iterdir() if item.is_dir())
-    table = build_table(
-        sentences, class_prompts([folder.name for folder in folders], None), templates, name="t", model_id=""
-    )
-    preprocess = Preprocessor(tower.preprocess)
-    ranks = []
-    with load_tower(tower) as engine:
-        for index, folder in enumerate(folders):
-            for path in list_images(folder):
-                features = engine.infer(preprocess(read_image(path))[None])
-                probabilities = torch.softmax(torch.from_numpy(features @ weight.T + bias), dim=1).numpy()[0]
-                best = np.argsort(-probabilities)[:TOP]
-                embedding = unit_rows((probabilities[best] @ imagenet.embeddings[best])[None])
-                ranks.append(true_class_ranks(embedding @ table.embeddings.T, np.array([index]))[0])
-    return float(np.mean(np.array(ranks) == 0)), float(np.mean(np.array(ranks) < 5))
+def score(ranks: Ranks) -> Score:
+    """Of the ranks (N,) of what was looked for."""
+    hits = int((ranks == 0).sum())
+    return Score(hits / len(ranks), wilson_interval(hits, len(ranks)), float((ranks < 5).mean()), len(ranks))
+
+
+def class_ranks(model: Embedded, folders: Sequence[str], labels: Ranks, templates: Sequence[str]) -> Ranks:
+    """Rank (N,) of each image's own class."""
+    classes = class_prompts(folders, None)
+    rows = build_table(_Encoder(model.encode), classes, templates, name="t", model_id="").embeddings
+    return true_class_ranks(model.images @ rows.T, labels)
+
+
+def classification(data: Path, models: dict[str, Callable[[Sequence[Path]], Embedded]]) -> SetResult:
+    """Top-1 of each model on a folder of classes, and what prompt ensembling brings the last of them."""
+    labelled, folders = list_labelled(data)
+    files, labels = [path for path, _ in labelled], np.array([label for _, label in labelled])
+    scores, gains = {}, []
+    for name, embed in models.items():
+        model = embed(files)
+        scores[name] = score(class_ranks(model, folders, labels, load_templates("simple")))
+    one = class_ranks(model, folders, labels, (ONE_PROMPT,)) == 0
+    for prompts, templates in (
+        ("the name alone", ("{}",)),
+        ("7 prompts, simple", load_templates("simple")),
+        ("80 prompts, imagenet", load_templates("imagenet")),
+    ):
+        difference = paired_difference(one, class_ranks(model, folders, labels, templates) == 0)
+        gains.append(Gain(prompts, difference.points, difference.ci95))
+    kind = data.parent.name + " " if data.parent.name == "cue-conflict" else ""
+    return SetResult(kind + data.name, f"top-1 of {len(folders)}", scores, gains)
+
+
+def retrieval(captions: Path, models: dict[str, Callable[[Sequence[Path]], Embedded]]) -> SetResult:
+    """R@1 of text → image: JSON lines ``{"image", "captions"}``, every caption against all images."""
+    lines = [json.loads(line) for line in captions.read_text(encoding="utf-8").splitlines()]
+    files = [captions.parent / line["image"] for line in lines]
+    texts = [text for line in lines for text in line["captions"]]
+    own = np.array([row for row, line in enumerate(lines) for _ in line["captions"]])
+    scores = {}
+    for name, embed in models.items():
+        model = embed(files)
+        scores[name] = score(true_class_ranks(unit_rows(model.encode(texts)) @ model.images.T, own))
+    return SetResult(captions.parent.name, f"text→image R@1 of {len(files)}", scores, [])
+
+
+def joined(results: Sequence[SetResult], name: str) -> SetResult:
+    """Several sets as one: shares weighted by their images."""
+    scores = {}
+    for model in results[0].scores:
+        parts = [result.scores[model] for result in results]
+        n, hits = sum(part.n for part in parts), round(sum(part.top1 * part.n for part in parts))
+        top5 = sum(part.top5 * part.n for part in parts) / n
+        scores[model] = Score(hits / n, wilson_interval(hits, n), top5, n)
+    return SetResult(name, results[0].measure, scores, [])
+
+
+def plot(results: Sequence[SetResult], path: Path) -> None:
+    """Scores by set on the left, the gains of prompt ensembling on the right."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(3, 2), layout="constrained")
+    models = list(results[0].scores)
+    for index, model in enumerate(models):
+        found = [result.scores[model] for result in results]
+        at = np.arange(len(results)) + (index - (len(models) - 1) / 2) * 0.8 / len(models)
+        errors = np.array([[max(0.0, s.top1 - s.ci95[0]), s.ci95[1] - s.top1] for s in found]).T
+        left.bar(at, [s.top1 for s in found], 0.75 / len(models), yerr=errors, capsize=2, label=model)
+    labels = ["\n".join([*result.name.split(" ", 1), result.measure]) for result in results]
+    left.set_xticks(np.arange(len(results)), labels, fontsize=7)
+    left.set_ylabel("share, with 95 % interval")
+    left.set_title("Zero-shot, prompts `simple`; captions as they are", fontsize=10)
+    left.legend()
+    gained = [result for result in results if result.gains]
+    for index, gain in enumerate(gained[0].gains):
+        rows = [result.gains[index] for result in gained]
+        at = np.arange(len(gained)) + (index - 1) * 0.22
+        errors = np.array([[r.points - r.ci95[0], r.ci95[1] - r.points] for r in rows]).T
+        right.errorbar(at, [r.points for r in rows], errors.clip(0), fmt="o", capsize=3, label=gain.prompts)
+    right.axhline(0, color="grey", linewidth=0.8)
+    right.set_xticks(np.arange(len(gained)), [r.name.replace(" ", "\n") for r in gained], fontsize=7)
+    right.set_ylabel("points over one prompt, paired, 95 %")
+    right.set_title(f"The starter's prompt ensembling against “{ONE_PROMPT}”", fontsize=10)
+    right.legend(fontsize=8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
-    """Print one table."""
+    """Print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="folders with one folder of images a class")
-    parser.add_argument("--templates", default="simple")
-    arguments = parser.parse_args()
-    templates = load_templates(arguments.templates)
-    bundle = Bundle.open("starter")
-    table = Table("data", "model", "top-1", "95 %", "top-5", "images", box=None, header_style="bold", padding=(0, 2))
-    for data in arguments.data:
-        top1, top5 = stand_in(data, templates)
-        table.add_row(data.name, "stand-in, no training", f"{top1:.3f}", "", f"{top5:.3f}", "")
-        for variant in bundle.manifest.variants:
-            result = evaluate_folder(bundle, data, templates=templates, variant=variant.name)
-            interval = f"{result.ci95[0]:.3f}–{result.ci95[1]:.3f}"
-            row = (f"starter {variant.name}", f"{result.top1:.3f}", interval, f"{result.top5:.3f}", str(result.n))
-            table.add_row("", *row)
-    console = Console(width=110)
+    parser.add_argument("--captions", type=Path, help='JSON lines {"image", "captions"}')
+    parser.add_argument("--bundle", default="starter")
+    parser.add_argument("--output", type=Path, help="folder for starter.png and starter.json")
+    given = parser.parse_args()
+    bundle, stand_in = Bundle.open(given.bundle), StandIn()
+    encode = load_text_tower(bundle.manifest.model).encode_text
+
+    def of_variant(variant: str) -> Callable[[Sequence[Path]], Embedded]:
+        return lambda files: Embedded(embed_files(bundle, files, variant=variant).embeddings, encode)
+
+    models = {STAND_IN: lambda files: Embedded(stand_in.embed(files), stand_in.encode)}
+    models |= {f"starter {item.name}": of_variant(item.name) for item in reversed(bundle.manifest.variants)}
+    results = [classification(data, models) for data in given.data]
+    cue = [result for result in results if result.name.startswith("cue-conflict ")]
+    if len(cue) > 1:
+        results.append(joined(cue, "cue-conflict, all"))
+    if given.captions:
+        results.append(retrieval(given.captions, models))
+
+    console = Console(width=120, highlight=False)
+    table = Table("set", "measure", "model", "score", "95 %", "first five", "n", box=None, header_style="bold")
+    for result in results:
+        for model, found in result.scores.items():
+            low, high = found.ci95
+            row = (f"{found.top1:.3f}", f"{low:.3f}–{high:.3f}", f"{found.top5:.3f}", str(found.n))
+            first = model == STAND_IN
+            table.add_row(result.name if first else "", result.measure if first else "", model, *row)
     console.print(table)
-    console.print(f"templates {arguments.templates}; on {summary(describe_machine())}", highlight=False)
+    gains = Table("prompt ensembling", "prompts", f"points over “{ONE_PROMPT}”", "95 %", box=None, header_style="bold")
+    for result in results:
+        for gain in result.gains:
+            low, high = gain.ci95
+            name = result.name if gain is result.gains[0] else ""
+            gains.add_row(name, gain.prompts, f"{gain.points:+.2f}", f"{low:+.2f} to {high:+.2f}")
+    console.print()
+    console.print(gains)
+    console.print(f"\non {summary(describe_machine())}")
+    if given.output:
+        write_json(given.output / "starter.json", results)
+        plot(results, given.output / "starter.png")
 
 
 if __name__ == "__main__":

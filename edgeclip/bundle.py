@@ -139,6 +139,11 @@ class Bundle:
             self.file(data_file)
         return self.file(variant.file)
 
+    def graph_digests(self, name: str) -> list[str]:
+        """Sha256 of a variant's ONNX graph and of each external data file, as the manifest has them."""
+        variant = self.variant(name)
+        return [self.manifest.files[file].sha256 for file in (variant.file, *variant.data_files)]
+
     def table(self, name: str | None = None) -> PromptTable:
         """Load a prompt table of this bundle, checked against its hash and against the encoder.
 

@@ -78,10 +78,9 @@ def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, ro
 
 
 def _kept(encoder: ImageEncoder, rows: int, parallel: int) -> Path:
-    described, files = encoder.variant, encoder.bundle.manifest.files
-    graphs = [files[name].sha256 for name in (described.file, *described.data_files)]
+    bundle, variant = encoder.bundle, encoder.variant
     key = (
-        (described, graphs, encoder.bundle.manifest.encoder),
+        (variant, bundle.graph_digests(variant.name), bundle.manifest.encoder),
         (encoder.engine.name, encoder.engine.threads, rows, parallel),
         describe_machine(),
         __version__,

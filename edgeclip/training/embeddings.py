@@ -44,9 +44,8 @@ def embed_files(
         SourceError: no file can be decoded.
         VariantError, IntegrityError, EngineError: as the bundle and the engine say.
     """
-    graphs = [sha256_file(bundle.variant_path(variant))]
-    graphs += [bundle.manifest.files[name].sha256 for name in bundle.variant(variant).data_files]
-    key = sha256_json([graphs, bundle.manifest.encoder.preprocess, [sha256_file(file) for file in files]])
+    content = [sha256_file(file) for file in files]
+    key = sha256_json([bundle.graph_digests(variant), bundle.manifest.encoder.preprocess, content])
     cached = cache_dir("embeddings") / f"{key}.npy"
     if cached.is_file():
         embeddings: FloatArray = np.load(cached)

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,18 +38,24 @@ class Resumable(Protocol):
         ...
 
 
-def save_state(
-    path: Path,
-    *,
-    step: int,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    average: Average | None,
-    loader: Resumable,
-    world: World,
-) -> None:
+@dataclass(frozen=True)
+class Running:
+    """What a run consists of that changes from step to step.
+
+    Attributes:
+        average: averaged weights, if the recipe wants them.
+        world: the processes that run it together.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: Average | None
+    loader: Resumable
+    world: World
+
+
+def save_state(path: Path, run: Running, *, step: int, recipe: Recipe) -> None:
     """Write everything that the steps after ``step`` depend on; all processes call this, the first one writes.
 
     A state is written beside the old one, flushed to the disk and renamed: a kill at any time leaves one of the two.
@@ -59,17 +66,17 @@ def save_state(
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     everything = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights, moments = get_state_dict(model, optimizer, options=everything)
-    averages = {name: whole(value).cpu() for name, value in average.values.items()} if average else {}
-    locals_ = world.collect({"random": _random_state(), "loader": loader.state_dict()})
+    weights, moments = get_state_dict(run.model, run.optimizer, options=everything)
+    averages = {name: whole(value).cpu() for name, value in run.average.values.items()} if run.average else {}
+    locals_ = run.world.collect({"random": _random_state(), "loader": run.loader.state_dict()})
     # The first process has all weights; the others have to stop with it.
-    if bad := next(filter(None, world.collect(_not_finite(weights))), None):
+    if bad := next(filter(None, run.world.collect(_not_finite(weights))), None):
         raise TrainingError(
             f"weight {bad} is not finite after step {step}: the state before is kept at {path}; "
             "lower optimizer.lr and go on with --resume"
         )
-    if not world.main:
-        world.wait()
+    if not run.world.main:
+        run.world.wait()
         return
     state = {
         "format": FORMAT,
@@ -77,7 +84,7 @@ def save_state(
         "recipe": msgspec.json.encode(recipe).decode(),
         "model": weights,
         "optimizer": moments,
-        "scaler": scaler.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "average": averages,
         "processes": locals_,
     }
@@ -85,7 +92,7 @@ def save_state(
         torch.save(state, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    world.wait()
+    run.world.wait()
 
 
 def load_state(path: Path, recipe: Recipe, world: World) -> dict[str, Any]:
@@ -109,33 +116,24 @@ def load_state(path: Path, recipe: Recipe, world: World) -> dict[str, Any]:
     return state
 
 
-def restore(
-    state: dict[str, Any],
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    average: Average | None,
-    loader: Resumable,
-    world: World,
-) -> int:
+def restore(state: dict[str, Any], run: Running) -> int:
     """Put a state back; returns the number of steps done."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
     everything = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
     set_state_dict(
-        model,
-        optimizer,
+        run.model,
+        run.optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
         options=everything,
     )
-    scaler.load_state_dict(state["scaler"])
-    if average:
-        for name, value in average.values.items():
+    run.scaler.load_state_dict(state["scaler"])
+    if run.average:
+        for name, value in run.average.values.items():
             assign(value, state["average"][name])
-    own = state["processes"][world.rank]
-    loader.load_state_dict(own["loader"])
+    own = state["processes"][run.world.rank]
+    run.loader.load_state_dict(own["loader"])
     _set_random_state(own["random"])
     return int(state["step"])
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from edgeclip.errors import InputError, TrainingError
-from edgeclip.files import atomic_file, cache_dir
+from edgeclip.files import atomic_file, cache_dir, write_text
 from edgeclip.prompts import load_templates
 from edgeclip.training.checkpoint import save_checkpoint
 from edgeclip.training.class_names import read_class_names
@@ -27,6 +27,7 @@ from edgeclip.training.loss import info_nce
 from edgeclip.training.model import weights_digest
 from edgeclip.training.pair_shards import ShardPairs
 from edgeclip.training.recipe import Model, Tower
+from edgeclip.training.run_log import FILE as LOG
 from edgeclip.training.starter_recipe import StarterRecipe
 from edgeclip.training.towers import ImageTower, MiniLm, image_tower, text_tower
 from edgeclip.training.two_tower import TwoTower
@@ -58,7 +59,7 @@ class Captions:
 
 
 def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, overwrite: bool = False) -> None:
-    """Train the projections of a recipe and write the checkpoint folder.
+    """Train the projections of a recipe; write the checkpoint folder, with every step's loss in its ``log.jsonl``.
 
     Raises:
         InputError: ``target`` exists and ``overwrite`` is false.
@@ -105,6 +106,7 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
 
         task = bars.add_task("steps", total=settings.steps)
         losses: list[float] = []
+        log: list[dict[str, float]] = []
         for step in range(settings.steps):
             # Images: each from one of its views. What is said of them: the label, or what the tower itself sees.
             images = torch.randint(len(labels), (settings.batch_size,))
@@ -132,6 +134,7 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             for kept, parameter in zip(average, trained, strict=True):
                 kept.lerp_(parameter.detach(), 1 - settings.ema)
             losses.append(loss.item())
+            log.append({"step": step + 1, "loss": losses[-1], "logit_scale": scale.item()})
             bars.update(task, advance=1, description=f"steps  loss {np.mean(losses[-_LOSS_WINDOW:]):.3f}")
 
         # Averaged weights, part of the way back to the start, on the grid if the recipe wants them there.
@@ -155,6 +158,7 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         max_logit_scale=settings.max_logit_scale,
     )
     save_checkpoint(target, two_tower, recipe=recipe, results={"final_loss": final_loss}, overwrite=overwrite)
+    write_text(target / LOG, "".join(msgspec.json.encode(line).decode() + "\n" for line in log))
     console.print(f"loss {losses[0]:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
 
 

@@ -15,7 +15,7 @@ from edgeclip.training.distributed import bare, distribute, join_world, share_of
 from edgeclip.training.grad_cache import forward_backward
 from edgeclip.training.lora import apply_to_towers, merged_weights
 from edgeclip.training.recipe import Recipe
-from edgeclip.training.resume import load_state, restore, save_state
+from edgeclip.training.resume import Running, load_state, restore, save_state
 from edgeclip.training.run_folder import RunFolder
 from edgeclip.training.run_log import Bar, RunLog, Speed
 from edgeclip.training.schedule import Average, make_optimizer, warmup_cosine
@@ -60,21 +60,13 @@ def train(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = F
         average = Average(bare(model), settings.ema) if settings.ema else None
         autocast = torch.autocast(world.device.type, _DTYPES[scale.precision], enabled=scale.precision != "fp32")
         scaler = torch.amp.GradScaler(world.device.type, enabled=scale.precision == "fp16")
+        run = Running(model, optimizer, scaler, average, task.loader, world)
 
         # From the start, or from where the last run was saved. Dropout differs between processes, weights do not.
         torch.manual_seed(recipe.seed + world.rank)
         done = 0
         if resume and folder.state.is_file():
-            state = load_state(folder.state, recipe, world)
-            done = restore(
-                state,
-                model=model,
-                optimizer=optimizer,
-                scaler=scaler,
-                average=average,
-                loader=task.loader,
-                world=world,
-            )
+            done = restore(load_state(folder.state, recipe, world), run)
             console.print(f"resumed after step {done} from {folder.state}", highlight=False)
 
         writer = RunLog(target, steps_done=done, tensorboard=log.tensorboard) if world.main else None
@@ -130,17 +122,7 @@ def train(recipe: Recipe, target: Path, *, console: Console, overwrite: bool = F
                             writer.write(step + 1, {"top1": top1})
                             console.print(f"step {step + 1}: loss {value:.4f}, top-1 {top1:.4f}", highlight=False)
                     if last or (log.save_every and (step + 1) % log.save_every == 0):
-                        save_state(
-                            folder.state,
-                            step=step + 1,
-                            recipe=recipe,
-                            model=model,
-                            optimizer=optimizer,
-                            scaler=scaler,
-                            average=average,
-                            loader=task.loader,
-                            world=world,
-                        )
+                        save_state(folder.state, run, step=step + 1, recipe=recipe)
                         weights = whole_weights(model, average.values if average else {})
                         if world.main:
                             if recipe.lora:
