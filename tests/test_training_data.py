@@ -701,6 +701,20 @@ def test_user_and_password_of_an_address_are_sent_and_not_told(server: Server) -
         list(ShardPairs(f"{server.url}/train-000.tar"))
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_table_of_images_alone_is_read_for_distillation(pairs: Path, form: str) -> None:
+    files = sorted((pairs / "images").iterdir())
+    lines = {"csv": ["image", *(f"images/{file.name}" for file in files)]}
+    lines["jsonl"] = [json.dumps({"image": f"images/{file.name}"}) for file in files]
+    table = pairs / f"frames.{form}"
+    table.write_text("\n".join(lines[form]))
+    alone = data_of(table, caption_key="-")
+    (batch,) = take(loader_of(alone, images_only=True, batch_size=len(files)), 1)
+    assert sorted(key.rpartition("/")[2] for key in batch.keys) == [file.name for file in files]
+    with pytest.raises(TrainingError, match="caption"):
+        take(loader_of(alone, batch_size=2), 1)
+
+
 @pytest.mark.parametrize(
     ("header", "more", "message"),
     [

@@ -12,6 +12,7 @@ from edgeclip.training.pairs import Classes, Pair
 # Where no column is named, the first of these that a row has.
 IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path")
 CAPTION_KEYS = ("captions", "caption", "text", "title", "sentences")
+NO_CAPTIONS = "-"  # in the place of a column's name: a table of images alone
 
 
 def captions_of(row: Any, keys: Sequence[str]) -> list[str]:

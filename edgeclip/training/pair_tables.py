@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edgeclip.errors import SourceError, TrainingError
-from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, captions_of
+from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, NO_CAPTIONS, captions_of
 from edgeclip.training.pairs import Damaged, IndexedPairs, Packed, Pair
 from edgeclip.training.patterns import expand, short_names
 from edgeclip.training.recipe import Data
@@ -67,7 +67,9 @@ def open_tables(texts: Sequence[str], data: Data) -> TablePairs:
                 reader = csv.reader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
                 header = next(reader, [])
                 image = _column(header, path, data.image_key, IMAGE_KEYS, "image_key")
-                caption = _column(header, path, data.caption_key, CAPTION_KEYS, "caption_key")
+                caption = None
+                if data.caption_key != NO_CAPTIONS:
+                    caption = _column(header, path, data.caption_key, CAPTION_KEYS, "caption_key")
                 rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
@@ -78,7 +80,7 @@ def open_json_lines(texts: Sequence[str], data: Data) -> TablePairs:
     """JSONL files: an object a line, with the path of an image and one caption or a list of them."""
     paths = [Path(path) for text in texts for path in expand(text)]
     image_keys = (data.image_key,) if data.image_key else IMAGE_KEYS
-    caption_keys = (data.caption_key,) if data.caption_key else CAPTION_KEYS
+    caption_keys = {"": CAPTION_KEYS, NO_CAPTIONS: ()}.get(data.caption_key, (data.caption_key,))
     rows: list[tuple[Any, ...]] = []
     for table, path in enumerate(paths):
         try:
@@ -94,8 +96,8 @@ def open_json_lines(texts: Sequence[str], data: Data) -> TablePairs:
 def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str]) -> list[Any]:
     try:
         found = msgspec.json.decode(line)
-        captions = captions_of(found, caption_keys)
-        image = next((found[key] for key in image_keys if key in found), None)
+        captions = captions_of(found, caption_keys) if caption_keys else []
+        image = next((found[key] for key in image_keys if key in found), None) if isinstance(found, dict) else None
         if not isinstance(image, str) or not image:
             raise ValueError(f"expected the path of an image under {' or '.join(image_keys)}")
     except ValueError as error:  # msgspec's among them
@@ -103,10 +105,10 @@ def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str])
     return [image, captions]
 
 
-def _cells(row: Sequence[str], image: int, caption: int) -> list[Any]:
-    if len(row) <= max(image, caption) or not row[image].strip():
-        return ["expected an image and a caption, got too few cells"]
-    said = row[caption].strip()
+def _cells(row: Sequence[str], image: int, caption: int | None) -> list[Any]:
+    if len(row) <= max(image, caption or 0) or not row[image].strip():
+        return [f"expected an image{'' if caption is None else ' and a caption'}, got too few cells"]
+    said = row[caption].strip() if caption is not None else ""
     return [row[image].strip(), [said] if said else []]
 
 

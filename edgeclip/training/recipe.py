@@ -88,7 +88,8 @@ class Data(Section, frozen=True, kw_only=True):
             has its folders' names.
         val_classes: the same for ``val``; empty for ``classes``.
         templates: prompt templates of labelled samples, as ``--templates`` takes them.
-        image_key, caption_key: columns of a CSV, TSV or JSONL; empty to go by the usual names.
+        image_key, caption_key: columns of a CSV, TSV or JSONL; empty to go by the usual names. A ``caption_key`` of
+            ``-`` reads images alone, as ``task: distill`` does anyway.
         shuffle_buffer: samples held back to be drawn from at random.
         workers: processes that read and decode; 0 to do it in the trainer's own.
     """
