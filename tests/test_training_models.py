@@ -266,6 +266,8 @@ def test_only_what_trainable_matches_is_trained() -> None:
         (Tower(name="vit", options={"width": 30, "heads": 4}), "multiple of heads"),
         (Tower(name="vit", options={"image_size": 50}), "multiple of patch"),
         (Tower(name="efficientnet-lite0", pretrained="imagenet"), "its own weights"),
+        (Tower(name="efficientnet-lite0", options={"image_size": 100}), "multiple of 32"),
+        (Tower(name="efficientnet-lite0", options={"size": 128}), "unknown option `size`"),
         (Tower(name="timm:resnet18", options={"width": 3}), "as the only option"),
     ],
 )
