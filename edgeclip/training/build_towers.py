@@ -46,6 +46,13 @@ def build_text_tower(tower: Tower, seed: int = 0) -> TextModule:
     return built
 
 
+def resized(tower: Tower, other: Tower) -> bool:
+    """Whether two sections describe one network, with weights that fit both, for images of different sizes."""
+    free = {"image_size", "resize_to"} if tower.name == other.name == "efficientnet-lite0" else set()
+    kept = [{key: value for key, value in each.options.items() if key not in free} for each in (tower, other)]
+    return kept[0] == kept[1] and tower.options != other.options
+
+
 def without_weights(tower: Tower, files: Path) -> Tower:
     """The same architecture for a checkpoint that holds the weights itself: nothing of them is looked for elsewhere.
 
@@ -76,7 +83,7 @@ def _transformer(tower: Tower) -> TextModule:
 def _efficientnet_lite0(tower: Tower) -> ImageTower:
     _no_pretrained(tower)
     options = _options(tower, LiteOptions)
-    return efficientnet_lite0(image_size=options.image_size, on_grid=options.on_grid)
+    return efficientnet_lite0(image_size=options.image_size, resize_to=options.resize_to, on_grid=options.on_grid)
 
 
 def _minilm(tower: Tower) -> TextModule:

