@@ -24,7 +24,7 @@ from rich.console import Console  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgeclip.errors import InputError, RecipeError, TrainingError  # noqa: E402
-from edgeclip.runtime.images import decode_image  # noqa: E402
+from edgeclip.runtime.images import IMAGE_SUFFIXES, decode_image  # noqa: E402
 from edgeclip.runtime.preprocess import Preprocessor  # noqa: E402
 from edgeclip.training.checkpoint import load_checkpoint  # noqa: E402
 from edgeclip.training.distributed import World, blocks_of  # noqa: E402
@@ -635,6 +635,19 @@ def test_a_locked_student_learns_on_its_cached_features(shapes: Path, tmp_path: 
     losses = log_of(tmp_path / "student")
     assert losses[200] < 0.1 * losses[1]
     assert load_checkpoint(str(tmp_path / "student")).encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+
+
+def test_a_table_of_frames_teaches_without_captions(shapes: Path, tmp_path: Path) -> None:
+    train(recipe_file(tmp_path, shapes), tmp_path / "teacher", "optimizer.steps=1")
+    with tarfile.open(sorted(shapes.glob("train-*.tar"))[0]) as packed:
+        packed.extractall(tmp_path / "frames", filter="data")
+    frames = sorted(path for path in (tmp_path / "frames").iterdir() if path.suffix in IMAGE_SUFFIXES)
+    table = tmp_path / "frames.csv"
+    table.write_text("\n".join(["image", *(f"frames/{path.name}" for path in frames)]))
+    distil = {"task": "distill", "loss": {"kind": "distill", "teacher": str(tmp_path / "teacher")}}
+    path = recipe_file(tmp_path, shapes, **distil)
+    train(path, tmp_path / "student", f"data.pairs={table}", "data.val=", "optimizer.steps=2")
+    assert sorted(log_of(tmp_path / "student")) == [1, 2]
 
 
 def test_a_teacher_of_samples_that_share_a_key_is_refused(shapes: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
+from edgeclip.training.captions import NO_CAPTIONS
 from edgeclip.training.distill import Teaching, build_student, distill_loss
 from edgeclip.training.distributed import World, bare, gather
 from edgeclip.training.load import load_model
@@ -173,14 +175,15 @@ class Distill(Task):
         self._teacher = load_model(recipe.loss.teacher, pretrained=recipe.loss.teacher_pretrained or None)
         self.model = build_student(recipe.model, self._teacher, seed=recipe.seed)
         self._teaching = Teaching(self._teacher, self.model).to(world.device)
-        source, seed, rank, size = open_pairs(recipe.data), recipe.seed, world.rank, world.size
+        data = msgspec.structs.replace(recipe.data, caption_key=NO_CAPTIONS)
+        source, seed, rank, size = open_pairs(data), recipe.seed, world.rank, world.size
         whole = not recipe.augment.active or recipe.loss.teacher_view == "whole"
         self._taught = Taught(self._teacher, source, world) if whole else None
         if "image" in self.model.locked and not recipe.augment.active:
             self.loader: Batches = FeatureLoader(
                 _image_features(self.model, source, world),
                 source,
-                recipe.data,
+                data,
                 batch_size=batch_size,
                 seed=seed,
                 rank=rank,
@@ -191,7 +194,7 @@ class Distill(Task):
             self.loader = PairLoader(
                 source,
                 self.model.preprocess if whole else self._teaching.preprocess,
-                recipe.data,
+                data,
                 batch_size=batch_size,
                 seed=seed,
                 rank=rank,
