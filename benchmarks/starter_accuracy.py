@@ -161,14 +161,18 @@ def joined(results: Sequence[SetResult], name: str) -> SetResult:
     return SetResult(name, results[0].measure, scores, [])
 
 
-def plot(results: Sequence[SetResult], path: Path) -> None:
-    """Scores by set on the left, the gains of prompt ensembling on the right."""
+def plot(results: Sequence[SetResult], path: Path, log: Path | None) -> None:
+    """Scores by set, the gains of prompt ensembling, and the loss of a training's ``log.jsonl`` if there is one."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), width_ratios=(3, 2), layout="constrained")
+    widths = (3, 2, 1.2) if log else (3, 2)
+    figure, panels = plt.subplots(
+        1, len(widths), figsize=(13 + 3 * bool(log), 4.8), width_ratios=widths, layout="constrained"
+    )
+    left, right = panels[:2]
     models = list(results[0].scores)
     for index, model in enumerate(models):
         found = [result.scores[model] for result in results]
@@ -191,6 +195,12 @@ def plot(results: Sequence[SetResult], path: Path) -> None:
     right.set_ylabel("points over one prompt, paired, 95 %")
     right.set_title(f"The starter's prompt ensembling against “{ONE_PROMPT}”", fontsize=10)
     right.legend(fontsize=8)
+    if log:
+        steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        panels[2].plot([step["step"] for step in steps], [step["loss"] for step in steps], linewidth=0.8)
+        panels[2].set_title("Training", fontsize=10)
+        panels[2].set_xlabel("step")
+        panels[2].set_ylabel("loss of a batch")
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
@@ -203,6 +213,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, help='JSON lines {"image", "captions"}')
     parser.add_argument("--bundle", default="starter")
     parser.add_argument("--output", type=Path, help="folder for starter.png and starter.json")
+    parser.add_argument("--log", type=Path, help="log.jsonl of the starter's training, drawn beside")
     given = parser.parse_args()
     bundle, stand_in = Bundle.open(given.bundle), StandIn()
     encode = load_text_tower(bundle.manifest.model).encode_text
@@ -239,7 +250,7 @@ def main() -> None:
     console.print(f"\non {summary(describe_machine())}")
     if given.output:
         write_json(given.output / "starter.json", results)
-        plot(results, given.output / "starter.png")
+        plot(results, given.output / "starter.png", given.log)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 from rich.console import Console
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 
 from edgeclip import PreprocessSpec
@@ -272,6 +273,14 @@ def test_training_is_reproducible_and_moves_the_weights(checkpoint: Path, shards
     assert (again / "weights.safetensors").read_bytes() == (checkpoint / "weights.safetensors").read_bytes()
     train_recipe(load_recipe(path, overrides=["optimizer.steps=8"]), longer, console=quiet_console())
     assert (longer / "weights.safetensors").read_bytes() != (again / "weights.safetensors").read_bytes()
+
+
+def test_the_starter_is_stored_in_8_bits_with_the_loss_of_every_step(checkpoint: Path) -> None:
+    stored = load_file(checkpoint / "weights.safetensors")
+    assert not [name for name, value in stored.items() if value.dim() > 1 and value.dtype != torch.int8]
+    lines = [json.loads(line) for line in (checkpoint / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["loss"] > 0 for line in lines)
 
 
 def test_training_lowers_the_loss(shards: Path, tmp_path: Path) -> None:

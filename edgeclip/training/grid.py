@@ -36,6 +36,11 @@ def to_grid(weight: Tensor) -> Tensor:
     return (weight / scale).round().clamp(-LEVELS, LEVELS) * scale
 
 
+def without_negative_zeros(weight: Tensor) -> Tensor:
+    """The same numbers, with 0.0 for -0.0: a level cannot hold a zero's sign, so :func:`pack_all` would not pack it."""
+    return weight + 0.0
+
+
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Levels int8 of the shape of ``weight``, and scales (O,) float32, of a weight that lies on the grid.
 

@@ -21,7 +21,7 @@ from edgeclip.prompts import load_templates
 from edgeclip.training.checkpoint import save_checkpoint
 from edgeclip.training.class_names import read_class_names
 from edgeclip.training.features import cached_features
-from edgeclip.training.grid import to_grid
+from edgeclip.training.grid import to_grid, without_negative_zeros
 from edgeclip.training.heads import ImageHead, TextHead
 from edgeclip.training.loss import info_nce
 from edgeclip.training.model import weights_digest
@@ -140,7 +140,9 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         # Averaged weights, part of the way back to the start, on the grid if the recipe wants them there.
         for parameter, first, kept in zip(trained, start, average, strict=True):
             result = torch.lerp(first, kept, settings.interpolate)
-            parameter.data = to_grid(result) if recipe.weight_grid and result.dim() == 2 else result
+            on_grid = recipe.weight_grid and result.dim() == 2
+            parameter.data = without_negative_zeros(to_grid(result)) if on_grid else result
+        head.classifier.weight.data = without_negative_zeros(head.classifier.weight.data)
     final_loss = float(np.mean(losses[-_LOSS_WINDOW:]))
     model = Model(
         image=Tower(name=recipe.image_tower, locked=True, options={"on_grid": recipe.weight_grid}),
