@@ -29,7 +29,7 @@ from edgeclip.devices.probe import describe_machine, summary
 from edgeclip.evaluation.paired import paired_difference
 from edgeclip.evaluation.zeroshot import class_prompts, true_class_ranks, wilson_interval
 from edgeclip.files import atomic_file, write_json
-from edgeclip.prompts import FloatArray, build_table, make_classes, unit_rows
+from edgeclip.prompts import FloatArray, TextEncoder, build_table, make_classes, unit_rows
 from edgeclip.runtime.images import list_labelled, read_image
 from edgeclip.training.embeddings import embed_files
 from edgeclip.training.features import features_of
@@ -40,14 +40,13 @@ TOP = 10
 ONE_PROMPT = "a photo of a {}."
 STAND_IN = "stand-in"
 Ranks = npt.NDArray[np.intp]
-Encode = Callable[[list[str]], FloatArray]  # texts → unit rows (M, D)
 
 
 class Embedded(NamedTuple):
     """Unit embeddings (N, D) of a set's images by one model, and that model's text encoder."""
 
     images: FloatArray
-    encode: Encode
+    text: TextEncoder
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -76,11 +75,6 @@ class SetResult(msgspec.Struct, frozen=True):
     gains: list[Gain]
 
 
-class _Encoder:
-    def __init__(self, encode: Encode) -> None:
-        self.encode_text = encode
-
-
 class StandIn:
     """The two towers with no training, on images given by their files."""
 
@@ -88,11 +82,11 @@ class StandIn:
         self._tower, self._sentences = image_tower("efficientnet-lite0"), MiniLm()
         names = make_classes({f"{i} {n}": [n] for i, n in enumerate(self._tower.class_names)})
         templates = load_templates("simple")
-        self._classes = build_table(_Encoder(self.encode), names, templates, name="i", model_id="").embeddings
+        self._classes = build_table(self, names, templates, name="i", model_id="").embeddings
 
-    def encode(self, texts: list[str]) -> FloatArray:
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
         """Unit sentence vectors (M, 384)."""
-        return self._sentences.sentences(texts).numpy()
+        return self._sentences.sentences(list(texts)).numpy()
 
     def embed(self, files: Sequence[Path]) -> FloatArray:
         """Unit mixtures of the names' sentence vectors (N, 384)."""
@@ -113,7 +107,7 @@ def score(ranks: Ranks) -> Score:
 def class_ranks(model: Embedded, folders: Sequence[str], labels: Ranks, templates: Sequence[str]) -> Ranks:
     """Rank (N,) of each image's own class."""
     classes = class_prompts(folders, None)
-    rows = build_table(_Encoder(model.encode), classes, templates, name="t", model_id="").embeddings
+    rows = build_table(model.text, classes, templates, name="t", model_id="").embeddings
     return true_class_ranks(model.images @ rows.T, labels)
 
 
@@ -146,7 +140,7 @@ def retrieval(captions: Path, models: dict[str, Callable[[Sequence[Path]], Embed
     scores = {}
     for name, embed in models.items():
         model = embed(files)
-        scores[name] = score(true_class_ranks(unit_rows(model.encode(texts)) @ model.images.T, own))
+        scores[name] = score(true_class_ranks(unit_rows(model.text.encode_text(texts)) @ model.images.T, own))
     return SetResult(captions.parent.name, f"text→image R@1 of {len(files)}", scores, [])
 
 
@@ -216,12 +210,12 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="log.jsonl of the starter's training, drawn beside")
     given = parser.parse_args()
     bundle, stand_in = Bundle.open(given.bundle), StandIn()
-    encode = load_text_tower(bundle.manifest.model).encode_text
+    text = load_text_tower(bundle.manifest.model)
 
     def of_variant(variant: str) -> Callable[[Sequence[Path]], Embedded]:
-        return lambda files: Embedded(embed_files(bundle, files, variant=variant).embeddings, encode)
+        return lambda files: Embedded(embed_files(bundle, files, variant=variant).embeddings, text)
 
-    models = {STAND_IN: lambda files: Embedded(stand_in.embed(files), stand_in.encode)}
+    models = {STAND_IN: lambda files: Embedded(stand_in.embed(files), stand_in)}
     models |= {f"starter {item.name}": of_variant(item.name) for item in reversed(bundle.manifest.variants)}
     results = [classification(data, models) for data in given.data]
     cue = [result for result in results if result.name.startswith("cue-conflict ")]

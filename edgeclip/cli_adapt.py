@@ -185,7 +185,7 @@ def _alpha(text: str, option: str) -> float:
 
 def _check_apart(output: Path, *checkpoints: str, overwrite: bool) -> None:
     """Refuse to replace a folder that was not asked to be, or one that a checkpoint is read from."""
-    from edgeclip.training.checkpoint_config import checkpoint_folder
+    from edgeclip.training.checkpoint_place import checkpoint_folder
 
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")

@@ -6,7 +6,6 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -76,15 +75,15 @@ def _text_library(origin: ModelOrigin) -> str:
     """The module that a model's text tower comes from, or its tokenizer."""
     if origin.loader != "edgeclip":
         return origin.loader
-    for file in (Path(origin.name, "checkpoint.json"), Path(origin.name, "checkpoint", "checkpoint.json")):
-        if file.is_file():
-            with suppress(
-                ValueError, OSError, KeyError, TypeError
-            ):  # a damaged checkpoint is reported when it is loaded
-                tower = json.loads(file.read_bytes())["model"]["text"]["name"]
-                if tower != "minilm":
-                    return "transformers" if tower.startswith("hf:") else "open_clip"
-    return "all_minilm_l6_v2"
+    from edgeclip.training.checkpoint_place import CONFIG, checkpoint_folder
+
+    tower = "minilm"
+    # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
+    with suppress(ValueError, OSError, KeyError, TypeError):
+        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
+    if tower == "minilm":
+        return "all_minilm_l6_v2"
+    return "transformers" if tower.startswith("hf:") else "open_clip"
 
 
 def split_names(names: str) -> list[str]:

@@ -22,15 +22,13 @@ from edgeclip.files import atomic_folder, sha256_file, write_json
 from edgeclip.spec import ModelIdentity
 from edgeclip.training.build_towers import PINNED, build_image_tower, build_text_tower, resized, without_weights
 from edgeclip.training.checkpoint_config import (
-    CONFIG,
-    WEIGHTS,
     CheckpointConfig,
     HeadKind,
     Side,
-    checkpoint_folder,
     read_config,
     read_weights,
 )
+from edgeclip.training.checkpoint_place import CONFIG, WEIGHTS, checkpoint_folder
 from edgeclip.training.checkpoint_v1 import ConfigV1, load_text_v1, load_two_tower_v1
 from edgeclip.training.distill import GivenText, student_of
 from edgeclip.training.grid import pack_all

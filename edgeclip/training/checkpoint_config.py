@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ from torch import Tensor
 from edgeclip.errors import ModelError
 from edgeclip.files import sha256_file
 from edgeclip.spec import ModelIdentity, Name, PreprocessSpec, Sha256
+from edgeclip.training.checkpoint_place import CONFIG, WEIGHTS
 from edgeclip.training.checkpoint_v1 import FORMAT as FORMAT_V1
 from edgeclip.training.checkpoint_v1 import ConfigV1
 from edgeclip.training.grid import unpack_all
 from edgeclip.training.recipe import Model
 
-CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
 FORMAT: Literal["edgeclip.checkpoint.2"] = "edgeclip.checkpoint.2"
 HeadKind = Literal["linear", "affine", "classes", "none"]
 
@@ -66,14 +65,6 @@ class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 class _FormatOnly(msgspec.Struct, frozen=True):
     format: str
-
-
-def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
-    if name == "starter":
-        return Path(str(resources.files("edgeclip") / "assets" / "starter"))
-    of_run = Path(name) / "checkpoint"
-    return of_run if (of_run / CONFIG).is_file() else Path(name)
 
 
 def read_config(folder: Path) -> CheckpointConfig | ConfigV1:

@@ -8,10 +8,10 @@ from pathlib import Path
 from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.spec import ModelIdentity
+from edgeclip.training.checkpoint_place import CONFIG, checkpoint_folder
 from edgeclip.training.model import ContrastiveModel, TextTower
 
 HUB_PREFIX = "hf:"
-STARTER = "starter"
 
 
 def load_model(name: str, *, pretrained: str | None = None, seed: int = 0) -> ContrastiveModel:
@@ -56,7 +56,7 @@ def load_text_tower(identity: ModelIdentity) -> TextTower:
 
 def _loader_of(name: str) -> str:
     folder = Path(name)
-    if name == STARTER or any((folder / part / "checkpoint.json").is_file() for part in ("", "checkpoint")):
+    if (checkpoint_folder(name) / CONFIG).is_file():
         return "edgeclip"
     if name.startswith(HUB_PREFIX) or (folder / "config.json").is_file():
         return "transformers"

@@ -105,7 +105,6 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, recipe))
 
         task = bars.add_task("steps", total=settings.steps)
-        losses: list[float] = []
         log: list[dict[str, float]] = []
         for step in range(settings.steps):
             # Images: each from one of its views. What is said of them: the label, or what the tower itself sees.
@@ -133,9 +132,8 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             schedule.step()
             for kept, parameter in zip(average, trained, strict=True):
                 kept.lerp_(parameter.detach(), 1 - settings.ema)
-            losses.append(loss.item())
-            log.append({"step": step + 1, "loss": losses[-1], "logit_scale": scale.item()})
-            bars.update(task, advance=1, description=f"steps  loss {np.mean(losses[-_LOSS_WINDOW:]):.3f}")
+            log.append({"step": step + 1, "loss": loss.item(), "logit_scale": scale.item()})
+            bars.update(task, advance=1, description=f"steps  loss {_recent_loss(log):.3f}")
 
         # Averaged weights, part of the way back to the start, on the grid if the recipe wants them there.
         for parameter, first, kept in zip(trained, start, average, strict=True):
@@ -143,7 +141,7 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             on_grid = recipe.weight_grid and result.dim() == 2
             parameter.data = without_negative_zeros(to_grid(result)) if on_grid else result
         head.classifier.weight.data = without_negative_zeros(head.classifier.weight.data)
-    final_loss = float(np.mean(losses[-_LOSS_WINDOW:]))
+    final_loss = _recent_loss(log)
     model = Model(
         image=Tower(name=recipe.image_tower, locked=True, options={"on_grid": recipe.weight_grid}),
         text=Tower(name=recipe.text_tower, locked=True),
@@ -161,7 +159,11 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
     )
     save_checkpoint(target, two_tower, recipe=recipe, results={"final_loss": final_loss}, overwrite=overwrite)
     write_text(target / LOG, "".join(msgspec.json.encode(line).decode() + "\n" for line in log))
-    console.print(f"loss {losses[0]:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
+    console.print(f"loss {log[0]['loss']:.3f} → {final_loss:.3f} after {settings.steps} steps", highlight=False)
+
+
+def _recent_loss(log: Sequence[dict[str, float]]) -> float:
+    return float(np.mean([line["loss"] for line in log[-_LOSS_WINDOW:]]))
 
 
 def _encode_cached(tower: MiniLm, texts: Sequence[str], bars: Progress) -> Tensor:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
+from edgeclip.spec import PreprocessSpec
 from edgeclip.training.captions import NO_CAPTIONS
 from edgeclip.training.distill import Teaching, build_student, distill_loss
 from edgeclip.training.distributed import World, bare, gather
 from edgeclip.training.load import load_model
 from edgeclip.training.loader import PairBatch, PairLoader
-from edgeclip.training.locked import FeatureLoader, PairFeatures, TextFeatures
+from edgeclip.training.locked import FeatureLoader, TextFeatures
 from edgeclip.training.loss import info_nce, sigmoid_loss
 from edgeclip.training.pairs import PairSource, open_pairs
-from edgeclip.training.recipe import Recipe
+from edgeclip.training.recipe import Data, Recipe
 from edgeclip.training.resume import Resumable
 from edgeclip.training.schedule import Average
 from edgeclip.training.taught import Taught, computed_once
@@ -55,6 +56,31 @@ class Task(ABC):
     def __init__(self, recipe: Recipe, *, world: World) -> None:
         self.recipe, self.world = recipe, world
         self.zero_shot: ZeroShot | None = None
+
+    def batches(
+        self, source: PairSource, data: Data, preprocess: PreprocessSpec, *, batch_size: int, images_only: bool = False
+    ) -> Batches:
+        """This process's share of a source: images, or features of a locked tower whose images are not augmented."""
+        seed, rank, size, augment = self.recipe.seed, self.world.rank, self.world.size, self.recipe.augment
+        if "image" not in self.model.locked or augment.active:
+            return PairLoader(
+                source,
+                preprocess,
+                data,
+                batch_size=batch_size,
+                seed=seed,
+                rank=rank,
+                world=size,
+                augment=augment,
+                images_only=images_only,
+            )
+        # The tower sees each image once; from then on its features are read.
+        tower = ImageTower(self.model.image, self.model.image_width, self.model.preprocess)
+        self.model.to(self.world.device)
+        features = computed_once(tower, source, self.world)
+        return FeatureLoader(
+            features, source, data, batch_size=batch_size, seed=seed, rank=rank, world=size, images_only=images_only
+        )
 
     @abstractmethod
     def inputs(self, batch: PairBatch) -> Inputs:
@@ -115,31 +141,8 @@ class Contrastive(Task):
     def __init__(self, recipe: Recipe, *, batch_size: int, world: World) -> None:
         super().__init__(recipe, world=world)
         self.model = build_two_tower(recipe.model, seed=recipe.seed, loss=recipe.loss)
-        source, locked = open_pairs(recipe.data), self.model.locked
-        seed, rank, size = recipe.seed, world.rank, world.size
-        if "image" in locked and not recipe.augment.active:
-            # The tower sees each image once; from then on its features are read.
-            self.loader: Batches = FeatureLoader(
-                _image_features(self.model, source, world),
-                source,
-                recipe.data,
-                batch_size=batch_size,
-                seed=seed,
-                rank=rank,
-                world=size,
-            )
-        else:
-            self.loader = PairLoader(
-                source,
-                self.model.preprocess,
-                recipe.data,
-                batch_size=batch_size,
-                seed=seed,
-                rank=rank,
-                world=size,
-                augment=recipe.augment,
-            )
-        self._texts = TextFeatures(self._text_features) if "text" in locked else None
+        self.loader = self.batches(open_pairs(recipe.data), recipe.data, self.model.preprocess, batch_size=batch_size)
+        self._texts = TextFeatures(self._text_features) if "text" in self.model.locked else None
         if recipe.data.val:
             self.zero_shot = ZeroShot(recipe.data, self.model.preprocess)
 
@@ -176,32 +179,11 @@ class Distill(Task):
         self.model = build_student(recipe.model, self._teacher, seed=recipe.seed)
         self._teaching = Teaching(self._teacher, self.model).to(world.device)
         data = msgspec.structs.replace(recipe.data, caption_key=NO_CAPTIONS)
-        source, seed, rank, size = open_pairs(data), recipe.seed, world.rank, world.size
+        source = open_pairs(data)
         whole = not recipe.augment.active or recipe.loss.teacher_view == "whole"
         self._taught = Taught(self._teacher, source, world) if whole else None
-        if "image" in self.model.locked and not recipe.augment.active:
-            self.loader: Batches = FeatureLoader(
-                _image_features(self.model, source, world),
-                source,
-                data,
-                batch_size=batch_size,
-                seed=seed,
-                rank=rank,
-                world=size,
-                images_only=True,
-            )
-        else:
-            self.loader = PairLoader(
-                source,
-                self.model.preprocess if whole else self._teaching.preprocess,
-                data,
-                batch_size=batch_size,
-                seed=seed,
-                rank=rank,
-                world=size,
-                augment=recipe.augment,
-                images_only=True,
-            )
+        preprocess = self.model.preprocess if whole else self._teaching.preprocess
+        self.loader = self.batches(source, data, preprocess, batch_size=batch_size, images_only=True)
         if recipe.data.val:
             self.zero_shot = ZeroShot(recipe.data, self.model.preprocess)
 
@@ -224,12 +206,6 @@ class Distill(Task):
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """The teacher's (N, D)."""
         return self._teacher.encode_text(texts)
-
-
-def _image_features(model: TwoTower, source: PairSource, world: World) -> PairFeatures:
-    """What a locked image tower makes of a source's images: each goes through it once."""
-    model.to(world.device)
-    return computed_once(ImageTower(model.image, model.image_width, model.preprocess), source, world)
 
 
 TASKS: dict[str, type[Contrastive] | type[Distill]] = {"contrastive": Contrastive, "distill": Distill}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from edgeclip.errors import ModelError
 from edgeclip.training.checkpoint import load_two_tower, save_checkpoint
-from edgeclip.training.checkpoint_config import checkpoint_folder, read_config
+from edgeclip.training.checkpoint_config import read_config
+from edgeclip.training.checkpoint_place import checkpoint_folder
 from edgeclip.training.checkpoint_v1 import ConfigV1
 from edgeclip.training.distill import GivenText
 from edgeclip.training.two_tower import TwoTower
