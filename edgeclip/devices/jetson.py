@@ -13,7 +13,7 @@ _MODE = re.compile(r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", re.MULTILINE
 _LIBRARY = re.compile(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$")
 
 
-class PowerMode(msgspec.Struct, frozen=True):
+class Mode(msgspec.Struct, frozen=True):
     """One of nvpmodel's modes on this board; ids and names differ between boards and releases."""
 
     id: int
@@ -42,8 +42,8 @@ class Jetson(msgspec.Struct, frozen=True):
     """
 
     l4t: str | None
-    modes: tuple[PowerMode, ...]
-    mode: PowerMode | None
+    modes: tuple[Mode, ...]
+    mode: Mode | None
     tensorrt: SystemTensorRt | None
 
 
@@ -68,12 +68,12 @@ def l4t_release(text: str) -> str | None:
     return f"{found[1]}.{found[2]}" if found else None
 
 
-def power_modes(text: str) -> tuple[PowerMode, ...]:
+def power_modes(text: str) -> tuple[Mode, ...]:
     """The modes that an nvpmodel.conf defines, ``< POWER_MODEL ID=0 NAME=15W >`` each."""
-    return tuple(sorted((PowerMode(int(number), name) for number, name in _MODE.findall(text)), key=lambda mode: mode.id))
+    return tuple(sorted((Mode(int(number), name) for number, name in _MODE.findall(text)), key=lambda mode: mode.id))
 
 
-def fastest_mode(modes: tuple[PowerMode, ...]) -> PowerMode | None:
+def fastest_mode(modes: tuple[Mode, ...]) -> Mode | None:
     """The mode that takes off most limits: MAXN_SUPER, else MAXN, else most watts and most cores in the name.
 
     Xavier NX has no MAXN; its modes are named ``MODE_20W_6CORE`` and the like. Its id says nothing: 0 is ``15W`` on an
@@ -82,7 +82,7 @@ def fastest_mode(modes: tuple[PowerMode, ...]) -> PowerMode | None:
     return max(modes, key=_speed, default=None)
 
 
-def _speed(mode: PowerMode) -> tuple[int, int, int]:
+def _speed(mode: Mode) -> tuple[int, int, int]:
     name = mode.name.upper()
     watts, cores = re.search(r"(\d+)W", name), re.search(r"(\d+)_?CORE", name)
     return (
@@ -100,4 +100,6 @@ def _tensorrt(tree: Tree) -> SystemTensorRt | None:
         return None
     tree.exists(f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{versions[-1]}")  # to be recorded
     modules = tree.glob("usr/lib/python3*/dist-packages/tensorrt/__init__.py")
-    return SystemTensorRt(versions[-1], tuple(path.removesuffix("/tensorrt/__init__.py") for path in modules if tree.exists(path)))
+    return SystemTensorRt(
+        versions[-1], tuple(path.removesuffix("/tensorrt/__init__.py") for path in modules if tree.exists(path))
+    )

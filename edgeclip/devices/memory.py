@@ -24,7 +24,7 @@ class Swap(msgspec.Struct, frozen=True):
     compressed: bool
 
 
-class Memory(msgspec.Struct, frozen=True):
+class MachineMemory(msgspec.Struct, frozen=True):
     """What /proc/meminfo, /proc/swaps and the control group say; None for what they do not.
 
     Attributes:
@@ -39,10 +39,10 @@ class Memory(msgspec.Struct, frozen=True):
     limit_gib: float | None
 
 
-def read_memory(tree: Tree) -> Memory:
+def read_memory(tree: Tree) -> MachineMemory:
     """Memory and swap of a machine, GiB."""
     meminfo = tree.text("proc/meminfo")
-    return Memory(
+    return MachineMemory(
         total_gib=_gib(meminfo, "MemTotal"),
         available_gib=_gib(meminfo, "MemAvailable"),
         swaps=_swaps(tree.text("proc/swaps")),

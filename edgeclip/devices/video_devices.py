@@ -15,7 +15,7 @@ _NO_CAMERA = ("bcm2835-", "pispbe", "rpivid", "rpi-hevc-dec", "rockchip-", "hant
 _CSI = ("vi-output", "unicam", "rp1-cfe")
 
 
-class Camera(msgspec.Struct, frozen=True):
+class VideoDevice(msgspec.Struct, frozen=True):
     """A video device that gives frames.
 
     Attributes:
@@ -31,7 +31,7 @@ class Camera(msgspec.Struct, frozen=True):
     sensor: str | None = None
 
 
-def read_cameras(tree: Tree) -> tuple[Camera, ...]:
+def read_cameras(tree: Tree) -> tuple[VideoDevice, ...]:
     """The cameras of a machine, in the order of their numbers.
 
     A USB camera has a second device for its metadata; only index 0 of each gives frames.
@@ -43,5 +43,5 @@ def read_cameras(tree: Tree) -> tuple[Camera, ...]:
             continue
         sensor = re.match(r"vi-output, (\S+)", name)
         kind: Literal["usb", "csi"] = "csi" if name.startswith(_CSI) else "usb"
-        cameras.append(Camera(f"/dev/{path.rpartition('/')[2]}", name, kind, sensor[1] if sensor else None))
+        cameras.append(VideoDevice(f"/dev/{path.rpartition('/')[2]}", name, kind, sensor[1] if sensor else None))
     return tuple(cameras)

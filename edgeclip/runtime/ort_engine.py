@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeclip.devices.cuda import driver_loads
 from edgeclip.devices.cpu import adds_int8_exactly, cpu_flags
+from edgeclip.devices.cuda import driver_loads
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engine import CPU_LAYOUT, Engine, FloatArray, usable_cores

@@ -1,0 +1,64 @@
+"""What a rule of ``edgeclip doctor`` looks at in, what it found out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from edgeclip.devices.jetpack import JetPack, release_for_l4t
+from edgeclip.devices.machine import Machine
+from edgeclip.devices.profile import DeviceProfile
+from edgeclip.devices.software import Software
+
+Level = Literal["ok", "note", "problem"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at.
+
+    Attributes:
+        id: of the rule, for programs.
+        level: ``ok``; ``note``: works, but slower or less sure than it could; ``problem``: something does not work.
+        what: was found.
+        why: it matters, and what to know before mending it; empty for what is in order.
+        fix: the commands that mend it, in order; empty where none does.
+        stops: whether ``edgeclip label`` cannot run at all because of it.
+    """
+
+    id: str
+    level: Level
+    what: str
+    why: str = ""
+    fix: tuple[str, ...] = ()
+    stops: bool = False
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What rules look at.
+
+    Attributes:
+        software: None where a machine's files are looked at elsewhere, and hold no record of it.
+        profile: of the device that it is, if known.
+    """
+
+    machine: Machine
+    software: Software | None
+    profile: DeviceProfile | None
+
+    @property
+    def release(self) -> JetPack | None:
+        """The JetPack release of a Jetson, if it is known."""
+        jetson = self.machine.jetson
+        return release_for_l4t(jetson.l4t) if jetson and jetson.l4t else None
+
+    @property
+    def tensorrt_version(self) -> str | None:
+        """The TensorRT that an engine would be built with: the one that loads, else JetPack's."""
+        loaded = self.software.library("tensorrt").version if self.software else None
+        jetson = self.machine.jetson
+        return loaded or (jetson.tensorrt.version if jetson and jetson.tensorrt else None)
+
+
+Rule: TypeAlias = Callable[[Facts], Iterable[Finding]]
