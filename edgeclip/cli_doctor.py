@@ -46,5 +46,4 @@ def doctor(
 def _print_json(report: Report) -> None:
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))

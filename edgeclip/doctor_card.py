@@ -73,17 +73,17 @@ def _machine(report: Report) -> list[tuple[str, str]]:
     )
     rows.append(("cpu", _joined([cpu.name, count, cpu.architecture, has]) or "unknown"))
     if machine.nvidia:
-        names = ", ".join(machine.nvidia.names) or f"{machine.nvidia.on_bus} NVIDIA GPU"
+        names = ", ".join(machine.nvidia.names) or f"{machine.nvidia.on_bus or ''} NVIDIA GPU".strip()
         rows.append(("gpu", _joined([names, f"driver {machine.nvidia.driver or 'absent'}"])))
     rows.append(("memory", _memory(machine)))
-    rows.append(("clocks", _joined([_clock(clock) for clock in machine.clocks][:4]) or "not shown by Linux"))
+    rows.append(("clocks", _clocks(machine.clocks) or "not shown by Linux"))
     rows.append(("hottest", _hottest(machine)))
     rows.append(("cameras", _joined([_camera(machine, index) for index in range(len(machine.cameras))]) or "none seen"))
     return rows
 
 
 def _software(software: Software) -> list[tuple[str, str]]:
-    kind = "virtual environment" if software.environment else "system's or own"
+    kind = "virtual environment" if software.environment else "the system's" if software.system_python else "its own"
     sees = ", sees the system's packages" if software.environment and software.system_packages else ""
     rows = [("python", f"{software.python}, {kind}{sees}")]
     absent = []
@@ -116,12 +116,23 @@ def _memory(machine: Machine) -> str:
     return _joined(parts)
 
 
-def _clock(clock: Clock) -> str:
-    if clock.min_mhz is None or clock.max_mhz is None:
-        return f"{clock.name} unknown"
-    if clock.pinned:
-        return f"{clock.name} pinned at {clock.max_mhz:.0f} MHz"
-    return f"{clock.name} {clock.min_mhz:.0f}–{clock.max_mhz:.0f} MHz"
+def _clocks(clocks: Sequence[Clock]) -> str:
+    """Groups of cores that are set alike told together: ``cpu 0-3 and 2 more 115–1510 MHz``."""
+    alike: dict[str, list[str]] = {}
+    for clock in clocks:
+        if clock.min_mhz is None or clock.max_mhz is None:
+            setting = "unknown"
+        elif clock.pinned:
+            setting = f"pinned at {clock.max_mhz:.0f} MHz"
+        else:
+            setting = f"{clock.min_mhz:.0f}–{clock.max_mhz:.0f} MHz"
+        alike.setdefault(setting, []).append(clock.name)
+    return _joined(
+        [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} {setting}"
+            for setting, names in alike.items()
+        ]
+    )
 
 
 def _hottest(machine: Machine) -> str:
@@ -136,6 +147,8 @@ def _camera(machine: Machine, index: int) -> str:
     camera = machine.cameras[index]
     if camera.kind == "usb":
         return f"{camera.device} {camera.name}"
+    if machine.jetson is None:  # csi:// is a Jetson's
+        return f"{camera.device} {camera.name} (CSI)"
     number = sum(each.kind == "csi" for each in machine.cameras[:index])
     return f"csi://{number} {camera.sensor or camera.name} ({camera.device})"
 

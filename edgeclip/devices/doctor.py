@@ -14,7 +14,7 @@ from edgeclip import __version__
 from edgeclip.devices import doctor_cameras, doctor_engines, doctor_host, doctor_jetson
 from edgeclip.devices.finding import Facts, Finding, Rule
 from edgeclip.devices.jetpack import JetPack
-from edgeclip.devices.machine import Machine, find_profile, read_machine
+from edgeclip.devices.machine import Machine, match_profile, read_machine
 from edgeclip.devices.software import Software, read_software
 from edgeclip.devices.tree import Tree, open_tree
 from edgeclip.errors import InputError
@@ -69,8 +69,8 @@ def examine(root: Path = Path("/"), *, record: Path | None = None) -> Report:
         software: Software | None = read_software(camera.device for camera in machine.cameras)
     else:
         software = _recorded_software(tree)
-    names = tuple(software.library("nvml").facts.get("names", "").splitlines()) if software else ()
-    facts = Facts(machine, software, find_profile(tree, names))
+    names, memory_gib = software.gpus() if software else ((), None)
+    facts = Facts(machine, software, match_profile(tree, names, memory_gib))
     findings = [finding for rule in RULES for finding in rule(facts)]
     if record:
         tree.save(record, {} if software is None else {RECORD: msgspec.json.encode(software)})

@@ -16,6 +16,7 @@ def opencv(facts: Facts) -> Iterator[Finding]:
         return
     tried = software.library("opencv")
     jetson = facts.machine.jetson is not None
+    csi = any(camera.kind == "csi" for camera in facts.machine.cameras)
     from_pip = [name for name in software.packages if name.startswith("opencv")]
     if not software.loads("opencv"):
         broken = tried.error or tried.facts.get("broken")
@@ -29,9 +30,8 @@ def opencv(facts: Facts) -> Iterator[Finding]:
         )
     elif tried.facts.get("GStreamer") == "yes":
         yield Finding("opencv", "ok", f"OpenCV {tried.version} with GStreamer")
-    elif jetson:
-        csi = [camera for camera in facts.machine.cameras if camera.kind == "csi"]
-        where = f"pip's {' and '.join(from_pip)} hides JetPack's" if from_pip else "none of PyPI's builds has it"
+    elif jetson or csi:
+        where = f"pip's {' and '.join(from_pip)} hides the system's" if from_pip else "none of PyPI's builds has it"
         yield Finding(
             "opencv",
             "problem" if csi else "note",
@@ -72,7 +72,7 @@ def gstreamer(facts: Facts) -> Iterator[Finding]:
 def cameras(facts: Facts) -> Iterator[Finding]:
     """Which cameras there are, and whether this user may open them."""
     found, software = facts.machine.cameras, facts.software
-    join = tuple(f"sudo usermod -aG {name} $USER" for name in software.missing_groups) if software else ()
+    lacking = software.missing_groups if software else ()
     closed = set(software.closed_devices) if software else set()
     if closed:
         yield Finding(
@@ -80,15 +80,15 @@ def cameras(facts: Facts) -> Iterator[Finding]:
             "problem",
             f"{', '.join(sorted(closed))}: there, but not for this user",
             "cameras belong to the group video; a new group counts from the next login on",
-            join or ("sudo usermod -aG video $USER",),
+            ("sudo usermod -aG video $USER",),
         )
-    elif join and facts.machine.jetson:
+    elif lacking and facts.machine.jetson:
         yield Finding(
             "groups",
             "note",
-            f"this user is not in {' and '.join(software.missing_groups) if software else ''}",
+            f"this user is not in the group{'s' if len(lacking) > 1 else ''} {' and '.join(lacking)}",
             "a Jetson's GPU and cameras are opened through these groups; a new one counts from the next login on",
-            join,
+            (f"sudo usermod -aG {','.join(lacking)} $USER",),
         )
     if not found:
         yield Finding("cameras", "ok", "no camera attached (network cameras are not looked for)")
@@ -100,7 +100,10 @@ def cameras(facts: Facts) -> Iterator[Finding]:
             "note",
             f"{', '.join(camera.device for camera in csi)}: on a CSI port",
             "they give raw frames, which only libcamera turns into pictures: read them with gst: and libcamerasrc",
-            ("edgeclip label BUNDLE 'gst:libcamerasrc ! video/x-raw,width=1280,height=720'",),
+            (
+                "sudo apt install gstreamer1.0-libcamera",
+                "edgeclip label BUNDLE 'gst:libcamerasrc ! video/x-raw,width=1280,height=720'",
+            ),
         )
     elif any(camera.device not in closed for camera in found):
         yield Finding("cameras", "ok", f"{len(found)} camera{'s' if len(found) > 1 else ''} seen")
@@ -108,14 +111,8 @@ def cameras(facts: Facts) -> Iterator[Finding]:
 
 def _system_opencv(facts: Facts, from_pip: list[str]) -> tuple[str, ...]:
     """Commands that leave the system's OpenCV alone to be found."""
-    software = facts.software
     remove = (f"pip uninstall -y {' '.join(from_pip)}",) if from_pip else ()
-    see = (
-        ("/usr/bin/python3 -m venv --system-site-packages ~/edgeclip-env",)
-        if software and software.environment and not software.system_packages
-        else ()
-    )
-    return (*remove, "sudo apt install python3-opencv", *see)
+    return (*remove, "sudo apt install python3-opencv", *facts.see_system_packages())
 
 
 RULES: tuple[Rule, ...] = (opencv, gstreamer, cameras)

@@ -20,6 +20,7 @@ _INSTALL_DRIVER = {
     "ubuntu": ("sudo ubuntu-drivers install", "sudo reboot"),
     "debian": ("sudo apt install nvidia-driver", "sudo reboot"),  # from Debian's non-free section
 }
+_OTHER_DRIVER = ("xdg-open https://www.nvidia.com/drivers",)
 
 
 def engines(facts: Facts) -> Iterator[Finding]:
@@ -116,7 +117,7 @@ def gpu_driver(facts: Facts) -> Iterator[Finding]:
                 "the GPU cannot be used" + (": a container gets the driver from its host" if machine.container else ""),
                 ("docker run --gpus all …",)
                 if machine.container
-                else _INSTALL_DRIVER.get(machine.distribution_id or "", ("xdg-open https://www.nvidia.com/drivers",)),
+                else _INSTALL_DRIVER.get(machine.distribution_id or "", _OTHER_DRIVER),
             )
             return
         yield Finding("nvidia-driver", "ok", f"{names}, driver {cards.driver}")
@@ -168,6 +169,25 @@ def gpu_engine(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def builders(facts: Facts) -> Iterator[Finding]:
+    """TensorRTs that load, have a driver, and still make no builder."""
+    software = facts.software
+    served = software.library("nvidia-driver").facts.get("cuda") if software else None
+    for name in ("tensorrt", "tensorrt-rtx") if software and served else ():
+        assert software is not None
+        assert served is not None
+        if software.library(name).facts.get("builder") == "no":
+            yield Finding(
+                f"{name}-builder",
+                "problem",
+                f"{name} {software.library(name).version} loads, and makes no builder with a driver for CUDA {served}",
+                "it may be of a newer CUDA than the driver: take one of the driver's, or a newer driver",
+                (f"pip install --force-reinstall tensorrt-cu{served.partition('.')[0]}",)
+                if name == "tensorrt"
+                else _INSTALL_DRIVER.get(facts.machine.distribution_id or "", _OTHER_DRIVER),
+            )
+
+
 def _too_new(software: Software) -> bool:
     """Whether CUDA's bindings are of a later major version than the driver serves."""
     bindings, served = software.library("cuda-bindings").version, software.library("nvidia-driver").facts.get("cuda")
@@ -178,7 +198,8 @@ def _too_new(software: Software) -> bool:
 
 
 def _has_gpu(facts: Facts) -> bool:
-    return facts.machine.jetson is not None or facts.machine.nvidia is not None
+    cards = facts.machine.nvidia
+    return facts.machine.jetson is not None or (cards is not None and cards.driver is not None)
 
 
-RULES: tuple[Rule, ...] = (engines, broken, missing, clashes, gpu_driver, gpu_engine)
+RULES: tuple[Rule, ...] = (engines, broken, missing, clashes, gpu_driver, gpu_engine, builders)

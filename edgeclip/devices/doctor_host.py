@@ -29,15 +29,14 @@ def profile(facts: Facts) -> Iterator[Finding]:
 def int8(facts: Facts) -> Iterator[Finding]:
     """Whether INT8 is exact, and worth anything, on this processor."""
     cpu = facts.machine.cpu
-    if not cpu.features:
+    if cpu.cores is None:  # /proc/cpuinfo says nothing
         return
     if not cpu.adds_int8_exactly:
         yield Finding(
             "cpu-int8",
             "note",
             "this CPU has no VNNI",
-            "it adds INT8 products in 16 bits, which overflow, so edgeclip refuses INT8 variants on it: run fp32 "
-            "here (on a GPU, any)",
+            "it adds INT8 products in 16 bits, which overflow: edgeclip refuses INT8 on it",
             ("edgeclip label BUNDLE SOURCE --variant fp32",),
         )
     elif not cpu.multiplies_int8:
@@ -90,12 +89,8 @@ def memory(facts: Facts) -> Iterator[Finding]:
         "memory",
         "problem" if free < least else "note",
         f"{free:.1f} GiB of memory free",
-        "building an engine may be killed: the weights of ViT-B-32 alone take 0.33 GiB in FP32, a build much more. "
-        + (
-            "Without a desktop a Jetson has more (graphical.target brings it back)"
-            if jetson
-            else "What takes it is told by"
-        ),
+        "building an engine may be killed. "
+        + ("Without its desktop there is more (graphical.target starts it)" if jetson else "This tells what takes it"),
         ("sudo systemctl isolate multi-user.target",) if jetson else ("ps aux --sort=-rss | head",),
     )
 

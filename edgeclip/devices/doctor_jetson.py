@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeclip.devices.finding import Facts, Finding, Rule
-from edgeclip.devices.jetpack import faults_of, load_releases, version_key
+from edgeclip.devices.jetpack import load_faults, load_releases, version_key
 from edgeclip.devices.jetson import SystemTensorRt, fastest_mode
-from edgeclip.devices.software import Software
 
 _OUR_PYTHON = (3, 10)
 _OUR_TENSORRT = "8.5"
@@ -35,10 +34,9 @@ def release(facts: Facts) -> Iterator[Finding]:
     if version_key(known.python) >= _OUR_PYTHON:
         yield Finding("jetpack", "ok", f"JetPack {known.version} (Jetson Linux {jetson.l4t})")
         return
+    here = f"JetPack {known.version} (Jetson Linux {jetson.l4t})"
     if facts.software and facts.software.loads("tensorrt"):
-        yield Finding(
-            "jetpack", "ok", f"JetPack {known.version} (Jetson Linux {jetson.l4t}), TensorRT of another source"
-        )
+        yield Finding("jetpack", "ok", f"{here}, with a TensorRT of another source")
         return
     later = [
         each.version
@@ -46,13 +44,17 @@ def release(facts: Facts) -> Iterator[Finding]:
         if facts.profile and facts.profile.name in each.boards and version_key(each.python) >= _OUR_PYTHON
     ]
     too_old = f" and is older than edgeclip takes ({_OUR_TENSORRT})" if _older(known.tensorrt) else ""
-    way_out = f"JetPack {later[-1]} serves this board: flash it with NVIDIA's SDK Manager" if later else ""
+    way_out = (
+        f"JetPack {later[-1]} serves this board: flash it with NVIDIA's SDK Manager"
+        if later
+        else "No later JetPack serves this board"
+    )
     yield Finding(
         "jetpack",
-        "problem",
-        f"JetPack {known.version} (Jetson Linux {jetson.l4t}) has Python {known.python}",
-        f"edgeclip needs Python 3.10. TensorRT {known.tensorrt or ''} is bound to {known.python}{too_old}, so the GPU is "
-        f"out of reach here; the CPU is not, from a Python of its own. {way_out or 'No later JetPack serves this board'}",
+        "note" if facts.software else "problem",  # edgeclip runs already, from another Python
+        f"{here} has Python {known.python}",
+        f"edgeclip needs Python 3.10. TensorRT {known.tensorrt or ''} is bound to {known.python}{too_old}, so the GPU "
+        f"is out of reach here; the CPU is not, from a Python of its own. {way_out}",
         () if facts.software else _OWN_PYTHON,
     )
 
@@ -86,48 +88,37 @@ def tensorrt_visible(facts: Facts) -> Iterator[Finding]:
     elif software is None:
         yield Finding("tensorrt", "ok", f"TensorRT {system.version} is installed, for Python {_python_of(system)}")
     else:
-        yield _not_visible(system, software)
-
-
-def _not_visible(system: SystemTensorRt, software: Software) -> Finding:
-    bound = _python_of(system)
-    what = f"TensorRT {system.version} is installed, but this Python does not see it"
-    if bound is not None and bound != ".".join(software.python.split(".")[:2]):
-        return Finding(
+        yield Finding(
             "tensorrt",
             "problem",
-            what,
-            f"JetPack's module is for the system's Python {bound}, and this one is {software.python}: make the "
-            f"environment anew with that one",
-            (
-                "/usr/bin/python3 -m venv --system-site-packages ~/edgeclip-env",
-                "~/edgeclip-env/bin/pip install 'edgeclip[cuda]'",
-            ),
+            f"TensorRT {system.version} is installed, but this Python ({software.python}) does not see it",
+            f"its module is for the system's Python {_python_of(system) or ''}; an environment of that one sees it if "
+            "made with --system-site-packages",
+            facts.see_system_packages() or ("sudo apt install --reinstall python3-libnvinfer",),
         )
-    return Finding(
-        "tensorrt",
-        "problem",
-        what,
-        "JetPack installs it for the system's Python; an environment sees that if it is made with "
-        "--system-site-packages. This turns it on in the environment that is active",
-        (
-            "sed -i 's/^include-system-site-packages *=.*/include-system-site-packages = true/' "
-            "\"$(python3 -c 'import sys; print(sys.prefix)')/pyvenv.cfg\"",
-        ),
-    )
 
 
-def tensorrt_faults(facts: Facts) -> Iterator[Finding]:
-    """Known faults of the TensorRT that is here; on a PC too."""
-    version = facts.tensorrt_version
-    for fault in faults_of(version) if version else ():
-        yield Finding(
-            fault.id,
-            "note",
-            f"TensorRT {version}: {fault.what}",
-            f"{fault.advice}{' (the proof is mandatory here)' if fault.gate else ''}",
-            ("edgeclip build BUNDLE --engine tensorrt",) if fault.gate else (),
-        )
+def faults(facts: Facts) -> Iterator[Finding]:
+    """Known faults of what is here: TensorRT and the GPU that it builds for, on a PC too; and Jetson Linux."""
+    jetson, tensorrt = facts.machine.jetson, facts.tensorrt_version
+    if facts.release and version_key(facts.release.python) < _OUR_PYTHON:
+        return
+    capability = facts.profile.compute_capability if facts.profile else None
+    here = {
+        "tensorrt": ("TensorRT", tensorrt),
+        "compute-capability": ("compute capability", capability if tensorrt else None),
+        "l4t": ("Jetson Linux", jetson.l4t if jetson else None),
+    }
+    for fault in load_faults():
+        title, version = here.get(fault.component, ("", None))
+        if version is not None and fault.affects(version):
+            yield Finding(
+                fault.id,
+                "note",
+                f"{title} {version}: {fault.what}",
+                fault.advice,
+                ("edgeclip build BUNDLE --engine tensorrt",) if fault.gate else (),
+            )
 
 
 def power_mode(facts: Facts) -> Iterator[Finding]:
@@ -152,7 +143,7 @@ def power_mode(facts: Facts) -> Iterator[Finding]:
             "power-mode",
             "note",
             f"power mode {jetson.mode.name} (id {jetson.mode.id}); this board has {best.name} (id {best.id})",
-            "clocks and cores are limited. It needs the power supply and cooling for it, and may ask to reboot",
+            "it limits clocks and cores. The other takes a power supply and cooling for it, and may ask to reboot",
             (f"sudo nvpmodel -m {best.id}",),
         )
 
@@ -172,7 +163,7 @@ def clocks(facts: Facts) -> Iterator[Finding]:
             "clocks",
             "note",
             f"clocks follow the load: {', '.join(loose)}",
-            "latency varies with it, and measurements do. Pinned at what the power mode allows until the next boot by",
+            "latency varies with them. This pins them at what the power mode allows, until the next boot",
             ("sudo jetson_clocks",),
         )
     else:
@@ -193,12 +184,9 @@ def swap(facts: Facts) -> Iterator[Finding]:
         "swap",
         "note",
         what,
-        "building an engine takes more memory than running it; with room on disk it is slower, not killed. Best on an "
-        "NVMe drive: name a file there. A line in /etc/fstab keeps it over a reboot",
+        "building an engine takes much more memory than running it. Until the next boot; better on an NVMe drive",
         (
-            "sudo fallocate -l 8G /swapfile",
-            "sudo chmod 600 /swapfile",
-            "sudo mkswap /swapfile",
+            "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && "
             "sudo swapon /swapfile",
         ),
     )
@@ -214,4 +202,4 @@ def _older(tensorrt: str | None) -> bool:
     return tensorrt is not None and version_key(tensorrt) < version_key(_OUR_TENSORRT)
 
 
-RULES: tuple[Rule, ...] = (release, tensorrt_visible, tensorrt_faults, power_mode, clocks, swap)
+RULES: tuple[Rule, ...] = (release, tensorrt_visible, faults, power_mode, clocks, swap)

@@ -60,5 +60,25 @@ class Facts(msgspec.Struct, frozen=True):
         jetson = self.machine.jetson
         return loaded or (jetson.tensorrt.version if jetson and jetson.tensorrt else None)
 
+    def see_system_packages(self) -> tuple[str, ...]:
+        """Commands after which this Python, or a new one, sees the packages of the system's; none if it does.
+
+        JetPack's modules are built for the system's Python, so an environment of another one cannot use them.
+        """
+        software = self.software
+        if software is None or software.system_packages:
+            return ()
+        needed = self.release.python if self.release else None
+        fits = needed is None or software.python.startswith(f"{needed}.")
+        if software.environment and software.system_python and fits:
+            return (
+                "sed -i 's/^include-system-site-packages *=.*/include-system-site-packages = true/' "
+                "\"$(python3 -c 'import sys; print(sys.prefix)')/pyvenv.cfg\"",
+            )
+        return (
+            "/usr/bin/python3 -m venv --system-site-packages ~/edgeclip-env",
+            "~/edgeclip-env/bin/pip install 'edgeclip[cuda]'",
+        )
+
 
 Rule: TypeAlias = Callable[[Facts], Iterable[Finding]]

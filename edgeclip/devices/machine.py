@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from edgeclip.devices.jetson import Jetson, read_jetson
 from edgeclip.devices.memory import MachineMemory, read_memory
 from edgeclip.devices.nvidia import NvidiaCards, read_nvidia
 from edgeclip.devices.profile import DeviceProfile, load_profiles
-from edgeclip.devices.tree import Tree
+from edgeclip.devices.tree import Tree, open_tree
 from edgeclip.devices.video_devices import VideoDevice, read_cameras
 
 
@@ -83,11 +84,26 @@ def read_machine(tree: Tree) -> Machine:
     )
 
 
-def find_profile(tree: Tree, gpu_names: tuple[str, ...] = ()) -> DeviceProfile | None:
+def find_profile(root: Path = Path("/")) -> DeviceProfile | None:
     """The profile that a machine fits best: its board's, else its GPU's, else its CPU's; None if none does.
 
     Args:
-        gpu_names: as NVML gives them, where it was asked; what the driver's files say is known without.
+        root: ``/`` for this machine; a folder or a recorded tar with another's files.
+
+    Raises:
+        InputError: ``root`` is neither.
+    """
+    return match_profile(open_tree(root))
+
+
+def match_profile(
+    tree: Tree, gpu_names: tuple[str, ...] = (), gpu_memory_gib: float | None = None
+) -> DeviceProfile | None:
+    """As :func:`find_profile`.
+
+    Args:
+        gpu_names, gpu_memory_gib: of this machine's GPUs and of the first one, where NVML or CUDA was asked; the names
+            that the driver's files tell are known without.
     """
     compatible = "\n".join(tree.strings("proc/device-tree/compatible"))
     board = tree.text("proc/device-tree/model") or ""
@@ -108,8 +124,8 @@ def find_profile(tree: Tree, gpu_names: tuple[str, ...] = ()) -> DeviceProfile |
             fit = (1, float(len(match.cpu_flags)))
         else:
             continue
-        gib = profile.memory.gib
-        near = -abs(gib.value - memory_gib) if gib and memory_gib and profile.memory.shared else 0.0
+        size, has = profile.memory.gib, memory_gib if profile.memory.shared else gpu_memory_gib
+        near = -abs(size.value - has) if size and has else 0.0
         if best is None or (*fit, near) > best[0]:
             best = (*fit, near), profile
     return best[1] if best else None

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,7 @@ class Software(msgspec.Struct, frozen=True):
     Attributes:
         python: version.
         environment: whether it is a virtual environment.
+        system_python: whether it is the system's, or an environment of that one.
         system_packages: whether it sees the packages of the system's Python.
         libraries: as they did when tried, each in a process of its own.
         packages: those installed, of the sets that bring the same module; version by name.
@@ -60,6 +62,7 @@ class Software(msgspec.Struct, frozen=True):
 
     python: str
     environment: bool
+    system_python: bool
     system_packages: bool
     libraries: tuple[Tried, ...]
     packages: dict[str, str]
@@ -76,6 +79,12 @@ class Software(msgspec.Struct, frozen=True):
         tried = self.library(name)
         return tried.version is not None and "broken" not in tried.facts
 
+    def gpus(self) -> tuple[tuple[str, ...], float | None]:
+        """Names of NVIDIA's GPUs and the memory of the first, GiB, as NVML or else CUDA told them."""
+        told = self.library("nvml").facts or self.library("cuda-bindings").facts
+        memory = told.get("memory_gib")
+        return tuple(told.get("names", "").splitlines()), float(memory) if memory else None
+
     def clashes(self) -> list[list[str]]:
         """Installed packages that overwrite each other's files."""
         found = [[name for name in names if name in self.packages] for names in _SAME_MODULE]
@@ -91,7 +100,8 @@ def read_software(devices: Iterable[str] = ()) -> Software:
     return Software(
         python=platform.python_version(),
         environment=sys.prefix != sys.base_prefix,
-        system_packages=sys.prefix == sys.base_prefix or any(path.endswith("/dist-packages") for path in sys.path),
+        system_python=sys.base_prefix == "/usr",
+        system_packages=sys.prefix == "/usr" or any(path.endswith("/dist-packages") for path in sys.path),
         libraries=try_libraries(LIBRARIES),
         packages=installed_versions(name for names in _SAME_MODULE for name in names),
         missing_groups=_missing_groups(),
@@ -154,7 +164,11 @@ def _disk(folder: Path) -> Disk | None:
     there = next((path for path in (folder, *folder.parents) if path.exists()), None)
     if there is None:
         return None
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            writable = True
+    except OSError:
+        writable = False
     return Disk(_without_home(str(folder)), shutil.disk_usage(there).free / 2**30, writable)
 
 

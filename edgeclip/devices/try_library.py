@@ -122,7 +122,7 @@ def _cuda(_bindings: Any) -> Answer:
         return ["sees no GPU"], {}
     free_gib = free_memory_bytes(gpu) / 2**30
     return [f"{gpu.name}, compute capability {gpu.compute_capability}, {free_gib:.1f} GiB free"], {
-        "gpu": gpu.name,
+        "names": gpu.name,
         "compute_capability": gpu.compute_capability,
     }
 
@@ -133,9 +133,11 @@ def _nvml(nvml: Any) -> Answer:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         names = [_text(nvml.nvmlDeviceGetName(handle)) for handle in handles]
         driver = _text(nvml.nvmlSystemGetDriverVersion())
+        sizes = [nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30 for handle in handles]
     finally:
         nvml.nvmlShutdown()
-    return [f"driver {driver}", *names], {"driver": driver, "names": "\n".join(names)}
+    facts = {"driver": driver, "names": "\n".join(names)}
+    return [f"driver {driver}", *names], facts | ({"memory_gib": f"{sizes[0]:.1f}"} if sizes else {})
 
 
 def _opencv(cv2: Any) -> Answer:
