@@ -75,6 +75,8 @@ def _machine(report: Report) -> list[tuple[str, str]]:
     if machine.nvidia:
         names = ", ".join(machine.nvidia.names) or f"{machine.nvidia.on_bus or ''} NVIDIA GPU".strip()
         rows.append(("gpu", _joined([names, f"driver {machine.nvidia.driver or 'absent'}"])))
+    if machine.intel_gpus:
+        rows.append(("gpu", "Intel"))
     rows.append(("memory", _memory(machine)))
     rows.append(("clocks", _clocks(machine.clocks) or "not shown by Linux"))
     rows.append(("hottest", _hottest(machine)))

@@ -95,7 +95,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
                 "governor": "note",
                 "cpu-quota": "note",
                 "memory-limit": "note",
-                "openvino": "note",
+                "intel-gpu": "note",
                 "memory": "problem",
                 "disk": "problem",
                 "temperature": "problem",

@@ -169,6 +169,25 @@ def gpu_engine(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def intel_gpu(facts: Facts) -> Iterator[Finding]:
+    """Whether OpenVINO sees Intel's GPU, if there is one."""
+    software = facts.software
+    if software is None or not facts.machine.intel_gpus or not software.loads("openvino"):
+        return
+    devices = software.library("openvino").facts.get("devices", "").split()
+    if any(name.startswith("GPU") for name in devices):
+        yield Finding("intel-gpu", "ok", "OpenVINO sees Intel's GPU")
+        return
+    groups = tuple(f"sudo usermod -aG {name} $USER" for name in software.missing_groups if name == "render")
+    yield Finding(
+        "intel-gpu",
+        "note",
+        "there is a GPU of Intel's that OpenVINO does not see",
+        "openvino-gpu cannot run: it takes Intel's OpenCL driver, and the group render",
+        ("sudo apt install intel-opencl-icd", *groups),
+    )
+
+
 def builders(facts: Facts) -> Iterator[Finding]:
     """TensorRTs that load, have a driver, and still make no builder."""
     software = facts.software
@@ -202,4 +221,4 @@ def _has_gpu(facts: Facts) -> bool:
     return facts.machine.jetson is not None or (cards is not None and cards.driver is not None)
 
 
-RULES: tuple[Rule, ...] = (engines, broken, missing, clashes, gpu_driver, gpu_engine, builders)
+RULES: tuple[Rule, ...] = (engines, broken, missing, clashes, gpu_driver, gpu_engine, builders, intel_gpu)

@@ -11,7 +11,7 @@ from edgeclip.devices.clocks import Clock, read_clocks
 from edgeclip.devices.cpu import Cpu, cpu_flags, read_cpu
 from edgeclip.devices.jetson import Jetson, read_jetson
 from edgeclip.devices.memory import MachineMemory, read_memory
-from edgeclip.devices.nvidia import NvidiaCards, read_nvidia
+from edgeclip.devices.nvidia import NvidiaCards, count_graphics_cards, read_nvidia
 from edgeclip.devices.profile import DeviceProfile, load_profiles
 from edgeclip.devices.tree import Tree, open_tree
 from edgeclip.devices.video_devices import VideoDevice, read_cameras
@@ -39,6 +39,7 @@ class Machine(msgspec.Struct, frozen=True):
         distribution, distribution_id: ``Ubuntu 22.04.5 LTS`` and ``ubuntu``.
         container: ``docker`` (or another that looks so), ``podman``.
         wsl: whether it is Windows' subsystem for Linux.
+        intel_gpus: how many of Intel's graphics cards the PCI bus shows.
     """
 
     board: str | None
@@ -54,6 +55,7 @@ class Machine(msgspec.Struct, frozen=True):
     temperatures: tuple[ThermalZone, ...]
     jetson: Jetson | None
     nvidia: NvidiaCards | None
+    intel_gpus: int
     cameras: tuple[VideoDevice, ...]
 
     @property
@@ -80,6 +82,7 @@ def read_machine(tree: Tree) -> Machine:
         temperatures=tuple(_zone(tree, path) for path in tree.glob("sys/class/thermal/thermal_zone*")),
         jetson=read_jetson(tree),
         nvidia=read_nvidia(tree),
+        intel_gpus=count_graphics_cards(tree, "0x8086"),
         cameras=read_cameras(tree),
     )
 

@@ -27,8 +27,9 @@ _SAME_MODULE = (
 )
 _GROUPS = ("video", "render")
 _PATIENCE_S = 90.0
+# The path comes first: nothing is to be imported from the working folder.
 _CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
     "from edgeclip.devices.try_library import main; main(sys.argv[2])"
 )
 
@@ -117,12 +118,10 @@ def try_libraries(names: Iterable[str]) -> tuple[Tried, ...]:
 
 
 def _try(name: str) -> Tried:
-    # The child finds what this process would find, whatever started it; no module of the working folder comes first.
-    path = msgspec.json.encode(sys.path).decode()
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, path, name],
+            [sys.executable, "-c", _CHILD, "\n".join(sys.path), name],  # it finds what this process would find
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment,
