@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_doctor, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_devices, cli_doctor, cli_label, cli_make
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -45,6 +45,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(cli_devices.app, name="devices")
 
 
 def main() -> None:

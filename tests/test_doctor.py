@@ -299,11 +299,13 @@ def test_this_machine_is_looked_at_recorded_and_read_again(tmp_path: Path) -> No
 
 def test_a_recording_holds_nothing_that_names_its_owner(tmp_path: Path) -> None:
     for name in ("raspberry-pi-5", "pc-rtx-4090"):
-        examine(make(name, tmp_path / name), record=tmp_path / f"{name}.tar")
+        swap = "Filename Type Size Used Priority\n/home/alice/swapfile file 8388604 0 -2\n"
+        examine(make(name, tmp_path / name, {"proc/swaps": swap}), record=tmp_path / f"{name}.tar")
     told = (tmp_path / "raspberry-pi-5.tar").read_bytes() + (tmp_path / "pc-rtx-4090.tar").read_bytes()
     assert b"0123456789abcdef" in (tmp_path / "raspberry-pi-5/proc/cpuinfo").read_bytes()
     assert b"0123456789abcdef" not in told
     assert b"GPU-00000000" not in told
+    assert b"alice" not in told
     assert b"NVIDIA GeForce RTX 4090" in told
 
 

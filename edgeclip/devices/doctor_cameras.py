@@ -85,9 +85,9 @@ def cameras(facts: Facts) -> Iterator[Finding]:
     elif lacking and facts.machine.jetson:
         yield Finding(
             "groups",
-            "note",
+            "problem" if "video" in lacking else "note",
             f"this user is not in the group{'s' if len(lacking) > 1 else ''} {' and '.join(lacking)}",
-            "a Jetson's GPU and cameras are opened through these groups; a new one counts from the next login on",
+            "a Jetson's GPU and cameras are opened through video and render; a new group counts from the next login",
             (f"sudo usermod -aG {','.join(lacking)} $USER",),
         )
     if not found:

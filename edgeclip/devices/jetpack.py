@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def faults_of(tensorrt: str) -> tuple[Fault, ...]:
     return tuple(fault for fault in load_faults() if fault.component == "tensorrt" and fault.affects(tensorrt))
 
 
-def faults_by_id(ids: tuple[str, ...]) -> tuple[Fault, ...]:
+def faults_by_id(ids: Collection[str]) -> tuple[Fault, ...]:
     """The faults of those ids, in the order of the file."""
     return tuple(fault for fault in load_faults() if fault.id in ids)
 

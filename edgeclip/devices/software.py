@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.devices.probe import installed_versions
+from edgeclip.devices.tree import without_home
 from edgeclip.devices.try_library import LIBRARIES, Tried
 from edgeclip.files import cache_place
 
@@ -136,12 +137,12 @@ def _try(name: str) -> Tried:
         tried = msgspec.json.decode(done.stdout.splitlines()[-1], type=Tried)
     except (msgspec.DecodeError, IndexError):
         last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return Tried(name, error=_without_home(last) or "ends without an answer")
+        return Tried(name, error=without_home(last) or "ends without an answer")
     return msgspec.structs.replace(
         tried,
-        error=tried.error and _without_home(tried.error),
-        details=tuple(_without_home(detail) for detail in tried.details),
-        facts={key: _without_home(value) for key, value in tried.facts.items()},
+        error=tried.error and without_home(tried.error),
+        details=tuple(without_home(detail) for detail in tried.details),
+        facts={key: without_home(value) for key, value in tried.facts.items()},
     )
 
 
@@ -168,9 +169,4 @@ def _disk(folder: Path) -> Disk | None:
             writable = True
     except OSError:
         writable = False
-    return Disk(_without_home(str(folder)), shutil.disk_usage(there).free / 2**30, writable)
-
-
-def _without_home(text: str) -> str:
-    home = str(Path.home())
-    return text.replace(home, "~") if len(home) > 1 else text
+    return Disk(without_home(str(folder)), shutil.disk_usage(there).free / 2**30, writable)

@@ -17,6 +17,7 @@ from edgeclip.files import atomic_file
 _LARGEST = 1 << 20
 # Lines that name this one machine and that nothing is read from: a Raspberry Pi's cpuinfo, NVIDIA's driver.
 _PERSONAL = re.compile(r"^(Serial|GPU UUID|Bus Location)\b.*\n?", re.MULTILINE)
+_HOME = re.compile(r"/(?:home|Users)/[^/\s:'\"]+|/root(?![\w.-])")
 
 
 class Tree:
@@ -161,9 +162,16 @@ def field(text: str | None, key: str) -> str | None:
     return None
 
 
+def without_home(text: str) -> str:
+    """A text in which ``~`` stands for home folders, whose names are those of users."""
+    home = str(Path.home())
+    return _HOME.sub("~", text.replace(home, "~") if len(home) > 1 else text)
+
+
 def _by_number(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def _without_personal(data: bytes) -> bytes:
-    return _PERSONAL.sub("", data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    text = _PERSONAL.sub("", data.decode("utf-8", "surrogateescape"))
+    return without_home(text).encode("utf-8", "surrogateescape")
