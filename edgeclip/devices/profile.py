@@ -202,6 +202,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
                     title=f"{self.title} in {mode}",
                     memory=msgspec.structs.replace(self.memory, bandwidth_gb_s=bandwidth),
                     peaks=each.peaks or self._peaks_at(each.gpu_mhz),
+                    gpu_mhz=Figure(each.gpu_mhz, each.source) if each.gpu_mhz else self.gpu_mhz,
                 )
         known = ", ".join(each.name for each in self.power_modes) or "none"
         raise InputError(f"expected a power mode of {self.name}, got {mode!r}: known are {known}")

@@ -110,7 +110,8 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
     heading("Peaks, dense")
     peaks = _grid()
     for peak in profile.peaks:
-        unit = "T a second for each core and GHz" if peak.per == "core_ghz" else "T a second"
+        unit = "TOPS" if peak.precision == "int8" else "TFLOPS"
+        unit += " for each core and GHz" if peak.per == "core_ghz" else ""
         peaks.add_row(f"  {peak.precision}", f"{peak.units} units", figure(peak.tflops, unit))
     _print(peaks, console)
 
