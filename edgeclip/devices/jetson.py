@@ -57,9 +57,18 @@ def read_jetson(tree: Tree) -> Jetson | None:
     if not soc and release is None:
         return None
     modes = power_modes(tree.text("etc/nvpmodel.conf") or "")
+    return Jetson(l4t_release(release or ""), modes, current_mode(tree, modes), _tensorrt(tree))
+
+
+def current_mode(tree: Tree, modes: tuple[Mode, ...]) -> Mode | None:
+    """The mode that nvpmodel's status file names by id, ``pmode:0002``; None if it left none.
+
+    Where no mode of that id is defined it is called by it, ``mode 2``.
+    """
     now = re.search(r"pmode:(\d+)", tree.text("var/lib/nvpmodel/status") or "")
-    found = [mode for mode in modes if now and mode.id == int(now[1])]
-    return Jetson(l4t_release(release or ""), modes, found[0] if found else None, _tensorrt(tree))
+    if now is None:
+        return None
+    return next((mode for mode in modes if mode.id == int(now[1])), Mode(int(now[1]), f"mode {int(now[1])}"))
 
 
 def l4t_release(text: str) -> str | None:
