@@ -9,13 +9,15 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgeclip.devices.power_mode import nvpmodel_mode
+
 Description = dict[str, str | int | float]
 
 _ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 
 
 def describe_machine(root: Path = Path("/")) -> Description:
-    """Board or CPU, cores, memory and the versions that matter to speed.
+    """Board or CPU, a Jetson's power mode, cores, memory and the versions that matter to speed.
 
     What cannot be read is left out, never guessed.
 
@@ -36,6 +38,8 @@ def describe_machine(root: Path = Path("/")) -> Description:
         described["board"] = board
     if l4t := _read(root / "etc/nv_tegra_release").partition("\n")[0].lstrip("# "):
         described["l4t"] = l4t
+    if mode := nvpmodel_mode(root):
+        described["power_mode"] = mode  # another mode is another machine to whoever reads a timing
     if cpu := _field(_read(root / "proc/cpuinfo"), "model name"):
         described["cpu"] = cpu
     memory_kib = _field(_read(root / "proc/meminfo"), "MemTotal").partition(" ")[0]

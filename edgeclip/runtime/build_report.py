@@ -65,6 +65,8 @@ def build_and_prove(
         else:
             proof = prove(bundle, variant, engine, golden)
             say(f"  {'wrong' if proof.failures else 'proved'}: {proof}", style="red" if proof.failures else None)
+            if proof.conditions:
+                say(f"  {proof.conditions}", style="dim")
             wrong += [f"{variant}: expected {failure}" for failure in proof.failures]
     if wrong:
         raise ParityError(
