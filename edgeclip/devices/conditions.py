@@ -19,6 +19,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name, kind, part: of the :class:`~edgeclip.devices.sensors.Channel`.
+        source: where it is read, e.g. ``"cpufreq"`` or ``"INA power monitors"``.
         before, after: first and last reading.
         least, mean, most: over all readings.
         missed: share of the readings that failed.
@@ -28,6 +29,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: Kind
     part: Part
+    source: str
     before: float
     after: float
     least: float
@@ -77,7 +79,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         parts = [words for part in ("cpu", "gpu") if (words := self._part(part))]
         if self.power_mode:
             parts.insert(0, self.power_mode)
-        throttled = {None: f"unknown ({self.absent.get('throttling', 'not reported')})", False: "no", True: "yes"}
+        throttled = {None: "unknown", False: "no", True: "yes"}
         reasons = f" ({', '.join(self.reasons)})" if self.reasons else ""
         parts.append(f"throttled: {throttled[self.throttled]}{reasons}")
         if self.energy is None:
@@ -107,22 +109,24 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         return f"{part.upper()} {', '.join(words)}" if words else ""
 
 
-def readings_of(channels: Sequence[Channel], values: Array, faults: Sequence[str]) -> tuple[Reading, ...]:
+def readings_of(
+    channels: Sequence[Channel], sources: Sequence[str], values: Array, faults: Sequence[str]
+) -> tuple[Reading, ...]:
     """Sum up every sensor that gave a reading.
 
     Args:
-        channels: (C,).
+        channels, sources: (C,) what is read, and the name of where.
         values: (N, C); NaN where a reading failed.
         faults: (C,) why the latest failure.
     """
     return tuple(
-        _reading(channel, values[:, index], faults[index])
+        _reading(channel, sources[index], values[:, index], faults[index])
         for index, channel in enumerate(channels)
         if channel.kind in _UNITS and np.isfinite(values[:, index]).any()
     )
 
 
-def _reading(channel: Channel, values: Array, fault: str) -> Reading:
+def _reading(channel: Channel, source: str, values: Array, fault: str) -> Reading:
     good = values[np.isfinite(values)]
     missed = 1.0 - len(good) / len(values)
     before, after, least, mean, most = (
@@ -132,6 +136,7 @@ def _reading(channel: Channel, values: Array, fault: str) -> Reading:
         name=channel.name,
         kind=channel.kind,
         part=channel.part,
+        source=source,
         before=before,
         after=after,
         least=least,

@@ -172,6 +172,7 @@ class Telemetry:
         absent.update(never_read(fast, values, faults_fast))
         if isinstance(energy, str):
             absent["power"] = energy
+        names = [source.name for source in [*self._often, *self._seldom] for _ in source.channels]
         throttled, reasons = throttling(fast, values)
         per, per_error = _per_inference(energy, inferences, idle)
         return Conditions(
@@ -186,7 +187,8 @@ class Telemetry:
             inferences=inferences,
             energy_per_inference_j=per,
             energy_per_inference_error_j=per_error,
-            readings=readings_of(fast, values, faults_fast) + (readings_of(slow, seldom, faults_slow) if slow else ()),
+            readings=readings_of(fast, names, values, faults_fast)
+            + (readings_of(slow, names[len(fast) :], seldom, faults_slow) if slow else ()),
             absent=absent,
         )
 
