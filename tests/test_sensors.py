@@ -375,6 +375,10 @@ def test_a_gpu_that_is_lost_reads_as_nothing_with_its_reason() -> None:
     assert source.fault(index) == "GPU is lost"
 
 
+def test_a_jetsons_gpu_is_not_added_to_the_rails_that_hold_it() -> None:
+    assert not nvml_sources(Library(), in_total=False).has_power
+
+
 def test_a_library_that_does_not_start_is_absent() -> None:
     found = nvml_sources(Library(nvmlInit=NvmlError("Driver Not Loaded")))
     assert found.absent == {"GPU": "NVML does not start (Driver Not Loaded)"}

@@ -110,27 +110,33 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def readings_of(
-    channels: Sequence[Channel], sources: Sequence[str], values: Array, faults: Sequence[str]
+    channels: Sequence[Channel], sources: Sequence[str], times: Array, values: Array, faults: Sequence[str]
 ) -> tuple[Reading, ...]:
     """Sum up every sensor that gave a reading.
 
     Args:
         channels, sources: (C,) what is read, and the name of where.
+        times: (N,) seconds.
         values: (N, C); NaN where a reading failed.
         faults: (C,) why the latest failure.
     """
+    since = np.diff(times, prepend=times[:1])
     return tuple(
-        _reading(channel, sources[index], values[:, index], faults[index])
+        _reading(channel, sources[index], since, values[:, index], faults[index])
         for index, channel in enumerate(channels)
         if channel.kind in _UNITS and np.isfinite(values[:, index]).any()
     )
 
 
-def _reading(channel: Channel, source: str, values: Array, fault: str) -> Reading:
-    good = values[np.isfinite(values)]
+def _reading(channel: Channel, source: str, since: Array, values: Array, fault: str) -> Reading:
+    finite = np.isfinite(values)
+    good, weights = values[finite], since[finite]
+    if channel.kind != "load" or not weights.sum() > 0:  # a load is of the time since the reading before
+        weights = np.ones_like(good)
     missed = 1.0 - len(good) / len(values)
     before, after, least, mean, most = (
-        round(float(value), 4) for value in (good[0], good[-1], good.min(), good.mean(), good.max())
+        round(float(value), 4)
+        for value in (good[0], good[-1], good.min(), np.average(good, weights=weights), good.max())
     )
     return Reading(
         name=channel.name,

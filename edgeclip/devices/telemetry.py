@@ -187,8 +187,12 @@ class Telemetry:
             inferences=inferences,
             energy_per_inference_j=per,
             energy_per_inference_error_j=per_error,
-            readings=readings_of(fast, names, values, faults_fast)
-            + (readings_of(slow, names[len(fast) :], seldom, faults_slow) if slow else ()),
+            readings=readings_of(fast, names, times[inside], values, faults_fast)
+            + (
+                readings_of(slow, names[len(fast) :], np.arange(float(len(seldom))), seldom, faults_slow)
+                if slow
+                else ()
+            ),
             absent=absent,
         )
 
