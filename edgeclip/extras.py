@@ -29,6 +29,7 @@ _EXTRA_OF = {
     "all_minilm_l6_v2": "demo",
     "skimage": "demo",
     "openvino": "openvino",
+    "pynvml": "telemetry",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "cuda",

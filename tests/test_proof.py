@@ -691,7 +691,7 @@ def test_a_choice_names_the_fastest_of_the_proved(
     golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed = {"onnxruntime": 10.0, "counting": 4.0}
-    monkeypatch.setattr("edgeclip.runtime.proof.latency_ms", lambda engine, _: speed[engine.name])
+    monkeypatch.setattr("edgeclip.runtime.proof.timed", lambda engine, _: (speed[engine.name], None))
     said: list[str] = []
     choice = choose(Bundle.open(golden_bundle), progress=said.append)
     assert (choice.variant, choice.engine) == ("fp32", "counting")  # as fast as fp16, and more exact
@@ -781,7 +781,7 @@ def printed(choice: Choice) -> list[str]:
 
 def test_the_choice_is_explained(golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "edgeclip.runtime.proof.latency_ms", lambda engine, _: 4.0 if engine.path.stem == "fp16" else 10.0
+        "edgeclip.runtime.proof.timed", lambda engine, _: (4.0 if engine.path.stem == "fp16" else 10.0, None)
     )
     bundle = add_variant(golden_bundle, "shuffled", WRONG["shuffled"])
     first, *refused = printed(choose(bundle))
@@ -799,7 +799,7 @@ def test_a_more_exact_choice_is_explained(
     golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "edgeclip.runtime.proof.latency_ms", lambda engine, _: 9.8 if engine.path.stem == "fp16" else 10.0
+        "edgeclip.runtime.proof.timed", lambda engine, _: (9.8 if engine.path.stem == "fp16" else 10.0, None)
     )
     (line,) = printed(choose(Bundle.open(golden_bundle), engine="counting"))
     assert line.startswith("fp32 on counting: 10.0 ms")
@@ -909,6 +909,7 @@ def test_build_for_openvino_proves_and_the_second_time_finds(golden_bundle: Path
     assert code == 0
     said = [line.partition(": ")[0] for line in lines]
     assert said == ["fp32 for openvino", "  proved", "fp16 for openvino", "  proved"]
+    assert all("; throttled: " in line and "power" in line for line in lines[1::2])  # what the machine was doing
     for line in lines[::2]:
         built = re.fullmatch(r"\w+ for openvino: built in \d+\.\d s, \d+\.\d MB, (.+)", line)
         assert built

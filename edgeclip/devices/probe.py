@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeclip.devices.memory import read_memory
+from edgeclip.devices.power_mode import nvpmodel_mode
 from edgeclip.devices.tree import Tree, field
 
 Description = dict[str, str | int | float]
@@ -18,7 +19,7 @@ _ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 
 
 def describe_machine(root: Path = Path("/")) -> Description:
-    """Board or CPU, cores, memory and the versions that matter to speed.
+    """Board or CPU, a Jetson's power mode, cores, memory and the versions that matter to speed.
 
     What cannot be read is left out, never guessed.
 
@@ -40,6 +41,8 @@ def describe_machine(root: Path = Path("/")) -> Description:
         described["board"] = board
     if l4t := (tree.text("etc/nv_tegra_release") or "").partition("\n")[0].lstrip("# "):
         described["l4t"] = l4t
+    if mode := nvpmodel_mode(tree):
+        described["power_mode"] = mode  # another mode is another machine to whoever reads a timing
     if cpu := field(tree.text("proc/cpuinfo"), "model name"):
         described["cpu"] = cpu
     if (memory_gib := read_memory(tree).total_gib) is not None:

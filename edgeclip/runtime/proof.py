@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeclip import __version__
 from edgeclip.bundle import Bundle
+from edgeclip.devices.conditions import Conditions
 from edgeclip.devices.cuda import find_gpu
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import MissingExtraError
@@ -32,6 +33,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         parity: against the bundle's golden embeddings.
         latency_ms: median of single images, preprocessed and in memory.
         machine: this machine.
+        conditions: what it was doing while the images were timed.
     """
 
     variant: str
@@ -41,6 +43,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityReport
     latency_ms: float
     machine: Description
+    conditions: Conditions | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -70,32 +73,39 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
     if (found := _read(_kept(decides, engine, graph))) is not None:
         return found
     with _load(bundle, described, path, engine, threads) as loaded:
+        parity = golden.compare(loaded, dynamic_batch=described.dynamic_batch)
+        latency_ms, conditions = timed(loaded, golden)
         proof = Proof(
             variant=variant,
             precision=described.precision,
             engine=engine,
             ran_on=loaded.describe(),
-            parity=golden.compare(loaded, dynamic_batch=described.dynamic_batch),
-            latency_ms=latency_ms(loaded, golden),
+            parity=parity,
+            latency_ms=latency_ms,
             machine=machine,
+            conditions=conditions,
         )
     write_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
     return proof
 
 
-def latency_ms(engine: Engine, golden: Golden) -> float:
-    """Median time of one image, milliseconds, once the engine has warmed up."""
+def timed(engine: Engine, golden: Golden) -> tuple[float, Conditions]:
+    """Median time of one image, milliseconds, once the engine has warmed up; and what the machine was doing then."""
+    from edgeclip.devices.telemetry import Telemetry  # here: a start that finds its proofs in the cache needs none
+
     image = golden.inputs(engine.encoder.preprocess)[:1]
-    start = time.perf_counter()
-    while time.perf_counter() - start < _WARM_UP_S:
-        engine.infer(image)
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < 3 or (len(times) < _RUNS and time.perf_counter() - start < _MEASURE_S):
-        before = time.perf_counter()
-        engine.infer(image)
-        times.append(time.perf_counter() - before)
-    return round(float(np.median(times)) * 1e3, 3)
+    with Telemetry() as telemetry:
+        start = time.perf_counter()
+        while time.perf_counter() - start < _WARM_UP_S:
+            engine.infer(image)
+        times: list[float] = []
+        start = telemetry.mark()
+        while len(times) < 3 or (len(times) < _RUNS and time.perf_counter() - start < _MEASURE_S):
+            before = time.perf_counter()
+            engine.infer(image)
+            times.append(time.perf_counter() - before)
+        conditions = telemetry.conditions(inferences=len(times), start=start, end=telemetry.mark())
+    return round(float(np.median(times)) * 1e3, 3), conditions
 
 
 def _kept(decides: Sequence[object], engine: str, graph: str) -> Path:
