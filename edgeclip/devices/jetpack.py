@@ -16,7 +16,8 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """Something known to be wrong with a component.
 
     Attributes:
-        component: ``"tensorrt"``, ``"onnxruntime-gpu"``, ``"python"``, … or ``"jetson"`` for all of a board's releases.
+        component: what the range counts: ``"tensorrt"``, ``"l4t"``, ``"python"``, ``"onnxruntime-gpu"``,
+            ``"opencv-python"``, ``"compute-capability"``, or ``"dla"`` (by the version of TensorRT).
         first: first version affected; empty for all up to ``last``.
         last: last version affected, with all that begin with it (``"10.4"`` holds 10.4.0.26); empty for no end.
         gate: whether an engine must not be used there unless its outputs were proved.
@@ -44,7 +45,7 @@ class JetPack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A JetPack release; a version that NVIDIA does not state is absent.
 
     Attributes:
-        l4t: of Jetson Linux, as in ``/etc/nv_tegra_release``, e.g. ``"36.4.3"``.
+        l4t: of Jetson Linux, as in ``/etc/nv_tegra_release``, e.g. ``"36.4.3"``, without a zero at its end.
         boards: names of device profiles.
         faults: ids of faults.
         wheels: where Python packages for it come from, for people.
@@ -52,11 +53,11 @@ class JetPack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """
 
     version: str
-    l4t: str
     boards: tuple[str, ...]
     source: str
     ubuntu: str
     python: str
+    l4t: str | None = None
     cuda: str | None = None
     cudnn: str | None = None
     tensorrt: str | None = None
@@ -73,7 +74,7 @@ class _Releases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_releases() -> tuple[JetPack, ...]:
     """All releases, oldest first."""
-    return tuple(sorted(_read().release, key=lambda each: version_key(each.l4t)))
+    return tuple(sorted(_read().release, key=lambda each: version_key(each.version)))
 
 
 def load_release(version: str) -> JetPack:
@@ -103,10 +104,13 @@ def release_for_l4t(l4t: str) -> JetPack | None:
     """The release that an L4T version belongs to: its own, or the last before it of the same major and minor version.
 
     Security updates have L4T versions of their own (36.4.7) and bring no other libraries.
+
+    Args:
+        l4t: e.g. ``"36.4.3"``.
     """
     wanted = version_key(l4t)
-    near = [each for each in load_releases() if version_key(each.l4t)[:2] == (*wanted, 0)[:2]]
-    before = [each for each in near if version_key(each.l4t) <= wanted]
+    known = sorted((version_key(each.l4t), each) for each in load_releases() if each.l4t)
+    before = [each for key, each in known if key[:2] == wanted[:2] and key <= wanted]
     return before[-1] if before else None
 
 
@@ -121,17 +125,12 @@ def faults_by_id(ids: tuple[str, ...]) -> tuple[Fault, ...]:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """``"36.4.0"`` as ``(36, 4)``: numbers that compare as versions do, what is no number ending them.
-
-    Trailing zeros are left out, so 36.4 and 36.4.0 are one.
-    """
+    """``"10.4.0.26"`` as ``(10, 4, 0, 26)``: numbers, which compare as versions do; what is no number ends them."""
     numbers: list[int] = []
     for part in version.split("."):
         if not part.isdigit():
             break
         numbers.append(int(part))
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
     return tuple(numbers)
 
 

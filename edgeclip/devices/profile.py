@@ -147,6 +147,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         compute_capability: of its GPU, e.g. ``"8.7"``.
         architecture: of its GPU (``"Ampere"``), or of a CPU (``"x86-64"``, ``"aarch64"``).
         precisions: those that are legal there.
+        gpu_mhz: clock of the GPU that ``peaks`` hold at.
         jetpacks: versions of ``releases.toml``.
         wheels: where its Python packages come from, for people.
         faults: ids of faults in ``releases.toml`` that hold on the device whatever its release.
@@ -166,6 +167,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     alias_modes: dict[str, str] = {}
     year: int | None = None
     compute_capability: str | None = None
+    gpu_mhz: Figure | None = None
     power_modes: tuple[PowerMode, ...] = ()
     dla: Dla | None = None
     cameras: tuple[Camera, ...] = ()
@@ -184,7 +186,10 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         return any(each.name == precision for each in self.precisions)
 
     def at(self, mode: str) -> DeviceProfile:
-        """The device in one of its power modes: peaks and bandwidth are that mode's where it has its own.
+        """The device in one of its power modes: its bandwidth and peaks are those that hold there.
+
+        Where the vendor publishes no peaks of the mode, the device's are scaled by the clock of the GPU, and say so;
+        where that clock is not known either, they stay as they are.
 
         Raises:
             InputError: it has no mode of that name.
@@ -192,12 +197,31 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         for each in self.power_modes:
             if each.name == mode:
                 bandwidth = each.bandwidth_gb_s or self.memory.bandwidth_gb_s
-                memory = msgspec.structs.replace(self.memory, bandwidth_gb_s=bandwidth)
                 return msgspec.structs.replace(
-                    self, title=f"{self.title} in {mode}", memory=memory, peaks=each.peaks or self.peaks
+                    self,
+                    title=f"{self.title} in {mode}",
+                    memory=msgspec.structs.replace(self.memory, bandwidth_gb_s=bandwidth),
+                    peaks=each.peaks or self._peaks_at(each.gpu_mhz),
                 )
         known = ", ".join(each.name for each in self.power_modes) or "none"
         raise InputError(f"expected a power mode of {self.name}, got {mode!r}: known are {known}")
+
+    def _peaks_at(self, gpu_mhz: float | None) -> tuple[Peak, ...]:
+        if gpu_mhz is None or self.gpu_mhz is None:
+            return self.peaks
+        part = gpu_mhz / self.gpu_mhz.value
+        note = f"scaled to {gpu_mhz:g} of {self.gpu_mhz.value:g} MHz"
+        return tuple(
+            msgspec.structs.replace(
+                peak,
+                tflops=Figure(
+                    round(peak.tflops.value * part, 3),
+                    peak.tflops.source,
+                    f"{peak.tflops.note}; {note}" if peak.tflops.note else note,
+                ),
+            )
+            for peak in self.peaks
+        )
 
 
 @cache
