@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_devices, cli_doctor, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_devices, cli_doctor, cli_label, cli_make, cli_plan
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -36,6 +36,7 @@ for verb in (
     cli_make.export,
     cli_make.quantize,
     cli_make.build,
+    cli_plan.plan,
     cli_make.train,
     cli_adapt.fewshot,
     cli_adapt.wise_ft,

@@ -23,6 +23,9 @@ def export(
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
     ] = "",
+    target: Annotated[
+        str | None, typer.Option(help="Device to export for: makes the forms that pay there, and plans for it.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Images to measure ranges on. [crops of the photographs]")
     ] = None,
@@ -33,6 +36,9 @@ def export(
     require("torch", purpose="export a model")
     require("onnxscript", purpose="export a model")
     from edgeclip.calibration.images import sample_images
+    from edgeclip.devices.plan import plan, variants_for
+    from edgeclip.devices.profile import load_profile
+    from edgeclip.export.cost_of import cost_of_bundle
     from edgeclip.export.export_bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
     from edgeclip.export.photographs import photographs
     from edgeclip.export.variants import check_variant_names
@@ -40,11 +46,14 @@ def export(
 
     names = split_names(variants)
     check_variant_names(names)
+    profile = load_profile(target) if target else None
+    if profile:
+        names = variants_for(profile, names)
     if calibration and not names:
         raise InputError("expected --variants with --calibration, got none: fp32 needs no ranges")
-    target = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already: choose another --output or pass --overwrite")
+    path = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: choose another --output or pass --overwrite")
     images = photographs(photos)
     with console.status("loading the model") as status:
         loaded = load_model(model, pretrained=pretrained, seed=seed)
@@ -52,11 +61,16 @@ def export(
             tuple(names), sample_images(calibration, CALIBRATION_IMAGES, seed=seed) if calibration else ()
         )
         bundle = export_bundle(
-            loaded, target, photos=images, variants=options, overwrite=overwrite, progress=status.update
+            loaded, path, photos=images, variants=options, overwrite=overwrite, progress=status.update
         )
     from edgeclip.card import print_card
 
     print_card(bundle, console)
+    if profile:
+        from edgeclip.devices.plan_card import print_plan
+
+        console.print()
+        print_plan(plan(cost_of_bundle(bundle), profile), console)
 
 
 def train(
