@@ -31,11 +31,10 @@ def evaluate(
         str, typer.Option(help="A set whose usual class names and templates to take: imagenet, cifar10, flowers, …")
     ] = "",
     templates: Annotated[
-        str,
-        typer.Option(help="simple, imagenet (CLIP's 80), or a file; the set's with --classes.", show_default="simple"),
+        str, typer.Option(help="simple, imagenet (CLIP's 80), or a file. [simple; with --classes the set's]")
     ] = "",
-    variant: Annotated[list[str] | None, typer.Option(help="Form of the encoder; may be given several times.")] = None,
-    engine: Annotated[str, typer.Option(help="Inference engine, as for label.")] = "onnxruntime",
+    variant: Annotated[list[str] | None, typer.Option(help="Form of the encoder; may be given again. [fp32]")] = None,
+    engine: Annotated[str, typer.Option(help="Inference engine; see docs/engines.md.")] = "onnxruntime",
     against: Annotated[
         str | None, typer.Option(help="Another variant: print the difference on the same images, with its interval.")
     ] = None,
@@ -70,9 +69,9 @@ def evaluate(
             watch = _watch(bars, "captioned images")
             retrievals.append(evaluate_retrieval(opened, captioned, variant=name, engine=engine, progress=watch))
     report = EvalReport(accuracies, retrievals)
-    print_report(report, console)
     if json_file:
         write_json(json_file, report.as_json())
+    print_report(report, console)
 
 
 def _watch(bars: Progress, name: str) -> Callable[[int, int], None]:

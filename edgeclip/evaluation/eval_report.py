@@ -11,10 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgeclip.devices.probe import summary
+from edgeclip.devices.probe import installed_versions, summary
 from edgeclip.evaluation.metrics import ClassAccuracy
 from edgeclip.evaluation.retrieval import RetrievalResult
 from edgeclip.evaluation.zeroshot import ZeroShotResult
+from edgeclip.runtime.engine import ENGINES
 
 _SHOWN = 5
 
@@ -118,7 +119,9 @@ def _failed(count: int) -> str:
 
 def _measured_on(results: Sequence[ZeroShotResult | RetrievalResult]) -> str:
     first, variants = results[0], ", ".join(result.variant for result in results)
-    return f"{variants} of model {first.model_id} by {first.engine} on {summary(first.machine)}"
+    libraries = installed_versions(ENGINES) | installed_versions(["tensorrt-rtx-cu13"])
+    own = {part: value for part, value in first.machine.items() if part == first.engine or part not in libraries}
+    return f"{variants} of model {first.model_id} by {first.engine} on {summary(own)}"
 
 
 def _say(text: str, console: Console, style: str = "") -> None:

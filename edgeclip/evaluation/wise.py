@@ -44,7 +44,7 @@ class WiseOptions:
     names: Path | None = None
 
 
-class LabelledSet:
+class DecodedSet:
     """A folder with one folder of images a class.
 
     Raises:
@@ -81,16 +81,16 @@ class LabelledSet:
         return MeasuredSet(self.name, len(self.labels), len(self.classes), len(self.files) - len(self.labels))
 
 
-def read_sets(data: Path, shifts: Sequence[Path], names: Path | None) -> list[LabelledSet]:
-    """The target set, then the shift sets; raises as :class:`LabelledSet`."""
-    target = LabelledSet(data, names)
+def read_sets(data: Path, shifts: Sequence[Path], names: Path | None) -> list[DecodedSet]:
+    """The target set, then the shift sets; raises as :class:`DecodedSet`."""
+    target = DecodedSet(data, names)
     named = set(json.loads(names.read_text(encoding="utf-8"))) if names else set()
-    return [target, *(LabelledSet(shift, names if named & _folders(shift) else None) for shift in shifts)]
+    return [target, *(DecodedSet(shift, names if named & _folders(shift) else None) for shift in shifts)]
 
 
 def measure_wise(
     way: CheckpointsBetween,
-    sets: Sequence[LabelledSet],
+    sets: Sequence[DecodedSet],
     options: WiseOptions,
     *,
     progress: Progress | None = None,
@@ -166,7 +166,7 @@ def _text_features(model: TwoTower) -> Callable[[Sequence[str]], torch.Tensor]:
 
 def _hits(
     model: TwoTower,
-    sets: Sequence[LabelledSet],
+    sets: Sequence[DecodedSet],
     features: npt.NDArray[np.float16],
     texts: _Texts,
     templates: Sequence[str],
