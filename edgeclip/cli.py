@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_evidence, cli_label, cli_make
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -41,6 +41,7 @@ for verb in (
     cli_adapt.wise_ft,
     cli_adapt.qat,
     cli_label.label,
+    cli_evidence.robustness,
 ):
     app.command()(verb)
 app.add_typer(prompts_app, name="prompts")

@@ -69,7 +69,7 @@ def rain(image: Image, amount: float, random: Random) -> Image:
         start = (x * width * 1.4 - 0.2 * width, y * height * 1.2 - 0.2 * height)
         end = (start[0] + slant * length, start[1] + length)
         _line(streaks, start, end, round(255 * (0.35 + 0.65 * strength)), max(1, round(0.010 * near**2 * side)))
-    soft = _blurred(streaks.astype(np.float32) / 255, 0.003 * side)
+    soft = _blurred(streaks, 0.003 * side)
     opacity = (0.30 + 0.35 * amount) * soft[..., None]
     veil = np.float32(0.3 * amount)
     light = to_light(image)
@@ -117,7 +117,7 @@ def lens_dirt(image: Image, cover: float, random: Random) -> Image:
             _fixed((axes, axes * (0.4 + 0.6 * flat))),
             180 * turn, 0, 360, round(255 * (0.6 + 0.4 * dark)), -1, cv2.LINE_AA, _BITS,
         )  # fmt: skip
-    opacity = _blurred(dirt.astype(np.float32) / 255, 0.012 * side)[..., None]
+    opacity = _blurred(dirt, 0.012 * side)[..., None]
     light = to_light(image)
     scattered = light.mean(axis=(0, 1)) * np.float32(_SOOT)
     return to_levels(light * (1 - opacity) + opacity * scattered)
@@ -164,8 +164,10 @@ def _filtered(image: Image, kernel: Light) -> Image:
     return to_levels(cv2.filter2D(to_light(image), -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101))
 
 
-def _blurred(layer: Light, sigma: float) -> Light:
+def _blurred(drawn: Image, sigma: float) -> Light:
+    """What was drawn (H, W) uint8, smoothed, in [0, 1]."""
     cv2 = opencv()
+    layer: Light = np.multiply(drawn, np.float32(1 / 255), dtype=np.float32)
     if sigma < 0.3:  # nothing that a pixel could show
         return layer
     return np.asarray(cv2.GaussianBlur(layer, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101), dtype=np.float32)
@@ -178,7 +180,7 @@ def _smooth_noise(height: int, width: int, random: Random) -> Light:
     for octave in range(4):
         grid = random.uniform(size=(3 * 2**octave, 3 * 2**octave)).astype(np.float32)
         noise += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2**octave
-    return np.clip(noise / 1.875, 0, 1)
+    return np.asarray(np.clip(noise / 1.875, 0, 1), dtype=np.float32)
 
 
 def _line(canvas: Image, start: tuple[float, float], end: tuple[float, float], value: int, thickness: int) -> None:

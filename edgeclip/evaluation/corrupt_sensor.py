@@ -12,7 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.errors import SourceError
+from edgeclip.errors import InputError
 from edgeclip.runtime.images import Image, opencv
 
 Light = npt.NDArray[np.float32]
@@ -34,13 +34,15 @@ _CLIP_FRAMES = 4
 
 def to_light(image: Image) -> Light:
     """sRGB levels (H, W, 3) as linear light in [0, 1], float32."""
-    return _TO_LIGHT[image]
+    light: Light = _TO_LIGHT[image]
+    return light
 
 
 def to_levels(light: Light) -> Image:
     """Linear light (H, W, 3), clipped to [0, 1], as sRGB levels uint8."""
     steps = np.clip(light, 0, 1) * np.float32(_STEPS - 1)
-    return _TO_LEVEL[(steps + np.float32(0.5)).astype(np.int32)]
+    levels: Image = _TO_LEVEL[(steps + np.float32(0.5)).astype(np.int32)]
+    return levels
 
 
 def exposure(image: Image, stops: float, _random: Random) -> Image:
@@ -48,7 +50,8 @@ def exposure(image: Image, stops: float, _random: Random) -> Image:
 
     It works on 8-bit levels: what a darker image loses in steps stays lost, as it does after a camera's encoder.
     """
-    return _levels_of(_TO_LIGHT * np.float32(2.0**stops))[image]
+    levels: Image = to_levels(_TO_LIGHT * np.float32(2.0**stops))[image]
+    return levels
 
 
 def low_light(image: Image, photons: float, random: Random) -> Image:
@@ -102,7 +105,7 @@ def h264(image: Image, rate: float, random: Random) -> Image:
         rate: x264's constant rate factor, 0 (lossless) to 51.
 
     Raises:
-        SourceError: this build of FFmpeg has no x264.
+        InputError: this build of FFmpeg has no x264.
     """
     height, width = image.shape[:2]
     # Whole macroblocks and a margin to slide in: an encoder's own padding is as wide, and sizes may be odd or tiny.
@@ -121,7 +124,7 @@ def _through_x264(frames: list[Image], rate: float) -> Image:
     try:
         encoder = av.CodecContext.create("libx264", "w")
     except av.error.FFmpegError as error:
-        raise SourceError(
+        raise InputError(
             "H.264 artefacts need an FFmpeg with libx264, and this PyAV has none: leave h264 out"
         ) from error
     decoder = av.CodecContext.create("h264", "r")
@@ -140,8 +143,3 @@ def _through_x264(frames: list[Image], rate: float) -> Image:
     decoded.extend(decoder.decode(None))
     last: Image = decoded[-1].to_ndarray(format="rgb24")
     return last
-
-
-def _levels_of(lights: Light) -> Image:
-    """A look-up table of 256 lights as levels."""
-    return to_levels(lights)

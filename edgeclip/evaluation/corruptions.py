@@ -1,8 +1,8 @@
 """A photograph, a corruption's name and a severity in; the photograph as a worse camera would have given it out.
 
 The idea of named corruptions in five severities is that of Hendrycks and Dietterich ("Benchmarking neural network
-robustness to common corruptions and perturbations", 2019); the kinds here are those of fixed cameras. Another one is one
-function and one row of :data:`SUITE`.
+robustness to common corruptions and perturbations", 2019); the kinds here are those of fixed cameras. Another one is
+one function and one row of :data:`SUITE`.
 
 What is drawn is drawn from (image key, corruption, severity) alone, by a generator whose numbers NumPy has frozen.
 Pixels are the same wherever the same OpenCV, FFmpeg and x264 run; other builds may round a level up or down.
@@ -50,8 +50,8 @@ SUITE: Mapping[str, Corruption] = {
         Corruption("over-exposure", sensor.exposure, (0.7, 1.2, 1.8, 2.5, 3.2), "stops"),
         Corruption("under-exposure", sensor.exposure, (-1.0, -2.0, -3.0, -4.0, -5.0), "stops"),
         Corruption("low-light", sensor.low_light, (300, 120, 50, 22, 10), "electrons at white"),
-        Corruption("motion-blur", optics.motion_blur, (0.02, 0.04, 0.07, 0.10, 0.15), "way, of the shorter side"),
-        Corruption("defocus-blur", optics.defocus_blur, (0.006, 0.011, 0.018, 0.027, 0.040), "radius, of the shorter side"),
+        Corruption("motion-blur", optics.motion_blur, (0.02, 0.04, 0.07, 0.10, 0.15), "way / shorter side"),
+        Corruption("defocus-blur", optics.defocus_blur, (0.006, 0.011, 0.018, 0.027, 0.040), "radius / shorter side"),
         Corruption("jpeg", sensor.jpeg, (40, 22, 14, 10, 6), "quality"),
         Corruption("h264", sensor.h264, (32, 37, 41, 45, 49), "x264 rate factor"),
         Corruption("rolling-bands", sensor.rolling_bands, (0.4, 0.6, 0.75, 0.88, 0.97), "depth"),

@@ -1,4 +1,4 @@
-"""Accuracies of several models, clean and under shift, in; what a model keeps beyond what its clean accuracy predicts out.
+"""Accuracies of several models, clean and under shift, in; what one keeps beyond what its clean accuracy predicts out.
 
 Effective robustness is that of Taori and others ("Measuring robustness to natural distribution shifts in image
 classification", 2020): a line is fitted to logit(shift accuracy) over logit(clean accuracy) of ordinary models, and a
@@ -78,8 +78,8 @@ def fit_line(clean: Sequence[float], shift: Sequence[float], *, n: int) -> Line:
     y = np.array([logit(value, n) for value in shift])
     if x.std() < _LEAST_SPREAD:
         raise InputError(
-            f"expected baseline models of different accuracy, got {min(clean):.3f} to {max(clean):.3f} on clean images: "
-            "a line needs some that are clearly better than others"
+            f"expected baseline models of different accuracy, got {min(clean):.3f} to {max(clean):.3f} on clean images"
+            ": a line needs some that are clearly better than others"
         )
     slope, intercept = np.polyfit(x, y, 1)
     left = y - (intercept + slope * x)

@@ -1,25 +1,25 @@
 """A bundle, clean labelled images and sets under shift in; what corruption and precision cost, on the same images, out.
 
-Every clean image is corrupted once and goes through all variants, so what is compared is compared in pairs.
+Every variant sees the same pixels, so what is compared is compared in pairs. Embeddings are kept as they are made
+(:mod:`edgeclip.evaluation.image_embeddings`): a run that was killed goes on, and a second one reads them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import TypeVar
+from itertools import accumulate
 
 import numpy as np
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import describe_machine
-from edgeclip.errors import InputError, SourceError
-from edgeclip.evaluation.corruptions import SUITE, SUITE_VERSION, check_severities, corrupt, corruptions_called
-from edgeclip.evaluation.dataset import Item, Items, LabelledSet, Labels
+from edgeclip.errors import InputError
+from edgeclip.evaluation.corrupted_views import Views
+from edgeclip.evaluation.corruptions import SUITE, SUITE_VERSION, check_severities, corruptions_called
+from edgeclip.evaluation.dataset import Items, LabelledSet, Labels
+from edgeclip.evaluation.image_embeddings import image_embeddings
+from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.paired import (
     ExtraLoss,
     Hits,
@@ -29,19 +29,12 @@ from edgeclip.evaluation.paired import (
 )
 from edgeclip.evaluation.robustness_report import CorruptionResult, RobustnessReport, ShiftResult, accuracy_of
 from edgeclip.evaluation.shift_sets import shared_classes, stratified
-from edgeclip.evaluation.zeroshot import true_class_ranks
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.files import sha256_json
 from edgeclip.prompts import FloatArray, load_templates
-from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engine import ByteArray
-from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.preprocess import Preprocessor
 
-_BATCH = 32
 _LEAST_SIDE = 256
 Progress = Callable[[int, int], None]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def measure_robustness(
         clean: labelled images; an image whose shorter side is longer than 256 pixels (or than the encoder's input, if
             that is larger) is reduced to it first, so that noise and blocks mean the same for all cameras.
         shifts: sets of other images, from :func:`edgeclip.evaluation.shift_sets.open_shift_set`.
-        progress: called with (runs of the encoders done, runs in all).
+        progress: called with (views encoded or read, views in all), over all variants.
 
     Raises:
         InputError: unusable options.
@@ -104,17 +97,12 @@ def measure_robustness(
         table_for_bundle(bundle, item.classes, options.templates, name="robustness").embeddings
         for item in (clean, *shifts)
     ]
-    runs = [len(samples[0]) * (1 + len(options.conditions)), *(len(sample) for sample in samples[1:])]
-    count = _Counter(progress, total=sum(runs))
-    with ExitStack() as stack:
-        encoders = [stack.enter_context(ImageEncoder(bundle, name)) for name in options.variants]
-        seen = _see_corrupted(encoders, samples[0], tables[0], options, count)
-        if not len(seen.labels):
-            raise SourceError(f"none of the {len(samples[0])} images in {clean.name} can be decoded: check one by hand")
-        found = [
-            _shifted(encoders, opened, sample, rows, _of_these_classes(seen, clean, opened, rows), seen, count)
-            for opened, sample, rows in zip(shifts, samples[1:], tables[1:], strict=True)
-        ]
+    watch = _Watch(progress, [len(samples[0]) * (1 + len(options.conditions)), *map(len, samples[1:])], options)
+    seen = _see_corrupted(bundle, samples[0], tables[0], options, watch)
+    found = [
+        _shifted(bundle, opened, sample, rows, _of_these_classes(seen, clean, opened, rows), seen, options, watch)
+        for opened, sample, rows in zip(shifts, samples[1:], tables[1:], strict=True)
+    ]
     hits = seen.hits
     return RobustnessReport(
         model_id=bundle.manifest.model.id,
@@ -153,82 +141,44 @@ class _Seen:
     hits: list[Hits]
 
 
-def _see_corrupted(
-    encoders: Sequence[ImageEncoder], sample: Items, rows: FloatArray, options: RobustnessOptions, count: _Counter
-) -> _Seen:
-    spec = encoders[0].bundle.manifest.encoder.preprocess
-    side = max(_LEAST_SIDE, spec.height, spec.width)
-    preprocess = Preprocessor(spec)  # the worker thread's own
-
-    def prepare(item: Item) -> tuple[int, ByteArray] | None:
-        """The label of an image; and it, without corruption and under each condition, (1 + K, H, W, 3) uint8."""
-        try:
-            image = reduced(item.read(), side)
-        except SourceError:
-            return None
-        views = [image, *(corrupt(image, *condition, key=item.key) for condition in options.conditions)]
-        return item.label, np.stack([preprocess.resize(view) for view in views])
-
-    labels: list[int] = []
-    embeddings: list[list[FloatArray]] = [[] for _ in encoders]
-    hits: list[list[Hits]] = [[] for _ in encoders]
-    for prepared in _ahead(prepare, sample):
-        if prepared is not None:
-            label, views = prepared
-            labels.append(label)
-            for encoder, own_embeddings, own_hits in zip(encoders, embeddings, hits, strict=True):
-                found = _encode(encoder, views)  # (1 + K, D)
-                own_embeddings.append(found[0])
-                own_hits.append(_hits(found, rows, np.full(len(found), label)))
-        count.add(1 + len(options.conditions))
-    if not labels:
-        return _Seen(np.empty(0, np.int64), [], [])
-    return _Seen(
-        np.array(labels, np.int64), [np.stack(item) for item in embeddings], [np.stack(item, axis=1) for item in hits]
-    )
+def _see_corrupted(bundle: Bundle, sample: Items, rows: FloatArray, options: RobustnessOptions, watch: _Watch) -> _Seen:
+    spec = bundle.manifest.encoder.preprocess
+    views = Views(sample, options.conditions, side=max(_LEAST_SIDE, spec.height, spec.width))
+    labels, embeddings, hits = np.empty(0, np.int64), [], []
+    for variant in options.variants:
+        found, keep = image_embeddings(bundle, variant, views, progress=watch.next())
+        step = 1 + len(options.conditions)
+        readable = keep.reshape(-1, step).all(axis=1)  # of one image, all views or none
+        labels = sample.labels[readable]
+        seen = found.reshape(len(sample), step, -1)[readable]  # (N, 1 + K, D)
+        embeddings.append(seen[:, 0])
+        hits.append(np.stack([_hits(seen[:, row], rows, labels) for row in range(step)]))
+    return _Seen(labels, embeddings, hits)
 
 
 def _shifted(
-    encoders: Sequence[ImageEncoder],
+    bundle: Bundle,
     opened: LabelledSet,
     sample: Items,
     rows: FloatArray,
     clean: list[Hits] | None,
     seen: _Seen,
-    count: _Counter,
+    options: RobustnessOptions,
+    watch: _Watch,
 ) -> ShiftResult:
-    """One set of other images, (C, D) ``rows`` of its classes; ``clean`` hits on its classes, if the clean set has them."""
-    labels: list[int] = []
-    hits: list[list[Hits]] = [[] for _ in encoders]
-    preprocess = Preprocessor(encoders[0].bundle.manifest.encoder.preprocess)
-
-    def prepare(item: Item) -> tuple[int, ByteArray] | None:
-        try:
-            return item.label, preprocess.resize(item.read())
-        except SourceError:
-            return None
-
-    read = _ahead(prepare, sample)
-    while batch := list(islice(read, _BATCH)):
-        known = [item for item in batch if item is not None]
-        truth = np.array([label for label, _ in known], np.int64)
-        labels.extend(truth.tolist())
-        if known:
-            views = np.stack([view for _, view in known])
-            for encoder, own_hits in zip(encoders, hits, strict=True):
-                own_hits.append(_hits(_encode(encoder, views), rows, truth))
-        count.add(len(batch))
-    if not labels:
-        raise SourceError(f"none of the {len(sample)} images in {opened.name} can be decoded: check one by hand")
-    shifted = [np.concatenate(item) for item in hits]
+    """One set of other images, with (C, D) ``rows`` of its classes; ``clean`` are hits on clean images of these."""
+    shifted = []
+    for variant in options.variants:
+        found, keep = image_embeddings(bundle, variant, sample, progress=watch.next())
+        shifted.append(_hits(found[keep], rows, sample.labels[keep]))
     paired = [paired_difference(shifted[0], other) for other in shifted[1:]]
     base = clean or [item[0] for item in seen.hits]
     before = [paired_difference(base[0], other) for other in base[1:]]
     return ShiftResult(
         name=opened.name,
-        images=len(labels),
+        images=len(shifted[0]),
         classes=len(opened.classes),
-        unreadable=len(sample) - len(labels),
+        unreadable=len(sample) - len(shifted[0]),
         images_id=_images_id(sample),
         top1=[accuracy_of(item) for item in shifted],
         clean_top1=[float(item.mean()) for item in clean] if clean else None,
@@ -254,57 +204,28 @@ def _of_these_classes(seen: _Seen, clean: LabelledSet, shift: LabelledSet, rows:
     return [_hits(item[there], rows, truth[there]) for item in seen.embeddings]
 
 
-def reduced(image: Image, side: int) -> Image:
-    """The image, with its shorter side brought down to ``side`` pixels if it is longer (mean of the area)."""
-    height, width = image.shape[:2]
-    if min(height, width) <= side:
-        return image
-    ratio = side / min(height, width)
-    cv2 = opencv()
-    size = (max(side, round(width * ratio)), max(side, round(height * ratio)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _encode(encoder: ImageEncoder, views: ByteArray) -> FloatArray:
-    """Unit embeddings (N, D) of resized images (N, H, W, 3) uint8."""
-    parts = [
-        encoder.encode_preprocessed(encoder.preprocess.normalise_batch(views[start : start + _BATCH]))
-        for start in range(0, len(views), _BATCH)
-    ]
-    return np.concatenate(parts)
-
-
 def _hits(embeddings: FloatArray, rows: FloatArray, truth: Labels) -> Hits:
     """Which of (N, D) are nearest to the row (C, D) of their class (N,)."""
-    return np.asarray(true_class_ranks(embeddings @ rows.T, truth) == 0)
+    return np.asarray(predictions(embeddings, rows, truth).ranks == 0)
 
 
 def _images_id(sample: Items) -> str:
     return sha256_json([[item.key, item.label] for item in sample])
 
 
-def _ahead(prepare: Callable[[Item], _T], items: Iterable[Item]) -> Iterator[_T]:
-    """What ``prepare`` makes of each item, in order; two are made ahead in another thread while the engines run."""
-    with ThreadPoolExecutor(1) as pool:
-        under_way: deque[Future[_T]] = deque()
-        for item in items:
-            under_way.append(pool.submit(prepare, item))
-            if len(under_way) > 2:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+class _Watch:
+    """Progress of several runs of the encoders as one: sets one after another, each through all variants."""
 
+    def __init__(self, progress: Progress | None, sizes: Sequence[int], options: RobustnessOptions) -> None:
+        self._progress = progress
+        self._ends = list(accumulate([0, *(size for size in sizes for _ in options.variants)]))
+        self._run = -1
 
-class _Counter:
-    """Adds up runs of the encoders and tells them on."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, runs: int) -> None:
-        self._done += runs
-        if self._progress:
-            self._progress(self._done, self._total)
+    def next(self) -> Progress | None:
+        """What the next run calls."""
+        self._run += 1
+        before, progress = self._ends[self._run], self._progress
+        return (lambda done, _total: progress(before + done, self._ends[-1])) if progress else None
 
 
 def _by_corruption(hits: Sequence[Hits], options: RobustnessOptions) -> list[CorruptionResult]:

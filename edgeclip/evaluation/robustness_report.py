@@ -13,9 +13,9 @@ import numpy.typing as npt
 from edgeclip.devices.probe import Description, summary
 from edgeclip.errors import InputError
 from edgeclip.evaluation.effective import Effective
+from edgeclip.evaluation.metrics import wilson_interval
 from edgeclip.evaluation.paired import ExtraLoss, PairedDifference
 from edgeclip.evaluation.wise_report import Accuracy
-from edgeclip.evaluation.zeroshot import wilson_interval
 
 _Z95 = 1.959964
 
@@ -124,7 +124,8 @@ def read_report(path: Path) -> RobustnessReport:
         return msgspec.json.decode(path.read_bytes(), type=RobustnessReport)
     except (OSError, msgspec.DecodeError) as error:
         raise InputError(
-            f"expected the JSON of an earlier robustness run at {path} ({error}): make it with edgeclip robustness --json"
+            f"expected the JSON of an earlier robustness run at {path} ({error}): make it with edgeclip robustness "
+            "--json"
         ) from error
 
 

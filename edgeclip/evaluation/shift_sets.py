@@ -1,4 +1,4 @@
-"""A folder laid out as ImageNet-R, -A, -V2 or -Sketch, or any folder of class folders, in; a labelled set of its classes out.
+"""A folder laid out as ImageNet-R, -A, -V2 or -Sketch, or any class folders, in; a labelled set of its classes out.
 
 The classes are those that are there: of ImageNet-R and -A that is 200 of the 1000, and images are scored among these
 200 alone, as is usual for both sets (Hendrycks and others 2021).
@@ -7,6 +7,7 @@ The classes are those that are there: of ImageNet-R and -A that is 200 of the 10
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +30,8 @@ _LEAST_NUMBERED = 11
 def open_shift_set(folder: Path, names: Path | None = None) -> LabelledSet:
     """Open labelled images; ImageNet's folders get ImageNet's class names as open_clip has them.
 
-    ImageNet's are folders that are all called by WordNet ids (``n01443537``: -R, -A, -Sketch, ImageNet itself), or all by
-    numbers up to 999, more than ten of them (-V2). Others go by their names, or by those in ``names``.
+    ImageNet's are folders that are all called by WordNet ids (``n01443537``: -R, -A, -Sketch, ImageNet itself), or all
+    by numbers up to 999, more than ten of them (-V2). Others go by their names, or by those in ``names``.
 
     Args:
         names: as :func:`edgeclip.evaluation.dataset.open_labelled` takes them; it goes before ImageNet's names.
@@ -45,6 +46,17 @@ def open_shift_set(folder: Path, names: Path | None = None) -> LabelledSet:
     return opened if found is None else dataclasses.replace(opened, classes=found)
 
 
+def names_of(folder: Path, names: Path | None) -> Path | None:
+    """A file of names, if it is an object that names one of a set's class folders; else the set goes by its own."""
+    if names is None or not folder.is_dir():
+        return names
+    try:
+        given = json.loads(names.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return names  # whoever opens it says what is wrong
+    return names if any(item.name in given for item in folder.iterdir() if item.is_dir()) else None
+
+
 def imagenet_classes(folders: Sequence[str]) -> tuple[PromptClass, ...] | None:
     """ImageNet's classes of these folders, labelled by folder; None where the folders are not ImageNet's.
 
@@ -56,7 +68,8 @@ def imagenet_classes(folders: Sequence[str]) -> tuple[PromptClass, ...] | None:
         index = {wnid: row for row, wnid in enumerate(timm.ImageNetInfo("imagenet-1k").label_names())}
         if strange := [folder for folder in folders if folder not in index]:
             raise InputError(
-                f"expected WordNet ids of ImageNet's {_CLASSES} classes, got {', '.join(strange[:3])}: pass --names FILE"
+                f"expected WordNet ids of ImageNet's {_CLASSES} classes, got {', '.join(strange[:3])}: "
+                "pass --names FILE"
             )
         rows = [index[folder] for folder in folders]
     elif len(folders) >= _LEAST_NUMBERED and all(folder.isdecimal() for folder in folders):
