@@ -18,6 +18,7 @@ from edgeclip.runtime.images import Image, opencv
 _SUBPIXELS = 16  # fraction of a pixel that OpenCV's drawing is given, as a power of two: 4 bits
 _BITS = 4
 _AIRLIGHT = 0.8  # of fog, linear light
+_LONGEST = 8  # sides of a square that streaks are drawn for; a longer strip gets no more of them
 _STREAK_LIGHT = 0.75  # of a drop, which shows the bright sky
 _SOOT = 0.25  # what dirt sends on of the scene's mean light
 
@@ -63,7 +64,7 @@ def rain(image: Image, amount: float, random: Random) -> Image:
     side = min(height, width)
     slant = random.uniform(-0.35, 0.35)
     streaks = np.zeros((height, width), np.uint8)
-    count = round((80 + 620 * amount) * max(height, width) / side)
+    count = round((80 + 620 * amount) * min(max(height, width) / side, _LONGEST))
     for x, y, near, strength in random.uniform(size=(count, 4)):
         length = (0.05 + 0.25 * near**2) * (0.4 + 0.6 * amount) * side
         start = (x * width * 1.4 - 0.2 * width, y * height * 1.2 - 0.2 * height)
@@ -133,10 +134,10 @@ def rotation(image: Image, degrees: float, random: Random) -> Image:
     height, width = image.shape[:2]
     turn = degrees if random.uniform() < 0.5 else -degrees
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, 1)
-    return np.asarray(
-        cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101),
-        dtype=np.uint8,
-    )
+    # OpenCV 5.0 never returns when it mirrors a single row or column.
+    border = cv2.BORDER_REFLECT_101 if min(height, width) > 1 else cv2.BORDER_REPLICATE
+    turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=border)
+    return np.asarray(turned, dtype=np.uint8)
 
 
 def distance(image: Image, size: float, random: Random) -> Image:

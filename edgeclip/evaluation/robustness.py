@@ -93,10 +93,10 @@ def measure_robustness(
         VariantError, EngineError: as bundle and engine say.
     """
     samples = [stratified(item, options.limit, seed=options.seed) for item in (clean, *shifts)]
-    tables = [
-        table_for_bundle(bundle, item.classes, options.templates, name="robustness").embeddings
-        for item in (clean, *shifts)
-    ]
+    tables = [_rows(bundle, clean, options)]
+    for item in shifts:  # a row is made of its own class's names alone, so rows of shared classes are there already
+        shared = shared_classes(clean.classes, item.classes)
+        tables.append(_rows(bundle, item, options) if shared is None else tables[0][shared])
     watch = _Watch(progress, [len(samples[0]) * (1 + len(options.conditions)), *map(len, samples[1:])], options)
     seen = _see_corrupted(bundle, samples[0], tables[0], options, watch)
     found = [
@@ -202,6 +202,11 @@ def _of_these_classes(seen: _Seen, clean: LabelledSet, shift: LabelledSet, rows:
     if not there.any():
         return None
     return [_hits(item[there], rows, truth[there]) for item in seen.embeddings]
+
+
+def _rows(bundle: Bundle, opened: LabelledSet, options: RobustnessOptions) -> FloatArray:
+    """Unit rows (C, D) of a set's classes."""
+    return table_for_bundle(bundle, opened.classes, options.templates, name="robustness").embeddings
 
 
 def _hits(embeddings: FloatArray, rows: FloatArray, truth: Labels) -> Hits:

@@ -150,7 +150,10 @@ def report_lines(report: RobustnessReport) -> list[str]:
     ]
     if report.corruptions:
         head = [f"{'top-1':<{width}}", *(f"{name:<21}" for name in report.variants)]
-        lines += ["", _row([*head, *(f"extra loss of {name}, points" for name in report.variants[1:])])]
+        lines += [
+            "",
+            _row([*head, *(f"{name} less {report.variants[0]}, beyond clean, points" for name in report.variants[1:])]),
+        ]
         lines.append(_row([f"{'clean':<{width}}", *map(_cell, report.clean)]))
         lines.append(_row([f"{'corrupted, mean':<{width}}", *map(_cell, report.corrupted), *map(_loss, report.extra)]))
         for item in sorted(report.corruptions, key=lambda item: item.mean[0].top1):
