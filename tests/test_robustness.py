@@ -315,7 +315,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_the_command_measures_and_writes(folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = folders("data", {"n02123045": "chelsea.jpg", "n03063599": "coffee.jpg"})
+    data = folders("data", {"n02123045": "chelsea.jpg", "n03063599": "coffee.jpg", "n04266014": "rocket.jpg"})
     sheet, result = tmp_path / "sheet.jpg", tmp_path / "result.json"
     run(
         monkeypatch, "starter", "--data", str(data), "--corruptions", "fog", "--severities", "1", "--limit", "2",

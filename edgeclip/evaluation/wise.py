@@ -13,8 +13,9 @@ import torch
 
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError, SourceError
+from edgeclip.evaluation.class_sets import class_prompts
+from edgeclip.evaluation.metrics import true_class_ranks, wilson_interval
 from edgeclip.evaluation.wise_report import RULE, Accuracy, AlphaResult, MeasuredSet, WiseReport, mean_of
-from edgeclip.evaluation.zeroshot import class_prompts, true_class_ranks, wilson_interval
 from edgeclip.prompts import FloatArray, PromptClass, build_table, load_templates, unit_rows
 from edgeclip.runtime.images import Image, list_labelled, read_image
 from edgeclip.training.features import features_of
