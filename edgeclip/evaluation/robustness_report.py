@@ -141,42 +141,48 @@ def verdict(loss: ExtraLoss, *, variant: str, reference: str) -> str:
 
 def report_lines(report: RobustnessReport) -> list[str]:
     """The report as text."""
-    width = max(len(name) for name in ["corrupted, mean", *(item.name for item in report.corruptions)])
-    severities = ", ".join(map(str, report.severities))
     lines = [
         f"{report.data}: {report.n:,} images in {report.classes} classes"
         + (f", {report.unreadable} could not be decoded" if report.unreadable else "")
-        + f"; seed {report.seed}; severities {severities}"
+        + f"; seed {report.seed}",
+        "",
+        *_table(report),
+        "",
+    ]
+    for row, variant in enumerate(report.variants[1:]):
+        lines.append(f"{variant} less {report.variants[0]} on clean images: {report.clean_difference[row]}")
+        if report.corruptions:
+            lines.append(verdict(report.extra[row], variant=variant, reference=report.variants[0]))
+            intervals = [item.extra[row].ci95 for item in report.corruptions]
+            beyond = sum(not low <= 0 <= high for low, high in intervals)
+            lines.append(
+                f"single corruptions whose interval leaves zero out: {beyond} of {len(intervals)}; "
+                f"chance alone gives about {0.05 * len(intervals):.1f}"
+            )
+    lines += [line for shift in report.shifts for line in _shift_lines(shift, report.variants)]
+    lines += [_effective_line(item) for item in report.effective]
+    lines.append(f"model {report.model_id} on {summary(report.machine)}")
+    return lines
+
+
+def _table(report: RobustnessReport) -> list[str]:
+    """Clean, corrupted, and each corruption from the worst to the best; then the first variant by severity."""
+    first, *others = report.variants
+    width = max(len(name) for name in ["corrupted, mean", *(item.name for item in report.corruptions)])
+    beyond = [f"{name} less {first}, beyond clean, points" for name in others] if report.corruptions else []
+    lines = [
+        _row([f"{'top-1':<{width}}", *(f"{name:<21}" for name in report.variants), *beyond]),
+        _row([f"{'clean':<{width}}", *map(_cell, report.clean)]),
     ]
     if report.corruptions:
-        head = [f"{'top-1':<{width}}", *(f"{name:<21}" for name in report.variants)]
-        lines += [
-            "",
-            _row([*head, *(f"{name} less {report.variants[0]}, beyond clean, points" for name in report.variants[1:])]),
-        ]
-        lines.append(_row([f"{'clean':<{width}}", *map(_cell, report.clean)]))
         lines.append(_row([f"{'corrupted, mean':<{width}}", *map(_cell, report.corrupted), *map(_loss, report.extra)]))
         for item in sorted(report.corruptions, key=lambda item: item.mean[0].top1):
             lines.append(_row([f"{item.name:<{width}}", *map(_cell, item.mean), *map(_loss, item.extra)]))
-        lines += ["", f"top-1 of {report.variants[0]} by severity"]
+        lines += ["", f"top-1 of {first} by severity"]
         lines.append(_row([" " * width, *(f"{severity:<5}" for severity in report.severities)]))
         for item in report.corruptions:
             cells = [f"{by_variant[0].top1:.3f}" for by_variant in item.by_severity]
             lines.append(_row([f"{item.name:<{width}}", *cells]))
-    lines.append("")
-    for variant, difference in zip(report.variants[1:], report.clean_difference, strict=True):
-        lines.append(f"{variant} less {report.variants[0]} on clean images: {difference}")
-    for variant, loss in zip(report.variants[1:], report.extra, strict=True):
-        lines.append(verdict(loss, variant=variant, reference=report.variants[0]))
-    if report.extra and len(report.corruptions) > 1:
-        beyond = sum(not low <= 0 <= high for item in report.corruptions for low, high in [item.extra[0].ci95])
-        lines.append(
-            f"single corruptions whose interval leaves zero out: {beyond} of {len(report.corruptions)}; "
-            f"chance alone gives {0.05 * len(report.corruptions):.1f}"
-        )
-    lines += [line for shift in report.shifts for line in _shift_lines(shift, report.variants)]
-    lines += [_effective_line(item) for item in report.effective]
-    lines.append(f"model {report.model_id} on {summary(report.machine)}")
     return lines
 
 
