@@ -9,7 +9,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_devices, cli_doctor, cli_eval, cli_label, cli_make, cli_plan
+from edgeclip import (
+    __version__,
+    cli_adapt,
+    cli_devices,
+    cli_doctor,
+    cli_eval,
+    cli_evidence,
+    cli_label,
+    cli_make,
+    cli_plan,
+)
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -42,6 +52,7 @@ for verb in (
     cli_adapt.qat,
     cli_label.label,
     cli_doctor.doctor,
+    cli_evidence.robustness,
 ):
     app.command()(verb)
 app.command("eval")(cli_eval.evaluate)
