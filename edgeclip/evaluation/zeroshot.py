@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,15 +11,17 @@ from rich.console import Console
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import Description, describe_machine, summary
-from edgeclip.errors import InputError, SourceError
+from edgeclip.errors import SourceError
+from edgeclip.evaluation.class_sets import class_prompts as class_prompts
+from edgeclip.evaluation.metrics import true_class_ranks as true_class_ranks
+from edgeclip.evaluation.metrics import wilson_interval as wilson_interval
 from edgeclip.evaluation.paired import PairedDifference, paired_difference
 from edgeclip.export.tables import table_for_bundle
-from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
+from edgeclip.prompts import PromptTable
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, list_labelled, read_image
 
 _BATCH = 32
-_Z95 = 1.959964
 
 
 class ZeroShotResult(msgspec.Struct, frozen=True):
@@ -126,35 +126,6 @@ def _ranks(
                 ranks[rows] = true_class_ranks(embeddings @ table.embeddings.T, truth)
             progress(min(start + _BATCH, len(files)))
     return ranks
-
-
-def true_class_ranks(similarities: FloatArray, true_class: np.typing.NDArray[np.integer]) -> np.typing.NDArray[np.intp]:
-    """How many classes score above the true one, for each row of (N, C); a tie counts against the true class."""
-    own = similarities[np.arange(len(true_class)), true_class][:, None]
-    ranks: np.typing.NDArray[np.intp] = (similarities >= own).sum(axis=1) - 1
-    return ranks
-
-
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and holds for few samples."""
-    p, z2 = hits / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def class_prompts(folders: Sequence[str], names: Path | None) -> tuple[PromptClass, ...]:
-    """One class a folder: names from the JSON file, else the folder's name with underscores read as spaces."""
-    given: Mapping[str, str | list[str]] = {}
-    if names:
-        try:
-            given = json.loads(names.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"expected a JSON object of folder → class name at {names} ({error})") from error
-        if missing := [folder for folder in folders if folder not in given]:
-            raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
-    resolved = {folder: given.get(folder, folder.replace("_", " ")) for folder in folders}
-    return make_classes({folder: [value] if isinstance(value, str) else value for folder, value in resolved.items()})
 
 
 def print_result(result: ZeroShotResult, console: Console) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from edgeclip.training.pairs import Classes, Pair
 
 # Where no column is named, the first of these that a row has.
-IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path")
+IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path", "file")
 CAPTION_KEYS = ("captions", "caption", "text", "title", "sentences")
+LABEL_KEYS = ("label", "class", "class_name", "category")
 NO_CAPTIONS = "-"  # in the place of a column's name: a table of images alone
 
 
