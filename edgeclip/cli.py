@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_label, cli_make, cli_prompts
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -43,6 +43,7 @@ for verb in (
     cli_label.label,
 ):
     app.command()(verb)
+prompts_app.command("study")(cli_prompts.prompts_study)
 app.add_typer(prompts_app, name="prompts")
 
 

@@ -271,7 +271,7 @@ def encode_texts(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> FloatArray:
-    """Unit rows (T, D) float32 of different texts, in their order; sorted by length inside, so that a batch pads little.
+    """Unit rows (T, D) float32 of different texts, in their order; batches hold texts of like length and pad little.
 
     Raises:
         PromptError: an embedding that is not finite.

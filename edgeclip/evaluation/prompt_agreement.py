@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from edgeclip.evaluation.metrics import wilson_interval
 from edgeclip.evaluation.prompt_names import kept_names
 from edgeclip.evaluation.prompt_rows import PromptRows
-from edgeclip.evaluation.zeroshot import wilson_interval
 from edgeclip.prompts import FloatArray
 
 _MAD_TO_SIGMA = 1.4826
@@ -125,7 +125,11 @@ def study_agreement(prompts: PromptRows, images: FloatArray, *, logit_scale: flo
             for (a, b), near in frequent
             if sum(near)
         ],
-        said=[(labels[index], counts[index] / len(images)) for index in np.argsort(-counts, kind="stable") if counts[index]],
+        said=[
+            (labels[index], counts[index] / len(images))
+            for index in np.argsort(-counts, kind="stable")
+            if counts[index]
+        ],
         never=[label for label, count in zip(labels, counts, strict=True) if not count],
     )
 

@@ -70,15 +70,9 @@ def study_names(prompts: PromptRows, images: FloatArray, labels: IntArray) -> li
     for index, item in enumerate(prompts.classes):
         if len(item.names) > 1:
             own = labels == index
-            options = [
-                _option(prompts, images, labels, scored, index, keep) for keep in _parts(len(item.names))
-            ]
+            options = [_option(prompts, images, labels, scored, index, keep) for keep in _parts(len(item.names))]
             options.sort(key=lambda option: -option.net)  # stable: of equals the one that comes first
-            found.append(
-                ClassNames(
-                    item.label, list(item.names), int(own.sum()), int(scored.hits[own].sum()), options
-                )
-            )
+            found.append(ClassNames(item.label, list(item.names), int(own.sum()), int(scored.hits[own].sum()), options))
     return found
 
 

@@ -17,7 +17,9 @@ from edgeclip.evaluation.significance import binomial_tail, holm, mcnemar_p
 from edgeclip.prompts import FloatArray, unit_rows
 
 SEPARABLE = 0.8  # of a pair's images: below it, two classes count as alike
+CONFUSED = 0.05  # of a pair's images: if fewer get the other's label, other classes are what they are taken for
 _FEWEST = 3  # images a class: fewer say nothing of what lies between them
+_LEAST_PAIRS = 3
 
 NAMES, ALIKE, APART, TEXT_ONLY = "names", "alike", "apart", "text only"
 
@@ -33,7 +35,7 @@ class Pair(msgspec.Struct, frozen=True):
         text_right, images_right: share of the pair's images that text, and that the other images, tell apart.
         gap: the latter less the former.
         verdict: ``names`` (names closer than images), ``alike`` (the images are no further apart), ``apart`` (neither
-            is shown) or ``text only`` (too few images).
+            is shown) or ``text only`` (too few images). The first two need confusions of one image in 20.
     """
 
     first: str
@@ -52,7 +54,8 @@ class PairStudy(msgspec.Struct, frozen=True):
     """Pairs that were looked at.
 
     Attributes:
-        nearest: each class and the one whose row is nearest. No image chose them, so what is said of them holds.
+        nearest: pairs of a class and the one whose row is nearest, of them the closest, half as many as classes. No
+            image chose them, so what is said of them holds.
         confused: pairs with most confusions. They were chosen for that: their gap flatters the images.
     """
 
@@ -106,12 +109,12 @@ def study_pairs(
             verdict=APART,
         )
 
-    neighbours = sorted({(min(a, b), max(a, b)) for a, b in enumerate(cosines.argmax(axis=1).tolist())})
-    found = _judge([pair(*both) for both in neighbours], alpha)
+    neighbours = {(min(a, b), max(a, b)) for a, b in enumerate(cosines.argmax(axis=1).tolist())}
+    closest = sorted(neighbours, key=lambda both: (-cosines[both], both))[: max(_LEAST_PAIRS, (len(rows) + 1) // 2)]
+    found = _judge([pair(*both) for both in closest], alpha)
     both_ways = np.triu(confusion + confusion.T, 1)
     order = np.argsort(-both_ways, axis=None, kind="stable")[:most_confused]
     worst = [divmod(int(flat), len(rows)) for flat in order if both_ways.flat[flat]]
-    found.sort(key=lambda item: -item.text_cosine)
     known = {(item.first, item.second): item for item in found}
     return PairStudy(found, [known.get((names[a], names[b])) or pair(a, b) for a, b in worst])
 
@@ -137,14 +140,16 @@ def _judge(pairs: list[Pair], alpha: float) -> list[Pair]:
     for item in tested:
         assert item.gap is not None
         assert item.images_right is not None
-        right = round(item.images_right * item.gap.n)
-        p_values += [
-            mcnemar_p(item.gap.only_reference, item.gap.only_candidate) if item.gap.points > 0 else 1.0,
-            binomial_tail(right, item.gap.n, SEPARABLE),
-        ]
+        # Only one direction is ever claimed, and it is fixed beforehand: half of the two-sided value.
+        better = item.gap.only_candidate > item.gap.only_reference
+        p_names = mcnemar_p(item.gap.only_reference, item.gap.only_candidate) / 2 if better else 1.0
+        p_values += [p_names, binomial_tail(round(item.images_right * item.gap.n), item.gap.n, SEPARABLE)]
     adjusted = iter(holm(p_values))
-    verdict: dict[int, str] = {}
+    verdict: dict[tuple[str, str], str] = {}
     for item in tested:
         names, alike = next(adjusted) <= alpha, next(adjusted) <= alpha
-        verdict[id(item)] = ALIKE if alike else NAMES if names else APART
-    return [msgspec.structs.replace(item, verdict=verdict.get(id(item), item.verdict)) for item in pairs]
+        if sum(item.confusions) >= CONFUSED * sum(item.images):
+            verdict[item.first, item.second] = ALIKE if alike else NAMES if names else APART
+    return [
+        msgspec.structs.replace(item, verdict=verdict.get((item.first, item.second), item.verdict)) for item in pairs
+    ]

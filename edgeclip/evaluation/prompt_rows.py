@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
+from edgeclip.evaluation.metrics import true_class_ranks
 from edgeclip.evaluation.paired import Hits
-from edgeclip.evaluation.zeroshot import true_class_ranks
-from edgeclip.export.tables import load_text_tower
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.prompts import FloatArray, PromptClass, content_hash, encode_texts, unit_rows
+from edgeclip.training.load import load_text_tower
 
 _BLOCK = 8192  # images scored at once: 1,000 classes take 32 MB
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ class Gallery:
         """The first images of a class that were labelled as another one; as any other if None."""
         own = self.truth == self.labels.index(truth)
         wanted = self.said != self.truth if said is None else self.said == self.labels.index(said)
-        return np.flatnonzero(own & wanted)[:most].tolist()
+        return [int(row) for row in np.flatnonzero(own & wanted)[:most]]
 
     def said_of(self, row: int) -> str:
         """The label of an image."""
@@ -133,13 +132,13 @@ def study_bundle(
     classes = options.classes or (given.classes if given else ())
     if not classes:
         raise InputError('expected --classes with images that have no labels: for example "mug | cup, bottle, book"')
-    folders = given and _class_of_folder(given, classes)
+    folders = _class_of_folder(given, classes) if given else np.zeros(0, np.int64)
 
     # Embeddings.
     prompts = prompt_rows(bundle, classes, options.templates, progress=watch("prompts"))
     images: FloatArray = np.zeros((0, bundle.manifest.encoder.embedding_dim), np.float32)
     labels, failed, unlabelled, kept = np.zeros(0, np.int64), 0, None, np.zeros(0, np.int64)
-    if given and folders is not None:
+    if given:
         embedded = image_embeddings(bundle, options.variant, given.items, progress=watch("images"))
         kept = np.flatnonzero(embedded.keep)
         images, labels = embedded.rows[kept], folders[given.labels[kept]]

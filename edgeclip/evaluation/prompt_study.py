@@ -1,4 +1,4 @@
-"""Prompt rows and embeddings of images, labelled or not, in; what each template and name is worth, in words too, out."""
+"""Prompt rows and embeddings of images, labelled or not, in; what each template and name is worth out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import msgspec
 import numpy as np
 
 from edgeclip.errors import InputError
+from edgeclip.evaluation.metrics import wilson_interval
+from edgeclip.evaluation.paired import Hits
 from edgeclip.evaluation.prompt_agreement import Agreement, study_agreement
 from edgeclip.evaluation.prompt_claims import Verdict, changed_rows, test_changes
 from edgeclip.evaluation.prompt_names import ClassNames, study_names
 from edgeclip.evaluation.prompt_pairs import ALIKE, NAMES, TEXT_ONLY, PairStudy, study_pairs
 from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, hits_of
 from edgeclip.evaluation.prompt_templates import Subset, TemplateResult, halves, study_subset, study_templates
-from edgeclip.evaluation.zeroshot import wilson_interval
 from edgeclip.prompts import FloatArray
 
 ALPHA = 0.05  # chance of any false claim in a study: half for changes of prompts, half for pairs of classes
@@ -112,7 +113,7 @@ def study_prompts(
             if len(prompts.templates) > 1:
                 subset = study_subset(prompts, images, labels, choose, test)
             verdict = test_changes(prompts, images, labels, (choose, test), subset, alpha=ALPHA / 2)
-    hits = hits_of(images, labels, rows) if len(images) else np.zeros(0, np.bool_)
+    hits: Hits = hits_of(images, labels, rows) if len(images) else np.zeros(0, np.bool_)
     classes = _classes(prompts, images, labels, rows, hits)
     # What a change of prompts mends is not to be blamed on names.
     mended = changed_rows(prompts, verdict.recommended) if verdict and verdict.recommended else rows
@@ -138,7 +139,7 @@ def study_prompts(
 
 
 def _classes(
-    prompts: PromptRows, images: FloatArray, labels: IntArray, rows: FloatArray, hits: FloatArray
+    prompts: PromptRows, images: FloatArray, labels: IntArray, rows: FloatArray, hits: Hits
 ) -> list[ClassResult]:
     said = (images @ rows.T).argmax(axis=1) if len(images) else np.zeros(0, np.int64)
     found: list[ClassResult] = []
@@ -224,6 +225,8 @@ def _notes(
         if absent := [item.label for item in classes if not item.images]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
             notes.append(f"No images of {len(absent)} classes ({shown}): of them only the text was looked at.")
+        if verdict and not verdict.recommended:
+            notes.append("No change of templates or names is beyond noise: keep them as they are.")
         if verdict is None:
             notes.append("Too few images to choose on one half and test on the other: no change was tried.")
         elif verdict.claims:

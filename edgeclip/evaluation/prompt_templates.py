@@ -104,9 +104,7 @@ def study_templates(
     return results
 
 
-def study_subset(
-    prompts: PromptRows, images: FloatArray, labels: IntArray, choose: IntArray, test: IntArray
-) -> Subset:
+def study_subset(prompts: PromptRows, images: FloatArray, labels: IntArray, choose: IntArray, test: IntArray) -> Subset:
     """Choose templates greedily on some of the images and compare them with all templates on the others.
 
     Args:
