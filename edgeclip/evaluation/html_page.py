@@ -81,9 +81,9 @@ def span_of(values: Sequence[float]) -> Span:
     return Span(low - room, high + room)
 
 
-def interval(point: float, ci95: tuple[float, float], span: Span, *, unit: str = "") -> Markup:
-    """A point and its interval on a line with 0 marked: green above 0, red below, grey where it holds 0."""
-    kind = "better" if ci95[0] > 0 else "worse" if ci95[1] < 0 else "neutral"
+def interval(point: float, ci95: tuple[float, float], span: Span, *, unit: str = "", above: str = "better") -> Markup:
+    """A point and its interval on a line with 0 marked: coloured where the interval leaves it out."""
+    kind = above if ci95[0] > 0 else "worse" if ci95[1] < 0 else "neutral"
     low, at, high = (span.place(value, _WIDTH) for value in (ci95[0], point, ci95[1]))
     zero, middle = span.place(0, _WIDTH), _HEIGHT // 2
     said = f"{point:+.2f}{unit} (95 % {ci95[0]:+.2f} to {ci95[1]:+.2f})"

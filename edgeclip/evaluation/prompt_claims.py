@@ -162,7 +162,7 @@ def _better_names(prompts: PromptRows, images: FloatArray, labels: IntArray) -> 
         )
         tried.append(_Tried(what, Change(templates, {label: option.names for label, option in better.items()})))
     for label, option in sorted(better.items(), key=lambda item: -item[1].net)[:MOST_SINGLE]:
-        tried.append(_Tried(f"{label} {option.what}", Change(templates, {label: option.names})))
+        tried.append(_Tried(f"for {label} {option.what}", Change(templates, {label: option.names})))
     return tried
 
 

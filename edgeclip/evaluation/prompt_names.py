@@ -59,8 +59,8 @@ class ClassNames(msgspec.Struct, frozen=True):
     @property
     def harmful(self) -> list[str]:
         """Names without which the interval lies above 0; each by itself, so one in forty by chance."""
-        without = [option for option in self.options if option.what.startswith("without")]
-        return [option.what.partition(" ")[2] for option in without if option.difference.ci95[0] > 0]
+        surer = [set(option.names) for option in self.options if option.difference.ci95[0] > 0]
+        return [name for name in self.names if set(self.names) - {name} in surer]
 
 
 def study_names(prompts: PromptRows, images: FloatArray, labels: IntArray) -> list[ClassNames]:

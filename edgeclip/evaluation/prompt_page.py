@@ -20,7 +20,7 @@ from edgeclip.evaluation.paired import PairedDifference
 from edgeclip.evaluation.prompt_agreement import Agreement
 from edgeclip.evaluation.prompt_examples import Examples
 from edgeclip.evaluation.prompt_pairs import ALIKE, NAMES, TEXT_ONLY, Pair
-from edgeclip.evaluation.prompt_report import NOTHING
+from edgeclip.evaluation.prompt_report import NOTHING, hurting
 from edgeclip.evaluation.prompt_run import Gallery, PromptReport
 from edgeclip.evaluation.prompt_study import Study
 
@@ -139,10 +139,10 @@ def _templates(study: Study) -> Markup:
     return _section("Templates", said, *_folded(heads, [row(index) for index in range(len(ordered))], (1, 3)))
 
 
-def _difference(difference: PairedDifference | None, span: Span) -> list[object]:
+def _difference(difference: PairedDifference | None, span: Span, *, above: str = "better") -> list[object]:
     if difference is None:
         return ["–", ""]
-    return [f"{difference.points:+.2f}", interval(difference.points, difference.ci95, span)]
+    return [f"{difference.points:+.2f}", interval(difference.points, difference.ci95, span, above=above)]
 
 
 def _folded(heads: Sequence[object], rows: Sequence[Sequence[object]], numbers: tuple[int, ...]) -> list[Markup]:
@@ -209,16 +209,21 @@ def _names(study: Study) -> Markup:
         "A winner in green has its interval above 0; with many names, some do by chance."
     )
     heads = ["class", "names", "own images", "others", "points", scale(span), ""]
-    return _section("Names", said, *_folded(heads, rows, (4,)))
+    harmful = hurting(study.names)
+    hurt = [element("p", f"Names that hurt, each by its own interval: {harmful}")] if harmful else []
+    return _section("Names", said, *hurt, *_folded(heads, rows, (4,)))
 
 
 def _pairs(study: Study, examples: Examples | None) -> Markup:
     said = (
         "Text tells two classes apart where an image lies nearer to its own class's row than to the other's; their "
         "images do where it lies nearer to the mean of its class's other images. Where text tells fewer apart, the "
-        "names are closer than the images."
+        "names are closer than the images; a verdict is given only where that holds for all pairs tested together."
     )
-    body = [element("h3", "closest names (chosen by text alone)"), _pair_table(study.pairs.nearest)]
+    nearest = study.pairs.nearest
+    body = [element("h3", "closest names (chosen by text alone)"), _pair_table(nearest[:_SHOWN])]
+    if rest := nearest[_SHOWN:]:
+        body.append(element("details", element("summary", f"{len(rest)} more"), _pair_table(rest)))
     if study.pairs.confused:
         body.append(element("h3", "most confused (chosen for that, so the difference flatters the images)"))
         body.append(_pair_table(study.pairs.confused))
@@ -241,12 +246,12 @@ def _pair_table(pairs: list[Pair]) -> Markup:
                 f"{pair.confusions[0]} + {pair.confusions[1]} of {sum(pair.images)}",
                 f"{pair.text_right:.0%}" if seen else "–",
                 f"{pair.images_right:.0%}" if seen else "–",
-                *_difference(pair.gap, span),
+                *_difference(pair.gap, span, above="flag"),
                 element("span", said, class_=kind),
             ]
         )
     heads = ["classes", "text cosine", "confusions", "text", "images", "points", scale(span), ""]
-    return table(heads, rows, numbers=(1, 3, 4, 5))
+    return table(heads, rows, numbers=(1, 2, 3, 4, 5))
 
 
 def _agreement(agreement: Agreement) -> Markup:

@@ -41,6 +41,8 @@ def print_report(report: PromptReport, console: Console) -> None:
             f"the other: {study.subset.difference}",
         )
     if study.names:
+        if harmful := hurting(study.names):
+            _say(console, f"names that hurt, each by its own interval: {harmful}")
         console.print(_table(["class", "best names", "own images", "others", "points"], _names(study.names)))
     if study.images:
         console.print(_pairs(study))
@@ -97,6 +99,11 @@ def _ends(rows: list[Any]) -> list[Any]:
     return rows if len(rows) <= 2 * _ENDS + 1 else rows[:_ENDS] + rows[-_ENDS:]
 
 
+def hurting(names: list[ClassNames]) -> str:
+    """The names without which more images are labelled right, for people; empty if there are none."""
+    return ", ".join(f"{name} ({item.label})" for item in names for name in item.harmful)
+
+
 def _names(names: list[ClassNames]) -> list[list[str]]:
     """Classes with a winner, the surest first; at most as many as pairs are shown."""
     rows: list[list[str]] = []
@@ -145,7 +152,7 @@ def _print_agreement(agreement: Agreement, console: Console) -> None:
     console.print(_table(["template", "agrees alone", "labels changed if left out", ""], rows))
     _say(
         console,
-        f"mean margin {agreement.margin:.3f} in cosine, mean entropy of the scores {agreement.entropy:.2f} bits",
+        f"mean margin {agreement.margin:.3f} in cosine, mean entropy {agreement.entropy:.2f} bits",
     )
     if agreement.never:
         listed = ", ".join(agreement.never[:_PAIRS]) + (", …" if len(agreement.never) > _PAIRS else "")
