@@ -82,18 +82,15 @@ def prompts_study(
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        report, gallery = study_bundle(opened, options, progress=watch)
-        table = None
-        if table_name is not None:
-            table = recommended_table(
-                opened, report.study, name=table_name, progress=lambda done, total: watch("table", done, total)
-            )
+        studied = study_bundle(opened, options, progress=watch)
+    report = studied.report
+    table = recommended_table(studied, name=table_name) if table_name is not None else None
     print_report(report, console)
 
     # What is written.
     written: list[str] = []
     if output:
-        write_text(output, prompt_page(report, gallery))
+        write_text(output, prompt_page(report, studied.gallery))
         written.append(str(output))
     if json_file:
         write_json(json_file, report)

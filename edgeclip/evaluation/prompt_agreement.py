@@ -126,7 +126,7 @@ def study_agreement(prompts: PromptRows, images: FloatArray, *, logit_scale: flo
             if sum(near)
         ],
         said=[
-            (labels[index], counts[index] / len(images))
+            (labels[index], float(counts[index] / len(images)))
             for index in np.argsort(-counts, kind="stable")
             if counts[index]
         ],

@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 
 from edgeclip.evaluation.paired import PairedDifference, paired_difference
-from edgeclip.evaluation.prompt_names import kept_names, study_names
+from edgeclip.evaluation.prompt_names import NameOption, kept_names, study_names
 from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, hits_of
 from edgeclip.evaluation.prompt_templates import Subset
 from edgeclip.evaluation.significance import fewest_to_claim, holm, mcnemar_p
 from edgeclip.prompts import FloatArray
 
 MOST_SINGLE = 3  # templates, and classes, that are tried by themselves: each more makes all of them harder to show
+_LIKELY = 0.2  # p value, on the half that chooses, up to which a class's names are tried
 _WORTH_TRYING = 2  # images that have to become right on the half that chooses
 
 
@@ -152,18 +153,28 @@ def _better_names(prompts: PromptRows, images: FloatArray, labels: IntArray) -> 
     better = {
         item.label: item.winner
         for item in study_names(prompts, images, labels)
-        if item.winner and item.winner.net >= _WORTH_TRYING
+        if item.winner and item.winner.net >= _WORTH_TRYING and _likely(item.winner.difference)
     }
     templates = list(prompts.templates)
     tried: list[_Tried] = []
     if len(better) > 1:
         what = f"fewer names for {len(better)} classes: " + ", ".join(
-            f"{label} {option.what}" for label, option in better.items() if option
+            f"{label} ({option.what})" for label, option in better.items()
         )
         tried.append(_Tried(what, Change(templates, {label: option.names for label, option in better.items()})))
     for label, option in sorted(better.items(), key=lambda item: -item[1].net)[:MOST_SINGLE]:
-        tried.append(_Tried(f"for {label} {option.what}", Change(templates, {label: option.names})))
+        tried.append(_Tried(_in_words(label, option), Change(templates, {label: option.names})))
     return tried
+
+
+def _likely(difference: PairedDifference) -> bool:
+    """Whether a gain is likely enough to be tried; what is not would blur the choices that are tried with it."""
+    return mcnemar_p(difference.only_reference, difference.only_candidate) <= _LIKELY
+
+
+def _in_words(label: str, option: NameOption) -> str:
+    how, _, name = option.what.partition(" ")
+    return f"only the name “{name}” for {label}" if how == "only" else f"{label} without the name “{name}”"
 
 
 def _together(prompts: PromptRows, claims: Sequence[Claim]) -> list[Change]:

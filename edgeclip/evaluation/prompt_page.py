@@ -107,7 +107,7 @@ def _suggestions(study: Study) -> Markup:
                 claim.what,
                 f"{claim.difference.points:+.2f}",
                 interval(claim.difference.points, claim.difference.ci95, span),
-                f"{claim.p_adjusted:.3f}",
+                "< 0.001" if claim.p_adjusted < 0.001 else f"{claim.p_adjusted:.3f}",
                 element("span", "beyond noise", class_="good") if claim.beyond_noise else "within noise",
             ]
             for claim in study.verdict.claims

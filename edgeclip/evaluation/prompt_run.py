@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,9 +16,9 @@ from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.dataset import Items, LabelledSet, open_labelled
 from edgeclip.evaluation.image_embeddings import files, image_embeddings
-from edgeclip.evaluation.prompt_rows import IntArray, prompt_rows
+from edgeclip.evaluation.prompt_claims import Change, changed_rows
+from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.prompt_study import Study, study_prompts
-from edgeclip.export.tables import table_for_bundle
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
 from edgeclip.runtime.images import Image
 
@@ -106,9 +107,15 @@ class Gallery:
         return found
 
 
-def study_bundle(
-    bundle: Bundle, options: StudyOptions, *, progress: Progress | None = None
-) -> tuple[PromptReport, Gallery | None]:
+class Studied(NamedTuple):
+    """A report, the rows that it is of, and the labelled images if there are any."""
+
+    report: PromptReport
+    prompts: PromptRows
+    gallery: Gallery | None
+
+
+def study_bundle(bundle: Bundle, options: StudyOptions, *, progress: Progress | None = None) -> Studied:
     """Embed images and prompts, each once, and study them.
 
     Args:
@@ -134,6 +141,8 @@ def study_bundle(
         raise InputError('expected --classes with images that have no labels: for example "mug | cup, bottle, book"')
     folders = _class_of_folder(given, classes) if given else np.zeros(0, np.int64)
 
+    others = files(find_images(options.unlabelled)) if options.unlabelled else []
+
     # Embeddings.
     prompts = prompt_rows(bundle, classes, options.templates, progress=watch("prompts"))
     images: FloatArray = np.zeros((0, bundle.manifest.encoder.embedding_dim), np.float32)
@@ -144,8 +153,7 @@ def study_bundle(
         images, labels = embedded.rows[kept], folders[given.labels[kept]]
         failed = len(given.items) - len(kept) + given.damaged.count
     if options.unlabelled:
-        found = files(find_images(options.unlabelled))
-        embedded = image_embeddings(bundle, options.variant, found, progress=watch("images without labels"))
+        embedded = image_embeddings(bundle, options.variant, others, progress=watch("images without labels"))
         unlabelled = embedded.rows[embedded.keep]
         failed += int((~embedded.keep).sum())
 
@@ -172,20 +180,18 @@ def study_bundle(
         machine=describe_machine(),
     )
     if given is None:
-        return report, None
+        return Studied(report, prompts, None)
     said = (images @ prompts.class_rows().T).argmax(axis=1)
-    return report, Gallery(given.items.take(kept), labels, said, prompts.labels)
+    return Studied(report, prompts, Gallery(given.items.take(kept), labels, said, prompts.labels))
 
 
-def recommended_table(
-    bundle: Bundle, study: Study, *, name: str, progress: Callable[[int, int], None] | None = None
-) -> PromptTable:
+def recommended_table(studied: Studied, *, name: str) -> PromptTable:
     """The table that a study recommends: with the changes that are beyond noise, or with everything as it was given."""
-    change = study.verdict.recommended if study.verdict else None
-    names = {item.label: item.names for item in study.classes}
-    classes = make_classes(names | (change.names if change else {}))
-    templates = change.templates if change else study.templates
-    return table_for_bundle(bundle, classes, templates, name=name, progress=progress)
+    prompts, verdict = studied.prompts, studied.report.study.verdict
+    change = (verdict.recommended if verdict else None) or Change(list(prompts.templates), {})
+    names = {item.label: list(item.names) for item in prompts.classes} | change.names
+    rows = changed_rows(prompts, change)
+    return PromptTable(name, make_classes(names), rows, tuple(change.templates), studied.report.model_id)
 
 
 def _class_of_folder(given: LabelledSet, classes: Sequence[PromptClass]) -> IntArray:

@@ -158,7 +158,7 @@ def _suggestions(
     for claim in verdict.claims if verdict else []:
         if claim.beyond_noise:
             kept = claim.change.templates
-            listed = f": {'; '.join(kept)}" if claim.what.startswith("only") and len(kept) <= 12 else ""
+            listed = f": {'; '.join(kept)}" if "templates" in claim.what and len(kept) <= 12 else ""
             found.append(
                 Suggestion(
                     f"Use {claim.what}{listed}" if not claim.what.startswith("without") else f"Go {claim.what}",
@@ -224,16 +224,19 @@ def _notes(
             notes.append(f"Few labels: {middle} images a class at the median. Only large effects can show.")
         if absent := [item.label for item in classes if not item.images]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            notes.append(f"No images of {len(absent)} classes ({shown}): of them only the text was looked at.")
+            notes.append(
+                f"No images of {len(absent)} of {len(classes)} classes ({shown}): of them only the text was looked at."
+            )
         if verdict and not verdict.recommended:
             notes.append("No change of templates or names is beyond noise: keep them as they are.")
         if verdict is None:
             notes.append("Too few images to choose on one half and test on the other: no change was tried.")
         elif verdict.claims:
-            notes.append(
-                f"Tested on {verdict.tested_on:,} images: a gain below {verdict.least_points:.1f} points could not be "
-                "told from noise there."
+            least = (
+                f"a gain below {verdict.least_points:.1f} points" if verdict.least_points <= 100 else "no gain at all"
             )
+            could = "could not" if verdict.least_points <= 100 else "could"
+            notes.append(f"Tested on {verdict.tested_on:,} images: {least} {could} be told from noise there.")
         else:
             notes.append("No change looked worth trying on the half that chooses.")
     else:
