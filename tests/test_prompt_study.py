@@ -77,7 +77,7 @@ class World:
         if harmful:
             rows[:, 0] = np.roll(said, self.names, axis=0) * 3
         rows = unit_rows(rows.reshape(-1, WIDTH)).reshape(rows.shape)
-        classes = make_classes({f"c{c}": [f"c{c}{'ab'[n]}" for n in range(self.names)] for c in range(self.classes)})
+        classes = make_classes({f"c{c}": [f"c{c}{'abc'[n]}" for n in range(self.names)] for c in range(self.classes)})
         return PromptRows(classes, tuple(f"t{t} {{}}" for t in range(self.templates)), rows), images, labels  # type: ignore[return-value]
 
     def study(self, **more: object) -> Study:
@@ -299,7 +299,7 @@ def test_the_command_writes_a_page_that_stands_alone_and_a_table(few_images: Pat
     assert outline.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in outline.addresses)
     assert not {"script", "link", "iframe"} & set(outline.tags)
-    assert "http" not in text
+    assert "://" not in text
     assert "prefers-color-scheme: dark" in text
 
     again = CliRunner().invoke(app, arguments)
