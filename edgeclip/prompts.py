@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,8 +192,9 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
         PromptError: no class, an empty name or a duplicate label.
     """
     path = Path(text_or_file)
-    # A list of classes is no path; asking the file system about a very long one would be an error of its own.
-    is_file = "\n" not in text_or_file and len(text_or_file) < 1024 and path.is_file()
+    # A list of classes is no path; to ask the file system about a long one (of 256 bytes in one name) is an error.
+    short = len(text_or_file) < 1024 and all(len(os.fsencode(part)) < 256 for part in path.parts)
+    is_file = short and "\n" not in text_or_file and path.is_file()
     if is_file and path.suffix == ".json":
         return make_classes(read_json(path))
     if is_file:
