@@ -115,7 +115,7 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
         (["prompts", "build", "starter", "--name", "x", "--classes", "cat"], "read-only"),
         (["prompts", "build", "BUNDLE", "--name", "x", "--classes", "cat", "--templates", "absent"], "no such file"),
         (["prompts", "build", "BUNDLE", "--name", "a/b", "--classes", "cat"], "name"),
-        (["eval", "BUNDLE", "--data", "absent"], "no such folder"),
+        (["eval", "BUNDLE", "--data", "absent"], "no such file or folder"),
         (["eval", "BUNDLE", "--data", "."], "expected one folder a class"),
         (["export", "ViT-B-99"], "ViT-B-"),
         (["export", "starter", "--photos", "absent"], "absent"),

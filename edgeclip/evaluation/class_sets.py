@@ -22,6 +22,10 @@ from edgeclip.training.class_names import read_class_names
 _IMAGENET = "imagenet1k"
 _ALIASES = {"imagenet": _IMAGENET, "imagenet-1k": _IMAGENET, "imagenet_1k": _IMAGENET}
 _NAMES, _TEMPLATES = "en_classnames.json", "en_zeroshot_classification_templates.json"
+# Sets whose classes are called as their own folders or labels are, so that CLIP_benchmark has templates only.
+_SELF_NAMED = frozenset(
+    {"cifar10", "cifar100", "food101", "sun397", "cars", "fgvc_aircraft", "dtd", "stl10", "resisc45"}
+)
 # What makers of shards put beside them, or beside the folder that they lie in.
 _BESIDE = ("classes.json", "classnames.txt")
 
@@ -35,7 +39,8 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
         names: JSON object of folder → name or list of names; or names in the order of the folders (a JSON list, or text
             with one a line); or CLIP_benchmark's file, of which ``class_set`` is taken.
         class_set: the usual name of a set whose names to take, ``imagenet`` say. Folders that are called like its
-            classes are found by name, others by their order, of which there must be as many.
+            classes are found by name, others by their order, of which there must be as many. Of sets that have no other
+            names (``cifar10``) the folders' are taken.
 
     Raises:
         InputError: a folder without a name, another number of names, an unreadable file or an unknown set.
@@ -56,13 +61,20 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
     return make_classes(dict(zip(folders, found, strict=True)))
 
 
-def set_prompts(count: int, names: Path | None, *, class_set: str, what: str) -> tuple[PromptClass, ...]:
+def set_prompts(
+    count: int, names: Path | None, *, class_set: str, what: str, beside: Path | None
+) -> tuple[PromptClass, ...]:
     """The classes of labels that are numbers below ``count``, with all names of the file or set, whose order is theirs.
+
+    Args:
+        beside: a file of names to take where neither is given.
 
     Raises:
         SourceError: no names are given.
         InputError: fewer names than labels, an unreadable file or an unknown set.
     """
+    if not names and (not class_set or class_set in _SELF_NAMED):
+        names, class_set = beside, ""
     if not names and not class_set:
         raise SourceError(
             f"expected the names of the classes 0 to {count - 1} of {what}, got none: put classes.json beside it, or "
@@ -116,6 +128,8 @@ def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
     """Names by folder, or in the order of labels."""
     key = _ALIASES.get(class_set, class_set)
     if path is None:
+        if key in _SELF_NAMED:
+            return {}
         if key == _IMAGENET:
             open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet class names")
             return [[name] for name in open_clip.IMAGENET_CLASSNAMES]
@@ -126,6 +140,8 @@ def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
         given = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"expected a JSON object of folder → class name at {path} ({error})") from error
+    if isinstance(given, dict) and key in _SELF_NAMED and key not in given and _IMAGENET in given:
+        return {}
     if isinstance(given, dict) and key and (key in given or _of_sets(given)):
         return [_several(name) for name in _of_set(given, key, path)]
     if isinstance(given, dict):

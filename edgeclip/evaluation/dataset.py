@@ -183,9 +183,10 @@ def open_labelled(path: str | Path, names: Path | None = None, *, class_set: str
         if tars := sorted([*root.glob("*.tar"), *root.glob("*.tar.gz")]):
             source = ShardPairs([str(tar) for tar in tars], labels_only=True)
         else:
+            if not any(item.is_dir() and not item.name.startswith(".") for item in root.iterdir()):
+                raise SourceError(f"expected one folder a class in {root}, got none: sort the images, or use a CSV")
             source = folder = FolderPairs(root)
-            if not (folders := folder.folders):
-                raise SourceError(f"expected one folder a class in {root}, got only images: sort them, or use a CSV")
+            folders = folder.folders
     elif (form := form_of(text, "labelled images")).opener.endswith(":open_shards"):
         source = ShardPairs(text, labels_only=True)
     else:
@@ -195,9 +196,9 @@ def open_labelled(path: str | Path, names: Path | None = None, *, class_set: str
     if folders:
         classes, labels = class_prompts(folders, names, class_set=class_set), [int(label) for label in samples.labels]
     elif all(label.isdecimal() for label in samples.labels):
-        beside = names_beside(_first_file(source, text)) if not names and not class_set else None
         labels = [int(label) for label in samples.labels]
-        classes = set_prompts(max(labels) + 1, names or beside, class_set=class_set, what=source.name)
+        beside = names_beside(_first_file(source, text))
+        classes = set_prompts(max(labels) + 1, names, class_set=class_set, what=source.name, beside=beside)
     else:
         folders = sorted(set(samples.labels))
         index = {folder: row for row, folder in enumerate(folders)}

@@ -23,15 +23,16 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 class Said(NamedTuple):
-    """What a table says of its images: where that stands, if no column is named, and how to name one."""
+    """What a table says of its images, where that stands if no column is named, and how to name one."""
 
+    what: str
     keys: tuple[str, ...]
     image_hint: str
     hint: str
 
 
-CAPTIONS = Said(CAPTION_KEYS, "set data.image_key", "set data.caption_key")
-LABELS = Said(LABEL_KEYS, "call the column with the paths so", "call the column with the classes so")
+CAPTIONS = Said("caption", CAPTION_KEYS, "set data.image_key", "set data.caption_key")
+LABELS = Said("label", LABEL_KEYS, "call the column with the paths so", "call the column with the classes so")
 
 
 class TablePairs(IndexedPairs):
@@ -45,13 +46,11 @@ class TablePairs(IndexedPairs):
         TrainingError: no row, or none that can be used.
     """
 
-    def __init__(self, paths: Sequence[Path], rows: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, paths: Sequence[Path], rows: Sequence[tuple[Any, ...]], *, what: str = "caption") -> None:
         self.name = ", ".join(map(str, paths))
         if not any(len(row) == 4 for row in rows):
             wrong = f"; the first: {rows[0][2]}" if rows else ""
-            raise TrainingError(
-                f"expected rows with an image and a caption in {self.name}, got {len(rows)} rows{wrong}"
-            )
+            raise TrainingError(f"expected rows with an image and a {what} in {self.name}, got {len(rows)} rows{wrong}")
         self._paths = [Path(path) for path in paths]
         self._names = short_names([str(path) for path in paths])
         self.rows = Packed(rows)
@@ -88,7 +87,7 @@ def open_tables(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> Tabl
                 rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
-    return TablePairs(paths, rows)
+    return TablePairs(paths, rows, what=said.what)
 
 
 def open_json_lines(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> TablePairs:
@@ -104,16 +103,16 @@ def open_json_lines(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> 
             raise SourceError(f"expected JSON lines at {path}, got: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append((table, number, *_fields(line, image_keys, caption_keys)))
-    return TablePairs(paths, rows)
+                rows.append((table, number, *_fields(line, image_keys, caption_keys, said.what)))
+    return TablePairs(paths, rows, what=said.what)
 
 
-def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str]) -> list[Any]:
+def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str], what: str) -> list[Any]:
     try:
         found = msgspec.json.decode(line)
-        if caption_keys is LABEL_KEYS and isinstance(found, dict):  # an index is a label too
+        if what == LABELS.what and isinstance(found, dict):  # an index is a label too
             found = {key: str(value) if isinstance(value, int) else value for key, value in found.items()}
-        captions = captions_of(found, caption_keys) if caption_keys else []
+        captions = captions_of(found, caption_keys, what=what) if caption_keys else []
         image = next((found[key] for key in image_keys if key in found), None) if isinstance(found, dict) else None
         if not isinstance(image, str) or not image:
             raise ValueError(f"expected the path of an image under {' or '.join(image_keys)}")
