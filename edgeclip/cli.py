@@ -19,6 +19,7 @@ from edgeclip import (
     cli_label,
     cli_make,
     cli_plan,
+    cli_prompts,
 )
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
@@ -56,6 +57,7 @@ for verb in (
 ):
     app.command()(verb)
 app.command("eval")(cli_eval.evaluate)
+prompts_app.command("study")(cli_prompts.prompts_study)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(cli_devices.app, name="devices")
 
