@@ -31,9 +31,9 @@ def evaluate(
         str, typer.Option(help="A set whose usual class names and templates to take: imagenet, cifar10, flowers, …")
     ] = "",
     templates: Annotated[
-        str, typer.Option(help="simple, imagenet (CLIP's 80), or a file. [simple; with --classes the set's]")
+        str, typer.Option(help="simple, imagenet (CLIP's 80), or a file. \\[simple; with --classes the set's]")
     ] = "",
-    variant: Annotated[list[str] | None, typer.Option(help="Form of the encoder; may be given again. [fp32]")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Form of the encoder; may be given again. \\[fp32]")] = None,
     engine: Annotated[str, typer.Option(help="Inference engine; see docs/engines.md.")] = "onnxruntime",
     against: Annotated[
         str | None, typer.Option(help="Another variant: print the difference on the same images, with its interval.")

@@ -12,14 +12,14 @@ from edgeclip.cli_common import BundleArgument, TemplatesHelp, console, notices,
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
-_CALIBRATION_HELP = "Folder of images to measure ranges on. [crops of photographs]"
+_CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photographs]"
 
 
 def export(
     model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. [MODEL.edgeclip]")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. [scikit-image's]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
     ] = "",
@@ -27,7 +27,7 @@ def export(
         str | None, typer.Option(help="Device to export for: makes the forms that pay there, and plans for it.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Images to measure ranges on. [crops of the photographs]")
+        Path | None, typer.Option(help="Images to measure ranges on. \\[crops of the photographs]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -76,7 +76,7 @@ def export(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [runs/NAME]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
 ) -> None:
@@ -145,16 +145,16 @@ def quantize(
 
 def build(
     bundle: BundleArgument,
-    variant: Annotated[str | None, typer.Option(help="Form of the encoder. [all that the engine is for]")] = None,
+    variant: Annotated[str | None, typer.Option(help="Form of the encoder. \\[all that the engine is for]")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. [the best one here]")
+        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. \\[the best one here]")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="MIN,OPT,MAX", help="Batches of a TensorRT plan.")] = "1,1,8",
     workspace: Annotated[
-        int | None, typer.Option(help="TensorRT's scratch memory, MiB. [half of what is free]")
+        int | None, typer.Option(help="TensorRT's scratch memory, MiB. \\[half of what is free]")
     ] = None,
     compute_capability: Annotated[
-        str | None, typer.Option(help="Build for another GPU, e.g. 8.6 (tensorrt-rtx only). [the one here]")
+        str | None, typer.Option(help="Build for another GPU, e.g. 8.6 (tensorrt-rtx only). \\[the one here]")
     ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="A plan that later TensorRT versions load (tensorrt only).")

@@ -17,12 +17,15 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Bundle folder or .tar, starter, open_clip name, hf:NAME, or a checkpoint.")
     ],
-    device: Annotated[str, typer.Option(help="A device's name, e.g. orin-nano-8gb: edgeclip devices lists them.")],
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device, e.g. orin-nano-8gb: edgeclip devices lists them. \\[this machine]"),
+    ] = None,
     cameras: Annotated[int, typer.Option(help="Streams labelled at once.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Frames labelled of each camera a second.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images at once. [one of each camera, up to 8]")] = None,
-    jetpack: Annotated[str | None, typer.Option(help="JetPack release. [the newest of the device]")] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB free for the model. [as sold, less the system]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images at once. \\[one of each camera, up to 8]")] = None,
+    jetpack: Annotated[str | None, typer.Option(help="JetPack release. \\[the newest of the device]")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB free for the model. \\[as sold, less the system]")] = None,
     cores: Annotated[int | None, typer.Option(help="Cores of a CPU device.")] = None,
     ghz: Annotated[float | None, typer.Option(help="Clock of a CPU device's cores, GHz.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -30,11 +33,18 @@ def plan(
     """Plan for a device that need not be here: which variants run, memory, speed as a range, how to build."""
     from edgeclip.devices.plan import plan as make_plan
     from edgeclip.devices.plan_card import plan_json, print_plan
+    from edgeclip.devices.plan_here import demand_here, profile_here
     from edgeclip.devices.plan_records import Demand
     from edgeclip.devices.profile import load_profile
+    from edgeclip.devices.tree import Tree
 
     demand = Demand(cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz)
-    profile = load_profile(device)
+    if device is None:
+        here = Tree()
+        profile = profile_here(here)
+        demand = demand_here(demand, profile, here)
+    else:
+        profile = load_profile(device)
     made = make_plan(cost_of(model), profile, demand)
     if as_json:
         typer.echo(plan_json(made))

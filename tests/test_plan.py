@@ -12,14 +12,17 @@ import pytest
 from edgeclip.bundle import Bundle
 from edgeclip.devices.cost import FILE, load_cost
 from edgeclip.devices.plan import plan, variants_for
+from edgeclip.devices.plan_here import demand_here, profile_here
 from edgeclip.devices.plan_memory import build_lacks, build_workspace
 from edgeclip.devices.plan_records import Demand
-from edgeclip.devices.profile import DeviceProfile, load_profile, load_profiles
+from edgeclip.devices.profile import DeviceProfile, load_profile, load_profiles, profile_names
 from edgeclip.devices.published import Latency, published_latencies
 from edgeclip.devices.speed import GPU, estimate
+from edgeclip.devices.tree import Tree
 from edgeclip.errors import BundleError, InputError, ModelError
 from edgeclip.export.cost_of import cost_of_bundle, cost_of_model
 from edgeclip.export.graph_cost import graph_cost
+from tests.machines import make
 from tests.test_cli import edgeclip, refused
 
 onnx = pytest.importorskip("onnx", reason="counting needs edgeclip[export]")
@@ -238,3 +241,26 @@ def test_the_command_prints_the_plan_and_the_same_as_json() -> None:
 def test_the_command_names_the_nearest_device_and_refuses_a_model_that_is_not_there() -> None:
     assert "orin-nano" in refused("plan", "starter", "--device", "orin-nanno")
     assert "missing.edgeclip" in refused("plan", "missing.edgeclip", "--device", "orin-nano-8gb")
+
+
+def test_a_plan_for_this_machine_takes_its_free_memory_cores_and_clock() -> None:
+    found = json.loads(edgeclip("plan", "starter", "--json"))
+    assert found["device"] in profile_names()
+    if load_profile(found["device"]).kind == "cpu":
+        assert found["demand"]["cores"] >= 1
+        assert found["free_bytes"] > 0
+
+
+def test_a_plan_for_a_recorded_jetson_takes_the_memory_that_linux_can_give(tmp_path: Path) -> None:
+    tree = Tree(make("orin-nano-jp62", tmp_path))
+    profile = profile_here(tree)
+    assert profile.name == "orin-nano-8gb"
+    demand = demand_here(Demand(fps=5), profile, tree)
+    assert demand.memory_gib is not None
+    assert 0 < demand.memory_gib < 8
+    assert demand_here(Demand(memory_gib=1.0), profile, tree).memory_gib == 1.0
+
+
+def test_a_machine_without_a_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--device"):
+        profile_here(Tree(tmp_path))
