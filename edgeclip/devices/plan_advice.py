@@ -81,7 +81,8 @@ def notes_on(
     """What the device's owner should know besides."""
     notes = []
     if release:
-        faults = faults_by_id((*release.faults, *profile.faults))
+        known = faults_by_id((*release.faults, *profile.faults))
+        faults = [fault for fault in known if profile.dla or fault.component != "dla"]
         notes += [f"{'prove before use: ' if fault.gate else ''}{fault.what}; {fault.advice}" for fault in faults]
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))

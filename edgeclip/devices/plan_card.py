@@ -12,7 +12,10 @@ from rich.text import Text
 from edgeclip.devices.plan_records import Plan, VariantPlan
 from edgeclip.devices.speed import Range
 
-_NOTE = "Speeds are ranges from published peaks, memory is an upper bound; neither was measured on this device."
+_NOTE = (
+    "Speeds are ranges from published peaks; memory is an upper bound, in which the shares of the system and of the "
+    "engine's libraries are assumed: nothing was measured on the device."
+)
 
 
 def print_plan(plan: Plan, console: Console) -> None:
