@@ -98,7 +98,7 @@ def test_the_public_names_are_these() -> None:
     rooms = (
         DEVICE_SIDE
         | WORKSTATION_SIDE
-        | {"cli", "cli_adapt", "cli_common", "cli_eval", "cli_label", "cli_make", "cli_prompts"}
+        | {path.stem for path in PACKAGE.glob("cli*.py")}
         | {"card", "demo", "photographs"}
     )
     assert public - rooms | {"__version__"} == set(edgeclip.__all__)
