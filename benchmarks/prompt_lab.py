@@ -1,4 +1,4 @@
-"""How far a prompt study's choice depends on the halves, and whether agreement without labels foretells accuracy.
+"""How far a prompt study's choice depends on the halves, what templates are worth, and if agreement foretells it.
 
 python benchmarks/prompt_lab.py ../shared/data/caltech101 ../shared/data/cifar10-test
 """
@@ -39,6 +39,13 @@ def main() -> None:
         of_template = {item.template: item.agreement for item in study.agreement.templates}
         agreement = [of_template[item.template] for item in study.template_results]
         accuracy = [item.alone.points for item in study.template_results]
+        left_out = [item.left_out.points for item in study.template_results if item.left_out]
+        worst = min(study.template_results, key=lambda item: item.alone.points)
+        print(
+            f"{data.name}: templates alone {min(accuracy):+.2f} to {max(accuracy):+.2f} points, left out "
+            f"{min(left_out):+.2f} to {max(left_out):+.2f}; the worst, “{worst.template}”, agrees with all on "
+            f"{of_template[worst.template]:.1%}"
+        )
         found = spearmanr(agreement, accuracy)
         print(
             f"{data.name}: Spearman's rho of {len(templates)} templates' agreement and accuracy {found.statistic:.2f} "

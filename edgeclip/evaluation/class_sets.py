@@ -50,9 +50,9 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
         if found and (missing := [folder for folder in folders if folder not in found]):
             raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
         return make_classes({folder: _several(found.get(folder, folder.replace("_", " "))) for folder in folders})
-    row_of = {_plain(name): row for row, given in enumerate(found) for name in given}
-    if all(_plain(folder) in row_of for folder in folders):
-        return make_classes({folder: found[row_of[_plain(folder)]] for folder in folders})
+    row_of = {plain_name(name): row for row, given in enumerate(found) for name in given}
+    if all(plain_name(folder) in row_of for folder in folders):
+        return make_classes({folder: found[row_of[plain_name(folder)]] for folder in folders})
     if len(found) != len(folders):
         raise InputError(
             f"expected names for {len(folders)} classes ({', '.join(folders[:3])}, …), got the {len(found)} of "
@@ -174,5 +174,6 @@ def _several(given: Any) -> list[str]:
     return [given] if isinstance(given, str) else [str(name) for name in given]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """What a class or its folder is called, without regard to case and underscores."""
     return name.replace("_", " ").strip().casefold()

@@ -73,7 +73,7 @@ class _Tried(NamedTuple):
     change: Change
 
 
-def test_changes(
+def try_changes(
     prompts: PromptRows,
     images: FloatArray,
     labels: IntArray,

@@ -173,7 +173,7 @@ def _subset(study: Study) -> Markup:
     )
     said = (
         "Greedy choice: each step takes the template that labels most images right together with those before it. What "
-        "it gains where it chooses is mostly chance; the other half shows what is left."
+        "it gains where it chooses is partly chance; the other half shows what is left."
     )
     count = len(subset.templates)
     result = (
@@ -218,7 +218,7 @@ def _pairs(study: Study, examples: Examples | None) -> Markup:
     said = (
         "Text tells two classes apart where an image lies nearer to its own class's row than to the other's; their "
         "images do where it lies nearer to the mean of its class's other images. Where text tells fewer apart, the "
-        "names are closer than the images; a verdict is given only where that holds for all pairs tested together."
+        "names are closer than the images; a verdict is given where that is beyond noise for all pairs at once."
     )
     nearest = study.pairs.nearest
     body = [element("h3", "closest names (chosen by text alone)"), _pair_table(nearest[:_SHOWN])]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.paired import Hits, PairedDifference, paired_difference
 from edgeclip.evaluation.prompt_rows import IntArray
 from edgeclip.evaluation.significance import binomial_tail, holm, mcnemar_p
@@ -83,7 +84,7 @@ def study_pairs(
     cosines = rows @ rows.T  # (C, C)
     every = np.sort(cosines[np.triu_indices(len(rows), 1)])
     np.fill_diagonal(cosines, -1)
-    said = (images @ rows.T).argmax(axis=1) if len(images) else np.zeros(0, np.int64)
+    said = predictions(images, rows, labels).predicted
     confusion = np.zeros((len(rows), len(rows)), np.int64)
     np.add.at(confusion, (labels, said), 1)
     sums = np.stack([images[labels == index].sum(axis=0) for index in range(len(rows))])  # (C, D)

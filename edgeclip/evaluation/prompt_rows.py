@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
-from edgeclip.evaluation.metrics import true_class_ranks
+from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.paired import Hits
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.prompts import FloatArray, PromptClass, content_hash, encode_texts, unit_rows
@@ -156,7 +156,5 @@ def margins_of(images: FloatArray, labels: IntArray, rows: FloatArray) -> Margin
 
 def hits_of(images: FloatArray, labels: IntArray, rows: FloatArray) -> Hits:
     """(N,) which unit embeddings (N, D) are labelled right by rows (C, D); a tie is no hit."""
-    blocks = range(0, len(images), _BLOCK)
-    ranks = [true_class_ranks(images[at : at + _BLOCK] @ rows.T, labels[at : at + _BLOCK]) for at in blocks]
-    hits: Hits = np.concatenate(ranks) == 0
+    hits: Hits = predictions(images, rows, labels).ranks == 0
     return hits

@@ -14,8 +14,10 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import find_images
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import InputError, SourceError
+from edgeclip.evaluation.class_sets import plain_name
 from edgeclip.evaluation.dataset import Items, LabelledSet, open_labelled
 from edgeclip.evaluation.image_embeddings import files, image_embeddings
+from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.prompt_claims import Change, changed_rows
 from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.prompt_study import Study, study_prompts
@@ -124,6 +126,7 @@ def study_bundle(bundle: Bundle, options: StudyOptions, *, progress: Progress | 
     Raises:
         InputError: no images or classes are given, or folders that are no class.
         SourceError: no image that can be decoded.
+        VariantError: no such variant.
         ModelError: the text encoder cannot be loaded, or is not the one that the bundle was made with.
     """
 
@@ -131,6 +134,7 @@ def study_bundle(bundle: Bundle, options: StudyOptions, *, progress: Progress | 
         return lambda done, total: progress(what, done, total) if progress else None
 
     # What is to be embedded.
+    bundle.variant(options.variant)  # a misspelt one should not be found out after the prompts are encoded
     if options.data is None and options.unlabelled is None:
         raise InputError("expected images: --data with one folder a class, --unlabelled with any, or both")
     if options.names and options.classes:
@@ -140,7 +144,6 @@ def study_bundle(bundle: Bundle, options: StudyOptions, *, progress: Progress | 
     if not classes:
         raise InputError('expected --classes with images that have no labels: for example "mug | cup, bottle, book"')
     folders = _class_of_folder(given, classes) if given else np.zeros(0, np.int64)
-
     others = files(find_images(options.unlabelled)) if options.unlabelled else []
 
     # Embeddings.
@@ -181,7 +184,7 @@ def study_bundle(bundle: Bundle, options: StudyOptions, *, progress: Progress | 
     )
     if given is None:
         return Studied(report, prompts, None)
-    said = (images @ prompts.class_rows().T).argmax(axis=1)
+    said = predictions(images, prompts.class_rows(), labels).predicted
     return Studied(report, prompts, Gallery(given.items.take(kept), labels, said, prompts.labels))
 
 
@@ -196,14 +199,10 @@ def recommended_table(studied: Studied, *, name: str) -> PromptTable:
 
 def _class_of_folder(given: LabelledSet, classes: Sequence[PromptClass]) -> IntArray:
     """(F,) row of the class that each folder is of."""
-    row_of = {_plain(item.label): row for row, item in enumerate(classes)}
-    if strange := [folder for folder in given.folders if _plain(folder) not in row_of]:
+    row_of = {plain_name(item.label): row for row, item in enumerate(classes)}
+    if strange := [folder for folder in given.folders if plain_name(folder) not in row_of]:
         raise InputError(
             f"expected the folders of {given.name} among the classes, got {', '.join(strange[:5])}: add them or leave "
             "the folders out"
         )
-    return np.array([row_of[_plain(folder)] for folder in given.folders], np.int64)
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
+    return np.array([row_of[plain_name(folder)] for folder in given.folders], np.int64)

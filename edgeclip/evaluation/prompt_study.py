@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 
 from edgeclip.errors import InputError
-from edgeclip.evaluation.metrics import wilson_interval
+from edgeclip.evaluation.metrics import predictions, top_k
 from edgeclip.evaluation.paired import Hits
 from edgeclip.evaluation.prompt_agreement import Agreement, study_agreement
-from edgeclip.evaluation.prompt_claims import Verdict, changed_rows, test_changes
+from edgeclip.evaluation.prompt_claims import Verdict, changed_rows, try_changes
 from edgeclip.evaluation.prompt_names import ClassNames, study_names
 from edgeclip.evaluation.prompt_pairs import ALIKE, NAMES, TEXT_ONLY, PairStudy, study_pairs
-from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, hits_of
+from edgeclip.evaluation.prompt_rows import IntArray, PromptRows
 from edgeclip.evaluation.prompt_templates import Subset, TemplateResult, halves, study_subset, study_templates
 from edgeclip.prompts import FloatArray
 
@@ -112,9 +112,10 @@ def study_prompts(
         if len(choose) and len(test):
             if len(prompts.templates) > 1:
                 subset = study_subset(prompts, images, labels, choose, test)
-            verdict = test_changes(prompts, images, labels, (choose, test), subset, alpha=ALPHA / 2)
-    hits: Hits = hits_of(images, labels, rows) if len(images) else np.zeros(0, np.bool_)
-    classes = _classes(prompts, images, labels, rows, hits)
+            verdict = try_changes(prompts, images, labels, (choose, test), subset, alpha=ALPHA / 2)
+    ranks, said = predictions(images, rows, labels)
+    best = top_k(ranks, 1) if len(images) else None
+    classes = _classes(prompts, labels, said, ranks == 0)
     # What a change of prompts mends is not to be blamed on names.
     mended = changed_rows(prompts, verdict.recommended) if verdict and verdict.recommended else rows
     pairs = study_pairs(mended, prompts.labels, images, labels, alpha=ALPHA / 2)
@@ -125,8 +126,8 @@ def study_prompts(
         classes=classes,
         templates=list(prompts.templates),
         images=len(images),
-        top1=float(hits.mean()) if len(hits) else None,
-        ci95=wilson_interval(int(hits.sum()), len(hits)) if len(hits) else None,
+        top1=best.value if best else None,
+        ci95=best.ci95 if best else None,
         template_results=results,
         subset=subset,
         names=names,
@@ -138,14 +139,11 @@ def study_prompts(
     )
 
 
-def _classes(
-    prompts: PromptRows, images: FloatArray, labels: IntArray, rows: FloatArray, hits: Hits
-) -> list[ClassResult]:
-    said = (images @ rows.T).argmax(axis=1) if len(images) else np.zeros(0, np.int64)
+def _classes(prompts: PromptRows, labels: IntArray, said: IntArray, hits: Hits) -> list[ClassResult]:
     found: list[ClassResult] = []
     for index, item in enumerate(prompts.classes):
         own = labels == index
-        wrong = np.bincount(said[own & (said != index)], minlength=len(rows))
+        wrong = np.bincount(said[own & (said != index)], minlength=len(prompts.classes))
         mistaken = prompts.labels[int(wrong.argmax())] if wrong.any() else None
         found.append(ClassResult(item.label, list(item.names), int(own.sum()), int(hits[own].sum()), mistaken))
     return found
@@ -158,10 +156,11 @@ def _suggestions(
     for claim in verdict.claims if verdict else []:
         if claim.beyond_noise:
             kept = claim.change.templates
-            listed = f": {'; '.join(kept)}" if "templates" in claim.what and len(kept) <= 12 else ""
+            dropped = not claim.change.names and claim.what.startswith("without")
+            listed = f": {'; '.join(kept)}" if not (claim.change.names or dropped) and len(kept) <= 12 else ""
             found.append(
                 Suggestion(
-                    f"Use {claim.what}{listed}" if not claim.what.startswith("without") else f"Go {claim.what}",
+                    f"{'Go' if dropped else 'Use'} {claim.what}{listed}",
                     f"top-1 {claim.difference} on the half that had no say in the choice",
                     "accuracy",
                 )
@@ -171,7 +170,7 @@ def _suggestions(
         if pair.verdict == NAMES and pair.gap:
             found.append(
                 Suggestion(
-                    f"Rename {shown}, or give one a synonym that tells them apart: names closer than images",
+                    f"Try other names for {shown}: they are closer than their images",
                     f"text tells {pair.text_right:.0%} of the two's images apart, the images themselves "
                     f"{pair.images_right:.0%}: {pair.gap}; text cosine {pair.text_cosine:.2f}, "
                     f"{sum(pair.confusions)} confusions",
