@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_label, cli_make
+from edgeclip import __version__, cli_adapt, cli_bench, cli_label, cli_make
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -37,6 +37,7 @@ for verb in (
     cli_make.quantize,
     cli_make.build,
     cli_make.train,
+    cli_bench.bench,
     cli_adapt.fewshot,
     cli_adapt.wise_ft,
     cli_adapt.qat,
