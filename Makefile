@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types wheel-test clean
+.PHONY: demo test lint types wheel-test aarch64-check aarch64-run clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edgeclip demo
@@ -21,6 +21,14 @@ types: $(VENV)/.dev
 # Build wheel and sdist, install the wheel in an empty environment, label an image from there.
 wheel-test: $(VENV)/.dev
 	$(BIN)/python tests/wheel_check.py
+
+# Resolve what a Jetson would install: wheels only, for JetPack 6 and 7.
+aarch64-check: $(VENV)/.dev
+	$(BIN)/python tests/aarch64_wheels.py
+
+# The device side on 64-bit Arm under emulation, as root; needs qemu-user-static, proot and mmdebstrap. Ten minutes.
+aarch64-run: $(VENV)/.dev
+	$(BIN)/python -u tests/aarch64_run.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

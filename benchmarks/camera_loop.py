@@ -45,6 +45,7 @@ from rich.table import Table
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.calibration.images import crops
 from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.telemetry import Telemetry
 from edgeclip.export.photographs import photographs
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, write_json
 from edgeclip.prompts import FloatArray, unit_rows
@@ -107,15 +108,21 @@ def main() -> None:
     video = asked.video or synthetic_video()
     machine = describe_machine()
     console.print(f"{summary(machine)}; {installed_versions(['openvino', 'torch', 'av', 'opencv-python-headless'])}")
-    results = compare(bundle, table, video, asked.rounds)
+    with Telemetry() as telemetry:  # beside all systems alike
+        results = compare(bundle, table, video, asked.rounds)
     print_results(results, console)
+    conditions = telemetry.conditions()
+    console.print(str(conditions), markup=False, highlight=False)
     stages = where_time_goes(bundle, table, video)
     print_stages(stages, results[-1].fps, console)
     gated = [result for real in asked.real for result in compare_gated(bundle, table, real, asked.rounds, asked.gate)]
     if gated:
         print_results(gated, console)
     if asked.json:
-        write_json(asked.json, {"machine": machine, "results": results + gated, "stages_core_ms": stages})
+        write_json(
+            asked.json,
+            {"machine": machine, "conditions": conditions, "results": results + gated, "stages_core_ms": stages},
+        )
     console.print(f"{results[-1].ratio:.2f}x the best peer")
 
 

@@ -24,8 +24,8 @@ from rich.console import Console
 
 from edgeclip import Bundle, load_templates
 from edgeclip.devices.probe import Description, describe_machine, summary
+from edgeclip.evaluation.class_sets import class_prompts
 from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
-from edgeclip.evaluation.zeroshot import class_prompts
 from edgeclip.export.export_bundle import export_bundle
 from edgeclip.export.photographs import photographs
 from edgeclip.export.tables import table_for_bundle

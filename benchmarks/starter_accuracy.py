@@ -26,12 +26,13 @@ from rich.table import Table
 
 from edgeclip import Bundle, load_templates
 from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.evaluation.class_sets import class_prompts
+from edgeclip.evaluation.dataset import Items, open_captioned, open_labelled
+from edgeclip.evaluation.image_embeddings import image_embeddings
+from edgeclip.evaluation.metrics import predictions, recall, text_to_image_ranks, top_k, wilson_interval
 from edgeclip.evaluation.paired import paired_difference
-from edgeclip.evaluation.zeroshot import class_prompts, true_class_ranks, wilson_interval
 from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray, TextEncoder, build_table, make_classes, unit_rows
-from edgeclip.runtime.images import list_labelled, read_image
-from edgeclip.training.embeddings import embed_files
 from edgeclip.training.features import features_of
 from edgeclip.training.load import load_text_tower
 from edgeclip.training.towers import MiniLm, image_tower
@@ -50,7 +51,7 @@ class Embedded(NamedTuple):
 
 
 class Score(msgspec.Struct, frozen=True):
-    """A share of N trials, with its 95 % interval (Wilson) and the share among the first five."""
+    """A share of N trials, its 95 % interval (Wilson's; of captions a bootstrap's), and the share of the first five."""
 
     top1: float
     ci95: tuple[float, float]
@@ -88,11 +89,11 @@ class StandIn:
         """Unit sentence vectors (M, 384)."""
         return self._sentences.sentences(list(texts)).numpy()
 
-    def embed(self, files: Sequence[Path]) -> FloatArray:
+    def embed(self, items: Items) -> FloatArray:
         """Unit mixtures of the names' sentence vectors (N, 384)."""
         assert self._tower.classifier is not None
         weight, bias = self._tower.classifier
-        features = torch.from_numpy(features_of(self._tower, (read_image(file) for file in files))).float()
+        features = torch.from_numpy(features_of(self._tower, (item.read() for item in items))).float()
         probabilities = torch.softmax(features @ weight.T + bias, dim=1).numpy()  # (N, 1000)
         smallest = np.sort(probabilities, axis=1)[:, -TOP, None]
         return unit_rows(np.where(probabilities >= smallest, probabilities, 0) @ self._classes)
@@ -100,24 +101,24 @@ class StandIn:
 
 def score(ranks: Ranks) -> Score:
     """Of the ranks (N,) of what was looked for."""
-    hits = int((ranks == 0).sum())
-    return Score(hits / len(ranks), wilson_interval(hits, len(ranks)), float((ranks < 5).mean()), len(ranks))
+    first, five = top_k(ranks, 1), top_k(ranks, 5)
+    return Score(first.value, first.ci95, five.value, len(ranks))
 
 
 def class_ranks(model: Embedded, folders: Sequence[str], labels: Ranks, templates: Sequence[str]) -> Ranks:
     """Rank (N,) of each image's own class."""
     classes = class_prompts(folders, None)
     rows = build_table(model.text, classes, templates, name="t", model_id="").embeddings
-    return true_class_ranks(model.images @ rows.T, labels)
+    return predictions(model.images, rows, labels).ranks
 
 
-def classification(data: Path, models: dict[str, Callable[[Sequence[Path]], Embedded]]) -> SetResult:
+def classification(data: Path, models: dict[str, Callable[[Items], Embedded]]) -> SetResult:
     """Top-1 of each model on a folder of classes, and what prompt ensembling brings the last of them."""
-    labelled, folders = list_labelled(data)
-    files, labels = [path for path, _ in labelled], np.array([label for _, label in labelled])
+    labelled = open_labelled(data)
+    folders, labels = labelled.folders, labelled.labels
     scores, gains = {}, []
     for name, embed in models.items():
-        model = embed(files)
+        model = embed(labelled.items)
         scores[name] = score(class_ranks(model, folders, labels, load_templates("simple")))
     one = class_ranks(model, folders, labels, (ONE_PROMPT,)) == 0
     for prompts, templates in (
@@ -131,17 +132,16 @@ def classification(data: Path, models: dict[str, Callable[[Sequence[Path]], Embe
     return SetResult(kind + data.name, f"top-1 of {len(folders)}", scores, gains)
 
 
-def retrieval(captions: Path, models: dict[str, Callable[[Sequence[Path]], Embedded]]) -> SetResult:
-    """R@1 of text → image: JSON lines ``{"image", "captions"}``, every caption against all images."""
-    lines = [json.loads(line) for line in captions.read_text(encoding="utf-8").splitlines()]
-    files = [captions.parent / line["image"] for line in lines]
-    texts = [text for line in lines for text in line["captions"]]
-    own = np.array([row for row, line in enumerate(lines) for _ in line["captions"]])
+def retrieval(captions: Path, models: dict[str, Callable[[Items], Embedded]]) -> SetResult:
+    """R@1 of text → image: every caption against all images; the interval is a bootstrap's over images."""
+    data = open_captioned(captions)
     scores = {}
     for name, embed in models.items():
-        model = embed(files)
-        scores[name] = score(true_class_ranks(unit_rows(model.text.encode_text(texts)) @ model.images.T, own))
-    return SetResult(captions.parent.name, f"text→image R@1 of {len(files)}", scores, [])
+        model = embed(data.items)
+        texts = unit_rows(model.text.encode_text(data.captions))
+        found = recall(text_to_image_ranks(texts, model.images, data.own), data.own)
+        scores[name] = Score(found.r1, found.r1_ci95, found.r5, found.n)
+    return SetResult(captions.parent.name, f"text→image R@1 of {len(data.items)}", scores, [])
 
 
 def joined(results: Sequence[SetResult], name: str) -> SetResult:
@@ -212,10 +212,10 @@ def main() -> None:
     bundle, stand_in = Bundle.open(given.bundle), StandIn()
     text = load_text_tower(bundle.manifest.model)
 
-    def of_variant(variant: str) -> Callable[[Sequence[Path]], Embedded]:
-        return lambda files: Embedded(embed_files(bundle, files, variant=variant).embeddings, text)
+    def of_variant(variant: str) -> Callable[[Items], Embedded]:
+        return lambda items: Embedded(image_embeddings(bundle, variant, items).rows, text)
 
-    models = {STAND_IN: lambda files: Embedded(stand_in.embed(files), stand_in)}
+    models = {STAND_IN: lambda items: Embedded(stand_in.embed(items), stand_in)}
     models |= {f"starter {item.name}": of_variant(item.name) for item in reversed(bundle.manifest.variants)}
     results = [classification(data, models) for data in given.data]
     cue = [result for result in results if result.name.startswith("cue-conflict ")]

@@ -9,7 +9,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeclip import __version__, cli_adapt, cli_bench, cli_label, cli_make
+from edgeclip import (
+    __version__,
+    cli_adapt,
+    cli_bench,
+    cli_devices,
+    cli_doctor,
+    cli_eval,
+    cli_evidence,
+    cli_label,
+    cli_make,
+    cli_plan,
+    cli_prompts,
+)
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
     BundleArgument,
@@ -18,7 +30,6 @@ from edgeclip.cli_common import (
     build_table,
     console,
     notices,
-    progress_bars,
 )
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
@@ -36,15 +47,21 @@ for verb in (
     cli_make.export,
     cli_make.quantize,
     cli_make.build,
+    cli_plan.plan,
     cli_make.train,
     cli_bench.bench,
     cli_adapt.fewshot,
     cli_adapt.wise_ft,
     cli_adapt.qat,
     cli_label.label,
+    cli_doctor.doctor,
+    cli_evidence.robustness,
 ):
     app.command()(verb)
+app.command("eval")(cli_eval.evaluate)
+prompts_app.command("study")(cli_prompts.prompts_study)
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(cli_devices.app, name="devices")
 
 
 def main() -> None:
@@ -120,41 +137,6 @@ def verify(bundle: BundleArgument) -> None:
     for entry in opened.manifest.tables:
         opened.table(entry.name)
     console.print(f"{len(opened.manifest.files)} files match; model {opened.manifest.model.id}", highlight=False)
-
-
-@app.command("eval")
-def evaluate(
-    bundle: BundleArgument,
-    data: Annotated[Path, typer.Option(help="A folder with one folder of images a class.")],
-    names: Annotated[Path | None, typer.Option(help="JSON: folder name → class name or list of names.")] = None,
-    templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
-    variant: Annotated[str, typer.Option(help="Form of the encoder.")] = "fp32",
-    against: Annotated[
-        str | None, typer.Option(help="Another variant: print the difference on the same images, with its interval.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
-) -> None:
-    """Zero-shot accuracy over an image folder: top-1 and top-5 with 95 % intervals."""
-    require("torch", purpose="encode class names")
-    from edgeclip.evaluation.zeroshot import evaluate_folder, print_result
-
-    opened = Bundle.open(bundle)
-    with progress_bars() as bars:
-        task = bars.add_task("images", total=None)
-        result = evaluate_folder(
-            opened,
-            data,
-            names=names,
-            templates=load_templates(templates),
-            variant=variant,
-            against=against,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    print_result(result, console)
-    if json_file:
-        from edgeclip.files import write_json
-
-        write_json(json_file, result)
 
 
 @app.command()

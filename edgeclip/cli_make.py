@@ -12,19 +12,22 @@ from edgeclip.cli_common import BundleArgument, TemplatesHelp, console, notices,
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
-_CALIBRATION_HELP = "Folder of images to measure ranges on. [crops of photographs]"
+_CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photographs]"
 
 
 def export(
     model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. [MODEL.edgeclip]")] = None,
-    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. [scikit-image's]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
     ] = "",
+    target: Annotated[
+        str | None, typer.Option(help="Device to export for: makes the forms that pay there, and plans for it.")
+    ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Images to measure ranges on. [crops of the photographs]")
+        Path | None, typer.Option(help="Images to measure ranges on. \\[crops of the photographs]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
@@ -33,6 +36,9 @@ def export(
     require("torch", purpose="export a model")
     require("onnxscript", purpose="export a model")
     from edgeclip.calibration.images import sample_images
+    from edgeclip.devices.plan import plan, variants_for
+    from edgeclip.devices.profile import load_profile
+    from edgeclip.export.cost_of import cost_of_bundle
     from edgeclip.export.export_bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
     from edgeclip.export.photographs import photographs
     from edgeclip.export.variants import check_variant_names
@@ -40,11 +46,14 @@ def export(
 
     names = split_names(variants)
     check_variant_names(names)
+    profile = load_profile(target) if target else None
+    if profile:
+        names = variants_for(profile, names)
     if calibration and not names:
         raise InputError("expected --variants with --calibration, got none: fp32 needs no ranges")
-    target = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already: choose another --output or pass --overwrite")
+    path = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: choose another --output or pass --overwrite")
     images = photographs(photos)
     with console.status("loading the model") as status:
         loaded = load_model(model, pretrained=pretrained, seed=seed)
@@ -52,17 +61,22 @@ def export(
             tuple(names), sample_images(calibration, CALIBRATION_IMAGES, seed=seed) if calibration else ()
         )
         bundle = export_bundle(
-            loaded, target, photos=images, variants=options, overwrite=overwrite, progress=status.update
+            loaded, path, photos=images, variants=options, overwrite=overwrite, progress=status.update
         )
     from edgeclip.card import print_card
 
     print_card(bundle, console)
+    if profile:
+        from edgeclip.devices.plan_card import print_plan
+
+        console.print()
+        print_plan(plan(cost_of_bundle(bundle), profile), console)
 
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. [runs/NAME]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
 ) -> None:
@@ -131,16 +145,16 @@ def quantize(
 
 def build(
     bundle: BundleArgument,
-    variant: Annotated[str | None, typer.Option(help="Form of the encoder. [all that the engine is for]")] = None,
+    variant: Annotated[str | None, typer.Option(help="Form of the encoder. \\[all that the engine is for]")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. [the best one here]")
+        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. \\[the best one here]")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="MIN,OPT,MAX", help="Batches of a TensorRT plan.")] = "1,1,8",
     workspace: Annotated[
-        int | None, typer.Option(help="TensorRT's scratch memory, MiB. [half of what is free]")
+        int | None, typer.Option(help="TensorRT's scratch memory, MiB. \\[half of what is free]")
     ] = None,
     compute_capability: Annotated[
-        str | None, typer.Option(help="Build for another GPU, e.g. 8.6 (tensorrt-rtx only). [the one here]")
+        str | None, typer.Option(help="Build for another GPU, e.g. 8.6 (tensorrt-rtx only). \\[the one here]")
     ] = None,
     version_compatible: Annotated[
         bool, typer.Option("--version-compatible", help="A plan that later TensorRT versions load (tensorrt only).")

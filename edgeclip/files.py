@@ -21,11 +21,16 @@ _SETTLED_NS = 2_000_000_000
 
 
 def cache_dir(*parts: str) -> Path:
-    """Folder for what can be made again: under ``$EDGECLIP_CACHE`` or ``~/.cache/edgeclip``."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeclip"
-    folder = Path(os.environ.get("EDGECLIP_CACHE") or default).joinpath(*parts)
+    """Folder for what can be made again, made if it is not there: under :func:`cache_place`."""
+    folder = cache_place().joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def cache_place() -> Path:
+    """Where the cache is, or would be: ``$EDGECLIP_CACHE`` or ``~/.cache/edgeclip``."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeclip"
+    return Path(os.environ.get("EDGECLIP_CACHE") or default)
 
 
 def sha256_file(path: Path) -> str:

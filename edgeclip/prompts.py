@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,8 +192,9 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
         PromptError: no class, an empty name or a duplicate label.
     """
     path = Path(text_or_file)
-    # A list of classes is no path; asking the file system about a very long one would be an error of its own.
-    is_file = "\n" not in text_or_file and len(text_or_file) < 1024 and path.is_file()
+    # A list of classes is no path; to ask the file system about a long one (of 256 bytes in one name) is an error.
+    short = len(text_or_file) < 1024 and all(len(os.fsencode(part)) < 256 for part in path.parts)
+    is_file = short and "\n" not in text_or_file and path.is_file()
     if is_file and path.suffix == ".json":
         return make_classes(read_json(path))
     if is_file:
@@ -245,7 +247,7 @@ def build_table(
 ) -> PromptTable:
     """Encode every name × template and average per class: normalise, average, normalise again (CLIP, section 3.1.4).
 
-    All prompts go through the encoder together, each distinct text once, sorted by length so that a batch pads little.
+    All prompts go through the encoder together, each distinct text once.
 
     Args:
         batch_size: prompts a forward pass.
@@ -257,18 +259,37 @@ def build_table(
     if not classes or not templates:
         raise PromptError(f"expected classes and templates, got {len(classes)} and {len(templates)}")
     prompts = [[template.replace("{}", alias) for alias in item.names for template in templates] for item in classes]
-    texts = sorted({text for group in prompts for text in group}, key=lambda text: (len(text), text))
+    texts = list(dict.fromkeys(text for group in prompts for text in group))
+    encoded = encode_texts(encoder, texts, batch_size=batch_size, progress=progress)  # (T, D)
     row_of = {text: row for row, text in enumerate(texts)}
-    rows: list[FloatArray] = []
-    for start in range(0, len(texts), batch_size):
-        rows.append(encoder.encode_text(texts[start : start + batch_size]))
-        if progress:
-            progress(min(start + batch_size, len(texts)), len(texts))
-    encoded = unit_rows(np.concatenate(rows))  # (T, D)
     means = np.stack([encoded[[row_of[text] for text in group]].mean(axis=0) for group in prompts])  # (C, D)
-    if not np.isfinite(means).all():
-        raise PromptError("the text encoder gave embeddings that are not finite: check the model's weights")
     return PromptTable(name, tuple(classes), unit_rows(means), tuple(templates), model_id)
+
+
+def encode_texts(
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> FloatArray:
+    """Unit rows (T, D) float32 of different texts, in their order; batches hold texts of like length and pad little.
+
+    Raises:
+        PromptError: an embedding that is not finite.
+    """
+    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index]))
+    rows: list[FloatArray] = []
+    for start in range(0, len(order), batch_size):
+        rows.append(encoder.encode_text([texts[index] for index in order[start : start + batch_size]]))
+        if progress:
+            progress(min(start + batch_size, len(order)), len(order))
+    encoded = unit_rows(np.concatenate(rows))
+    if not np.isfinite(encoded).all():
+        raise PromptError("the text encoder gave embeddings that are not finite: check the model's weights")
+    back = np.empty_like(encoded)
+    back[order] = encoded
+    return back
 
 
 def unit_rows(rows: FloatArray) -> FloatArray:

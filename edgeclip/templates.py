@@ -43,12 +43,24 @@ def load_templates(name_or_file: str) -> tuple[str, ...]:
         lines = [str(line) for line in loaded] if isinstance(loaded, list) else []
     else:
         lines = [line for line in map(str.strip, read_text(path).splitlines()) if line and not line.startswith("#")]
+    return check_templates(lines, str(path))
+
+
+def check_templates(lines: Sequence[str], where: str) -> tuple[str, ...]:
+    """The templates, each once, with ``{}`` for the name.
+
+    Args:
+        where: they come from, for messages.
+
+    Raises:
+        PromptError: none, or one without exactly one placeholder.
+    """
     templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines))
     if not templates:
-        raise PromptError(f"expected at least one template in {path}, got none: one a line, with {{}} for the name")
+        raise PromptError(f"expected at least one template in {where}, got none: one a line, with {{}} for the name")
     for template in templates:
         if template.count("{}") != 1:
-            raise PromptError(f"expected one {{}} in each template of {path}, got {template!r}")
+            raise PromptError(f"expected one {{}} in each template of {where}, got {template!r}")
     return templates
 
 

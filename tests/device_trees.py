@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-Tree = dict[str, str]
+Files = dict[str, str]
 
 JETSON_RELEASE = "etc/nv_tegra_release"
 
@@ -160,7 +160,7 @@ RYZEN = {
 }
 
 
-def write_tree(root: Path, tree: Tree) -> Path:
+def write_tree(root: Path, tree: Files) -> Path:
     """Write the files below a folder."""
     for name, text in tree.items():
         path = root / name

@@ -45,8 +45,14 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 def test_help_lists_every_verb() -> None:
     text = edgeclip("--help")
-    for verb in ("export", "quantize", "build", "train", "prompts", "label", "inspect", "verify", "eval", "demo"):
+    verbs = "export quantize build plan train fewshot wise-ft qat label doctor robustness eval inspect verify demo"
+    for verb in [*verbs.split(), "prompts", "devices"]:
         assert re.search(rf"\b{verb}\b", text)
+
+
+def test_help_shows_what_an_option_is_when_left_out() -> None:
+    """In brackets, which the terminal library would otherwise take for its own markup and drop."""
+    assert "[half of what is free]" in " ".join(re.sub("[│╭╰─]", " ", edgeclip("build", "--help")).split())
 
 
 def test_version() -> None:
@@ -115,7 +121,7 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
         (["prompts", "build", "starter", "--name", "x", "--classes", "cat"], "read-only"),
         (["prompts", "build", "BUNDLE", "--name", "x", "--classes", "cat", "--templates", "absent"], "no such file"),
         (["prompts", "build", "BUNDLE", "--name", "a/b", "--classes", "cat"], "name"),
-        (["eval", "BUNDLE", "--data", "absent"], "no such folder"),
+        (["eval", "BUNDLE", "--data", "absent"], "no such file or folder"),
         (["eval", "BUNDLE", "--data", "."], "expected one folder a class"),
         (["export", "ViT-B-99"], "ViT-B-"),
         (["export", "starter", "--photos", "absent"], "absent"),

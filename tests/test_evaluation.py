@@ -14,7 +14,9 @@ from edgeclip import Bundle, load_templates
 from edgeclip.calibration.images import crops, sample_images
 from edgeclip.devices.probe import describe_machine, summary
 from edgeclip.errors import InputError, SourceError
-from edgeclip.evaluation.zeroshot import class_prompts, evaluate_folder, true_class_ranks, wilson_interval
+from edgeclip.evaluation.class_sets import class_prompts
+from edgeclip.evaluation.metrics import true_class_ranks, wilson_interval
+from edgeclip.evaluation.zeroshot import evaluate_folder
 from edgeclip.runtime.images import read_image
 from tests.conftest import shared
 
@@ -105,7 +107,7 @@ def test_unusable_folders_are_refused(labelled: Path, tmp_path: Path) -> None:
     (labelled / "empty").mkdir()
     with pytest.raises(SourceError, match="expected images in"):
         evaluate_folder(bundle, labelled, templates=templates)
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         evaluate_folder(bundle, tmp_path / "absent", templates=templates)
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from edgeclip import Bundle, EncoderSpec, PreprocessSpec, PromptTable, make_classes
 from edgeclip.errors import EdgeclipError, InputError, TableError
 from edgeclip.key_cache import KeyCache
-from edgeclip.prompts import FloatArray, unit_rows
+from edgeclip.prompts import unit_rows
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.tables import TableSet
@@ -22,7 +22,8 @@ from tests.conftest import make_table, shared
 
 pytest.importorskip("torch")
 
-from edgeclip.training.embeddings import embed_files
+from edgeclip.evaluation.image_embeddings import files as image_files
+from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.training.fewshot import METHODS, adapt
 from edgeclip.training.fewshot_curve import CurveOptions, draw_curve, split
 from edgeclip.training.probe import Shots, class_means, fit_rows
@@ -299,19 +300,16 @@ def labelled(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_embeddings_are_computed_once_and_damaged_files_marked(tiny_bundle: Path, labelled: Path) -> None:
+def test_embeddings_are_of_their_files_and_damaged_ones_are_marked(tiny_bundle: Path, labelled: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     files = sorted(labelled.rglob("*.png"))
-    calls: list[int] = []
-    first = embed_files(bundle, files, progress=lambda done, _: calls.append(done))
-    again = embed_files(bundle, files, progress=lambda done, _: calls.append(-done))
-    assert calls == [12]
-    np.testing.assert_array_equal(first.embeddings, again.embeddings)
-    assert first.readable.tolist() == [file.parent.name != "red thing" or file.stem != "5" for file in files]
-    np.testing.assert_allclose(np.linalg.norm(first.embeddings[first.readable], axis=1), 1, atol=1e-5)
+    first, keep = image_embeddings(bundle, "fp32", image_files(files))
+    assert keep.tolist() == [file.parent.name != "red thing" or file.stem != "5" for file in files]
+    np.testing.assert_allclose(np.linalg.norm(first[keep], axis=1), 1, atol=1e-5)
     write_image(files[0], np.zeros((40, 40, 3), np.uint8))
-    changed: FloatArray = embed_files(bundle, files).embeddings
-    assert not np.allclose(changed[0], first.embeddings[0])
+    changed, _ = image_embeddings(bundle, "fp32", image_files(files))
+    assert not np.allclose(changed[0], first[0])
+    np.testing.assert_array_equal(changed[1:], first[1:])
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_each_distinct_prompt_is_encoded_once_in_full_batches() -> None:
         ("mug, bottle,phone", ("mug", "bottle", "phone")),
         ("cell  phone | smartphone", ("cell phone",)),
         ("Straße, 茶碗", ("Straße", "茶碗")),
+        (f"{'x' * 300}, b", ("x" * 300, "b")),  # longer than a file name can be
     ],
 )
 def test_classes_from_text(text: str, labels: tuple[str, ...]) -> None:

@@ -909,6 +909,7 @@ def test_build_for_openvino_proves_and_the_second_time_finds(golden_bundle: Path
     assert code == 0
     said = [line.partition(": ")[0] for line in lines]
     assert said == ["fp32 for openvino", "  proved", "fp16 for openvino", "  proved"]
+    assert all("; throttled: " in line and "power" in line for line in lines[1::2])  # what the machine was doing
     for line in lines[::2]:
         built = re.fullmatch(r"\w+ for openvino: built in \d+\.\d s, \d+\.\d MB, (.+)", line)
         assert built

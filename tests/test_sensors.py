@@ -22,8 +22,9 @@ from edgeclip.devices.sensors_nvml import nvml_sources
 from edgeclip.devices.sources import find_sources
 from edgeclip.devices.tegrastats import Engine, parse_tegrastats
 from edgeclip.devices.tegrastats_source import tegrastats_sources
+from edgeclip.devices.tree import Tree
 from edgeclip.errors import InputError
-from tests.device_trees import AGX_ORIN, JETSON_RELEASE, ORIN_NANO, RYZEN, THOR, TX2, XEON, Tree, write_tree
+from tests.device_trees import AGX_ORIN, JETSON_RELEASE, ORIN_NANO, RYZEN, THOR, TX2, XEON, Files, write_tree
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def test_a_tegrastats_that_ends_or_prints_nothing_is_absent(tmp_path: Path) -> N
     ids=["L4T 32", "L4T 35", "L4T 36", "L4T 38"],
 )
 def test_rails_of_a_jetson_and_which_make_the_total(
-    tmp_path: Path, tree: Tree, powers: dict[str, float], total: set[str]
+    tmp_path: Path, tree: Files, powers: dict[str, float], total: set[str]
 ) -> None:
     with found_in(write_tree(tmp_path, tree)) as found:
         assert values(found, "power_w") == pytest.approx(powers)
@@ -181,7 +182,7 @@ def test_rails_of_a_jetson_and_which_make_the_total(
     [(TX2, 1300.5, 0.76), (AGX_ORIN, 1300.5, 0.99), (ORIN_NANO, 918.0, 0.84), (THOR, 1574.0, None)],
     ids=["L4T 32", "L4T 35", "L4T 36", "L4T 38"],
 )
-def test_load_and_clock_of_a_jetsons_gpu(tmp_path: Path, tree: Tree, clock: float, load: float | None) -> None:
+def test_load_and_clock_of_a_jetsons_gpu(tmp_path: Path, tree: Files, clock: float, load: float | None) -> None:
     with found_in(write_tree(tmp_path, tree)) as found:
         assert values(found, "clock_mhz")["GPU"] == clock
         assert values(found, "load").get("GPU") == load
@@ -227,14 +228,14 @@ def test_a_jetson_is_known_by_its_device_tree_too(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_power_mode_by_name(tmp_path: Path, tree: Tree, mode: str | None) -> None:
-    assert power_mode(write_tree(tmp_path, tree)) == mode
+def test_the_power_mode_by_name(tmp_path: Path, tree: Files, mode: str | None) -> None:
+    assert power_mode(Tree(write_tree(tmp_path, tree))) == mode
 
 
 def test_a_jetsons_mode_belongs_to_its_description(tmp_path: Path) -> None:
     """So that a proof that was timed in one mode is not taken for one of another."""
     assert describe_machine(write_tree(tmp_path, ORIN_NANO))["power_mode"] == "25W"
-    assert nvpmodel_mode() is None or "power_mode" in describe_machine()
+    assert nvpmodel_mode(Tree(Path("/"))) is None or "power_mode" in describe_machine()
 
 
 # x86 --------------------------------------------------------------------------------------------------------------
@@ -275,13 +276,13 @@ def test_rapl_that_needs_root_is_absent_and_says_so() -> None:
 def test_a_machine_without_rapl_says_so(tmp_path: Path) -> None:
     write_tree(tmp_path, {"proc/cpuinfo": "flags\t\t: fpu hypervisor\ncpu MHz\t\t: 2600.000\n"})
     with found_in(tmp_path) as found:
-        assert found.absent["CPU power"] == "no RAPL in /sys/class/powercap (a virtual machine)"
+        assert found.absent["CPU power"] == "no RAPL (a virtual machine)"
         assert values(found, "clock_mhz") == {"CPU": 2600.0}
         assert "load and memory" in found.absent
 
 
 @pytest.mark.parametrize(("tree", "temperatures"), [(XEON, {"Package id 0": 61.0}), (RYZEN, {"Tctl": 48.25})])
-def test_the_temperature_of_an_x86_cpu(tmp_path: Path, tree: Tree, temperatures: dict[str, float]) -> None:
+def test_the_temperature_of_an_x86_cpu(tmp_path: Path, tree: Files, temperatures: dict[str, float]) -> None:
     with found_in(write_tree(tmp_path, tree)) as found:
         assert values(found, "temperature_c") == temperatures
 
@@ -373,6 +374,10 @@ def test_a_gpu_that_is_lost_reads_as_nothing_with_its_reason() -> None:
     index = [channel.kind for channel in source.channels].index("temperature_c")
     assert math.isnan(source.read()[index])
     assert source.fault(index) == "GPU is lost"
+
+
+def test_a_jetsons_gpu_is_not_added_to_the_rails_that_hold_it() -> None:
+    assert not nvml_sources(Library(), in_total=False).has_power
 
 
 def test_a_library_that_does_not_start_is_absent() -> None:

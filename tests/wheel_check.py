@@ -37,6 +37,7 @@ def check(name: str, python: str, wheel: Path, work: Path) -> None:
     photograph = empty / "chelsea.png"
     shutil.copy(sample_photograph(), photograph)
     print(run(edgeclip, "verify", "starter", cwd=empty))
+    print(run(edgeclip, "devices", cwd=empty))
     print(run(edgeclip, "label", "starter", photograph.name, "--jsonl", "labels.jsonl", cwd=empty))
     line = json.loads((empty / "labels.jsonl").read_text())
     if line["label"] != "cat":
@@ -74,6 +75,7 @@ def main() -> None:
         print(f"{wheel.name} {wheel.stat().st_size / 1e6:.1f} MB, {sdist.name} {sdist.stat().st_size / 1e6:.1f} MB")
         with zipfile.ZipFile(wheel) as packed:
             needed = {"py.typed", "assets/starter.edgeclip/manifest.json", "assets/web/index.html"}
+            needed |= {"devices/releases.toml", "devices/profiles/orin-nano-8gb.toml"}
             lacking = {f"edgeclip/{name}" for name in needed} - set(packed.namelist())
         if lacking:
             sys.exit(f"the wheel lacks {sorted(lacking)}")

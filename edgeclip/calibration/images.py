@@ -10,6 +10,18 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.images import Image, is_image_name, read_image
 
 
+def find_images(folder: Path) -> list[Path]:
+    """The image files below a folder, searched recursively, by path.
+
+    Raises:
+        SourceError: none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_name(path))
+    if not paths:
+        raise SourceError(f"expected images below {folder}, got none: check the path")
+    return paths
+
+
 def sample_images(folder: Path, count: int, *, seed: int = 0) -> list[Image]:
     """A seeded random sample of the readable images below a folder, each (H, W, 3) uint8 RGB.
 
@@ -20,7 +32,7 @@ def sample_images(folder: Path, count: int, *, seed: int = 0) -> list[Image]:
     Raises:
         SourceError: no readable image.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_name(path))
+    paths = find_images(folder)
     random.Random(seed).shuffle(paths)
     images: list[Image] = []
     for path in paths:

@@ -19,6 +19,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name, kind, part: of the :class:`~edgeclip.devices.sensors.Channel`.
+        source: where it is read, e.g. ``"cpufreq"`` or ``"INA power monitors"``.
         before, after: first and last reading.
         least, mean, most: over all readings.
         missed: share of the readings that failed.
@@ -28,6 +29,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: Kind
     part: Part
+    source: str
     before: float
     after: float
     least: float
@@ -77,7 +79,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         parts = [words for part in ("cpu", "gpu") if (words := self._part(part))]
         if self.power_mode:
             parts.insert(0, self.power_mode)
-        throttled = {None: f"unknown ({self.absent.get('throttling', 'not reported')})", False: "no", True: "yes"}
+        throttled = {None: "unknown", False: "no", True: "yes"}
         reasons = f" ({', '.join(self.reasons)})" if self.reasons else ""
         parts.append(f"throttled: {throttled[self.throttled]}{reasons}")
         if self.energy is None:
@@ -107,31 +109,40 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         return f"{part.upper()} {', '.join(words)}" if words else ""
 
 
-def readings_of(channels: Sequence[Channel], values: Array, faults: Sequence[str]) -> tuple[Reading, ...]:
+def readings_of(
+    channels: Sequence[Channel], sources: Sequence[str], times: Array, values: Array, faults: Sequence[str]
+) -> tuple[Reading, ...]:
     """Sum up every sensor that gave a reading.
 
     Args:
-        channels: (C,).
+        channels, sources: (C,) what is read, and the name of where.
+        times: (N,) seconds.
         values: (N, C); NaN where a reading failed.
         faults: (C,) why the latest failure.
     """
+    since = np.diff(times, prepend=times[:1])
     return tuple(
-        _reading(channel, values[:, index], faults[index])
+        _reading(channel, sources[index], since, values[:, index], faults[index])
         for index, channel in enumerate(channels)
         if channel.kind in _UNITS and np.isfinite(values[:, index]).any()
     )
 
 
-def _reading(channel: Channel, values: Array, fault: str) -> Reading:
-    good = values[np.isfinite(values)]
+def _reading(channel: Channel, source: str, since: Array, values: Array, fault: str) -> Reading:
+    finite = np.isfinite(values)
+    good, weights = values[finite], since[finite]
+    if channel.kind != "load" or not weights.sum() > 0:  # a load is of the time since the reading before
+        weights = np.ones_like(good)
     missed = 1.0 - len(good) / len(values)
     before, after, least, mean, most = (
-        round(float(value), 4) for value in (good[0], good[-1], good.min(), good.mean(), good.max())
+        round(float(value), 4)
+        for value in (good[0], good[-1], good.min(), np.average(good, weights=weights), good.max())
     )
     return Reading(
         name=channel.name,
         kind=channel.kind,
         part=channel.part,
+        source=source,
         before=before,
         after=after,
         least=least,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeclip.devices.memory import read_memory
+from edgeclip.devices.tree import Tree
 from edgeclip.errors import EngineError
 from edgeclip.extras import require
 
@@ -70,6 +72,21 @@ def driver_loads() -> bool:
     return True
 
 
+def driver_cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver serves, (12, 6) say; None without a driver; needs no extra.
+
+    Source: ``cuDriverGetVersion`` of the CUDA driver API, 1000 × major + 10 × minor.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value == 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def find_gpu() -> Gpu | None:
     """The first GPU, or None if there is none that CUDA can use.
 
@@ -110,15 +127,10 @@ def free_memory_bytes(gpu: Gpu, root: Path = Path("/")) -> int:
     if not gpu.integrated:
         free, _total = call(cuda_runtime().cudaMemGetInfo)
         return int(free)
-    path = root / "proc/meminfo"
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError) as error:
-        raise EngineError(f"cannot read {path} ({error}): give the size with --workspace") from error
-    raise EngineError(f"expected MemAvailable in {path}, got none: give the size with --workspace")
+    available_gib = read_memory(Tree(root)).available_gib
+    if available_gib is None:
+        raise EngineError(f"expected MemAvailable in {root / 'proc/meminfo'}, got none: give the size with --workspace")
+    return int(available_gib * 2**30)
 
 
 def _why_no_gpu() -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.devices.sensors import Channel
+from edgeclip.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
@@ -65,10 +66,13 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         """This energy without what the machine takes when idle, as measured over another window.
 
         Raises:
-            ValueError: the two are of different sensors.
+            InputError: the two are of different sensors.
         """
         if idle.covers != self.covers:
-            raise ValueError(f"expected idle power of {self.covers}, got that of {idle.covers}: measure it here")
+            raise InputError(
+                f"expected idle power of {' + '.join(self.covers)}, got that of {' + '.join(idle.covers)}: "
+                "measure it with the same sensors"
+            )
         share = self.seconds / idle.seconds
         sensors = None
         if self.sensor_j is not None and idle.sensor_j is not None:

@@ -9,7 +9,9 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgeclip.devices.memory import read_memory
 from edgeclip.devices.power_mode import nvpmodel_mode
+from edgeclip.devices.tree import Tree, field
 
 Description = dict[str, str | int | float]
 
@@ -34,17 +36,17 @@ def describe_machine(root: Path = Path("/")) -> Description:
         "python": platform.python_version(),
         "cores_usable": len(os.sched_getaffinity(0)),
     }
-    if board := _read(root / "proc/device-tree/model").rstrip("\0"):
+    tree = Tree(root)
+    if board := tree.text("proc/device-tree/model"):
         described["board"] = board
-    if l4t := _read(root / "etc/nv_tegra_release").partition("\n")[0].lstrip("# "):
+    if l4t := (tree.text("etc/nv_tegra_release") or "").partition("\n")[0].lstrip("# "):
         described["l4t"] = l4t
-    if mode := nvpmodel_mode(root):
+    if mode := nvpmodel_mode(tree):
         described["power_mode"] = mode  # another mode is another machine to whoever reads a timing
-    if cpu := _field(_read(root / "proc/cpuinfo"), "model name"):
+    if cpu := field(tree.text("proc/cpuinfo"), "model name"):
         described["cpu"] = cpu
-    memory_kib = _field(_read(root / "proc/meminfo"), "MemTotal").partition(" ")[0]
-    if memory_kib.isdigit():
-        described["memory_gib"] = round(int(memory_kib) / 2**20, 1)
+    if (memory_gib := read_memory(tree).total_gib) is not None:
+        described["memory_gib"] = round(memory_gib, 1)
     described.update(installed_versions(_ENGINES))
     return described
 
@@ -63,11 +65,6 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
-    """Instruction sets of an x86 CPU as Linux names them (``avx2``, ``avx512_vnni``, …); empty where there are none."""
-    return frozenset(_field(_read(root / "proc/cpuinfo"), "flags").split())
-
-
 def summary(described: Description) -> str:
     """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``."""
     engines = [f"{name} {described[name]}" for name in _ENGINES if name in described]
@@ -78,18 +75,3 @@ def summary(described: Description) -> str:
         *engines[:1],
     ]
     return ", ".join(parts)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _field(text: str, key: str) -> str:
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""

@@ -89,7 +89,10 @@ class ProcSource(Source):
             return NEVER
         total, idle = sum(fields), fields[3] + fields[4]  # idle, and idle while a disk is waited for
         (total_before, idle_before), self._jiffies = self._jiffies, (total, idle)
-        return 1.0 - (idle - idle_before) / (total - total_before) if total > total_before else NEVER
+        if not total > total_before:
+            self._fault = "no time since the reading before"
+            return NEVER
+        return 1.0 - (idle - idle_before) / (total - total_before)
 
     def _process_load(self) -> float:
         (wall_before, used_before), self._process = self._process, (time.perf_counter(), time.process_time())

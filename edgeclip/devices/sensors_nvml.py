@@ -26,11 +26,12 @@ THROTTLE_REASONS = {
 }
 
 
-def nvml_sources(nvml: Any | None = None) -> Found:
+def nvml_sources(nvml: Any | None = None, *, in_total: bool = True) -> Found:
     """One source a GPU, or why there is none.
 
     Args:
         nvml: a module with the functions of ``pynvml``; by default that module, if there is a driver.
+        in_total: whether the GPU's power is part of the machine's total; not on a Jetson, whose rails hold it.
     """
     if nvml is None:
         try:
@@ -50,7 +51,7 @@ def nvml_sources(nvml: Any | None = None) -> Found:
     for number in range(count):
         name = "GPU" if count == 1 else f"GPU {number}"
         try:
-            found.sources.append(NvmlSource(nvml, nvml.nvmlDeviceGetHandleByIndex(number), name))
+            found.sources.append(NvmlSource(nvml, nvml.nvmlDeviceGetHandleByIndex(number), name, in_total))
         except nvml.NVMLError as error:
             found.absent[name] = str(error)
     return found
@@ -63,21 +64,22 @@ class NvmlSource(Source):
         nvml: ``pynvml``, initialised.
         handle: the GPU's.
         name: of its channels.
+        in_total: whether its power is part of the machine's total.
 
     Raises:
         NVMLError: it supports nothing.
     """
 
-    def __init__(self, nvml: Any, handle: Any, name: str) -> None:
+    def __init__(self, nvml: Any, handle: Any, name: str, in_total: bool) -> None:
         self._nvml = nvml
         self._faults: dict[int, str] = {}
         self.name = f"NVML of {_text(nvml.nvmlDeviceGetName(handle))}"
         self._readings: list[tuple[Channel, Callable[[], float]]] = []
         counted = self._offer(
-            Channel(f"{name} board", "energy_j", "gpu", in_total=True, accuracy=Accuracy(5.0, 0.05, _DOCUMENT)),
+            Channel(f"{name} board", "energy_j", "gpu", in_total=in_total, accuracy=Accuracy(5.0, 0.05, _DOCUMENT)),
             lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3,
         )
-        self._offer_power(handle, name, in_total=not counted)
+        self._offer_power(handle, name, in_total=in_total and not counted)
         self._offer(
             Channel(name, "temperature_c", "gpu"),
             lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),

@@ -33,7 +33,7 @@ def _rapl(root: Path) -> Found:
     folder = root / _POWERCAP
     zones = [zone for zone in numbered(folder, "intel-rapl:*") if (zone / "energy_uj").exists()]
     if not zones:
-        return Found(absent={"CPU power": f"no RAPL in /{_POWERCAP}" + _virtual(root)})
+        return Found(absent={"CPU power": "no RAPL" + _virtual(root)})
     readers: list[tuple[Channel, Reader]] = []
     for zone in zones:
         name = text_of(zone / "name") or zone.name

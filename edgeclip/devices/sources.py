@@ -24,7 +24,8 @@ def find_sources(root: Path = Path("/")) -> Found:
     """
     here = root == Path("/")
     found = Found()
-    if is_jetson(root):
+    jetson = is_jetson(root)
+    if jetson:
         found.add(jetson_sources(root))
         if here and "board power" in found.absent:
             reason = found.absent.pop("board power")
@@ -34,7 +35,7 @@ def find_sources(root: Path = Path("/")) -> Found:
     else:
         found.add(x86_sources(root))
     if here:
-        found.add(nvml_sources())
+        found.add(nvml_sources(in_total=not jetson))
     found.add(linux_sources(root))
     kinds = {(channel.kind, channel.part) for source in found.sources for channel in source.channels}
     if ("load", "gpu") in kinds or ("clock_mhz", "gpu") in kinds:

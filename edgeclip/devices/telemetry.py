@@ -24,6 +24,7 @@ from edgeclip.devices.energy import Array, Energy, energy_of
 from edgeclip.devices.power_mode import power_mode
 from edgeclip.devices.sensors import Channel, Found, Source
 from edgeclip.devices.sources import find_sources
+from edgeclip.devices.tree import Tree
 from edgeclip.errors import InputError
 
 INTERVAL_S = 0.1
@@ -69,7 +70,7 @@ class Telemetry:
         self._found = self._found or find_sources(self._root)
         self._often = [source for source in self._found.sources if source.each_time]
         self._seldom = [source for source in self._found.sources if not source.each_time]
-        self._mode = power_mode(self._root)
+        self._mode = power_mode(Tree(self._root))
         self._faults = [""] * len(self.channels)
         self._read_seldom()
         self._take()
@@ -172,6 +173,7 @@ class Telemetry:
         absent.update(never_read(fast, values, faults_fast))
         if isinstance(energy, str):
             absent["power"] = energy
+        names = [source.name for source in [*self._often, *self._seldom] for _ in source.channels]
         throttled, reasons = throttling(fast, values)
         per, per_error = _per_inference(energy, inferences, idle)
         return Conditions(
@@ -186,7 +188,12 @@ class Telemetry:
             inferences=inferences,
             energy_per_inference_j=per,
             energy_per_inference_error_j=per_error,
-            readings=readings_of(fast, values, faults_fast) + (readings_of(slow, seldom, faults_slow) if slow else ()),
+            readings=readings_of(fast, names, times[inside], values, faults_fast)
+            + (
+                readings_of(slow, names[len(fast) :], np.arange(float(len(seldom))), seldom, faults_slow)
+                if slow
+                else ()
+            ),
             absent=absent,
         )
 

@@ -14,13 +14,14 @@ from rich.console import Console
 from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import Description, describe_machine, summary
 from edgeclip.errors import InputError
-from edgeclip.evaluation.zeroshot import class_prompts
+from edgeclip.evaluation.class_sets import class_prompts
+from edgeclip.evaluation.image_embeddings import files as image_files
+from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.extras import require
 from edgeclip.files import atomic_file, atomic_folder, write_json
 from edgeclip.prompts import PromptClass, PromptTable, load_templates, parse_classes
 from edgeclip.runtime.images import list_labelled
-from edgeclip.training.embeddings import embed_files
 from edgeclip.training.fewshot import METHODS, Adapted, adapt, method_called
 from edgeclip.training.fewshot_curve import Curve, CurveOptions, draw_curve
 from edgeclip.training.fewshot_recipe import FewShotRecipe
@@ -232,7 +233,6 @@ def _embed(
 ) -> tuple[Shots, int]:
     """Embeddings of the files that can be decoded, and how many cannot."""
     watch = (lambda done, total: progress("images", done, total)) if progress else None
-    embedded = embed_files(bundle, [path for path, _ in files], variant=variant, progress=watch)
+    rows, keep = image_embeddings(bundle, variant, image_files([path for path, _ in files]), progress=watch)
     labels = np.array([label for _, label in files], np.int64)
-    known = embedded.readable
-    return Shots(embedded.embeddings[known], labels[known]), int((~known).sum())
+    return Shots(rows[keep], labels[keep]), int((~keep).sum())

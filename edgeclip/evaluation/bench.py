@@ -197,7 +197,7 @@ def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: T
         begun = time.perf_counter()
         stable = _warm_up(run, options.warm_up_s)
         start = telemetry.mark()
-        times = []
+        times: list[float] = []
         while len(times) < 2 or time.perf_counter() - start < options.seconds:
             times.append(run() * 1e3)
         energy = telemetry.energy(start, telemetry.mark())

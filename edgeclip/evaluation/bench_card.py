@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from edgeclip.errors import InputError
 from edgeclip.evaluation.bench_records import BenchResult, Measured, Setting
 from edgeclip.evaluation.bench_stats import Ratio, compare_rounds
 
+_WIDE = 120  # columns of a terminal that all of a table fit in
+
 
 def print_result(result: BenchResult, console: Console) -> None:
     """Print every setting's times, what could not run, and what the machine was doing."""
@@ -23,7 +26,7 @@ def print_result(result: BenchResult, console: Console) -> None:
             continue
         height, width = measured[0].setting.size
         say(f"{name} at {width}×{height}, model {model}", style="bold")
-        console.print(_table(measured), highlight=False)
+        console.print(_table(measured, wide=console.width >= _WIDE), highlight=False)
     for setting, why in result.refused:
         say(f"not measured: {setting}: {why}", style="dim")
     if unstable := [str(each.setting) for each in result.measured if not each.stable]:
@@ -31,50 +34,36 @@ def print_result(result: BenchResult, console: Console) -> None:
     say(f"on {summary(result.machine)}; {result.conditions}", style="dim")
 
 
-def _table(measured: list[Measured]) -> Table:
-    table = Table(
-        *(
-            "variant",
-            "engine",
-            "stage",
-            "batch",
-            "p50 ms (95 %)",
-            "p90",
-            "p99",
-            "mean",
-            "jitter",
-            "images/s",
-            "MB",
-            "J",
-        ),
-        box=None,
-        header_style="bold",
-        padding=(0, 2, 0, 0),
-    )
+def _table(measured: list[Measured], *, wide: bool) -> Table:
+    """A row a setting; a narrow terminal gets the columns that decide."""
+    columns = {name: cell for name, (cell, always) in _COLUMNS.items() if wide or always}
+    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
     for each in measured:
-        setting = each.setting
-        threads = "" if setting.threads is None else f" ×{setting.threads}"
-        energy = each.energy_per_image_j
-        table.add_row(
-            *map(
-                Text,
-                (
-                    setting.variant,
-                    setting.engine + threads,
-                    setting.stage,
-                    str(setting.batch),
-                    str(each.p50),
-                    f"{each.percentile_ms(90):.2f}",
-                    f"{each.percentile_ms(99):.2f}",
-                    f"{each.times_ms.mean():.2f}",
-                    f"{each.jitter_ms:.2f}",
-                    f"{each.images_per_s:.0f}",
-                    "–" if each.memory_mb is None else f"{each.memory_mb:.0f}",
-                    "–" if energy is None else f"{energy:.3f}",
-                ),
-            )
-        )
+        table.add_row(*(Text(cell(each)) for cell in columns.values()))
     return table
+
+
+def _engine(each: Measured) -> str:
+    threads = each.setting.threads
+    return each.setting.engine if threads is None else f"{each.setting.engine} ×{threads}"
+
+
+# Title → what stands there, and whether it does so in a narrow terminal too. Times are milliseconds a batch.
+_COLUMNS: dict[str, tuple[Callable[[Measured], str], bool]] = {
+    "variant": (lambda each: each.setting.variant, True),
+    "engine": (_engine, True),
+    "stage": (lambda each: each.setting.stage, True),
+    "batch": (lambda each: str(each.setting.batch), True),
+    "p50 ms": (lambda each: f"{each.p50.mean:.2f}", True),
+    "±": (lambda each: f"{each.p50.high - each.p50.mean:.2f}", True),
+    "p90": (lambda each: f"{each.percentile_ms(90):.2f}", False),
+    "p99": (lambda each: f"{each.percentile_ms(99):.2f}", True),
+    "mean": (lambda each: f"{each.times_ms.mean():.2f}", False),
+    "jitter": (lambda each: f"{each.jitter_ms:.2f}", False),
+    "images/s": (lambda each: f"{each.images_per_s:.0f}", True),
+    "MB": (lambda each: "–" if each.memory_mb is None else f"{each.memory_mb:.0f}", True),
+    "J an image": (lambda each: "–" if each.energy_per_image_j is None else f"{each.energy_per_image_j:.3f}", False),
+}
 
 
 def compare(first: BenchResult, second: BenchResult) -> list[tuple[Setting, Ratio]]:
@@ -100,9 +89,8 @@ def print_comparison(first: BenchResult, second: BenchResult, console: Console) 
     for setting, ratio in compare(first, second):
         say(f"{setting}: {ratio}", style="bold" if ratio.differs else None)
     if first.machine != second.machine:
-        changed = sorted(
-            key for key in {*first.machine, *second.machine} if first.machine.get(key) != second.machine.get(key)
-        )
+        keys = sorted({*first.machine, *second.machine})
+        changed = [key for key in keys if first.machine.get(key) != second.machine.get(key)]
         say(f"the machines differ in {', '.join(changed)}", style="yellow")
     for name, result in (("first", first), ("second", second)):
         say(f"{name}: {summary(result.machine)}; {result.conditions}", style="dim")

@@ -8,7 +8,7 @@ import sys
 from edgeclip.bundle import Bundle
 
 _CODE = """
-import resource, sys
+import sys
 import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.runtime.encoder import ImageEncoder
@@ -19,7 +19,8 @@ if sys.argv[3] != "none":
     with ImageEncoder(bundle, sys.argv[2], engine=sys.argv[3]) as encoder:
         for _ in range(2):
             encoder.encode_preprocessed(images)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
 """
 
 
@@ -39,7 +40,7 @@ def memory_mb(bundle: Bundle, variant: str, engine: str, *, batch: int) -> float
 
 
 def _peak_kib(bundle: Bundle, variant: str, engine: str, batch: int) -> int | None:
-    """Linux counts it in KiB."""
+    """What Linux calls VmHWM: unlike ``ru_maxrss``, it does not begin with what the parent had taken."""
     command = [sys.executable, "-c", _CODE, str(bundle.path), variant, engine, str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None

@@ -13,8 +13,8 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import sample_images
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError
+from edgeclip.evaluation.class_sets import class_prompts
 from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
-from edgeclip.evaluation.zeroshot import class_prompts
 from edgeclip.export.cpu_layout import lay_out_for_cpu
 from edgeclip.export.export_bundle import calibration_inputs
 from edgeclip.export.extend import extended

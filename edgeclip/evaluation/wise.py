@@ -13,8 +13,9 @@ import torch
 
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError, SourceError
+from edgeclip.evaluation.class_sets import class_prompts
+from edgeclip.evaluation.metrics import true_class_ranks, wilson_interval
 from edgeclip.evaluation.wise_report import RULE, Accuracy, AlphaResult, MeasuredSet, WiseReport, mean_of
-from edgeclip.evaluation.zeroshot import class_prompts, true_class_ranks, wilson_interval
 from edgeclip.prompts import FloatArray, PromptClass, build_table, load_templates, unit_rows
 from edgeclip.runtime.images import Image, list_labelled, read_image
 from edgeclip.training.features import features_of
@@ -43,7 +44,7 @@ class WiseOptions:
     names: Path | None = None
 
 
-class LabelledSet:
+class DecodedSet:
     """A folder with one folder of images a class.
 
     Raises:
@@ -80,16 +81,16 @@ class LabelledSet:
         return MeasuredSet(self.name, len(self.labels), len(self.classes), len(self.files) - len(self.labels))
 
 
-def read_sets(data: Path, shifts: Sequence[Path], names: Path | None) -> list[LabelledSet]:
-    """The target set, then the shift sets; raises as :class:`LabelledSet`."""
-    target = LabelledSet(data, names)
+def read_sets(data: Path, shifts: Sequence[Path], names: Path | None) -> list[DecodedSet]:
+    """The target set, then the shift sets; raises as :class:`DecodedSet`."""
+    target = DecodedSet(data, names)
     named = set(json.loads(names.read_text(encoding="utf-8"))) if names else set()
-    return [target, *(LabelledSet(shift, names if named & _folders(shift) else None) for shift in shifts)]
+    return [target, *(DecodedSet(shift, names if named & _folders(shift) else None) for shift in shifts)]
 
 
 def measure_wise(
     way: CheckpointsBetween,
-    sets: Sequence[LabelledSet],
+    sets: Sequence[DecodedSet],
     options: WiseOptions,
     *,
     progress: Progress | None = None,
@@ -165,7 +166,7 @@ def _text_features(model: TwoTower) -> Callable[[Sequence[str]], torch.Tensor]:
 
 def _hits(
     model: TwoTower,
-    sets: Sequence[LabelledSet],
+    sets: Sequence[DecodedSet],
     features: npt.NDArray[np.float16],
     texts: _Texts,
     templates: Sequence[str],

@@ -1,42 +1,50 @@
-"""A bundle and a folder of labelled images in, zero-shot top-1 and top-5 with their intervals out."""
+"""A bundle and labelled images in, zero-shot accuracy with its intervals, by class and by confusion, out."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from rich.console import Console
+import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
-from edgeclip.devices.probe import Description, describe_machine, summary
-from edgeclip.errors import InputError, SourceError
+from edgeclip.devices.probe import Description, describe_machine
+from edgeclip.evaluation.dataset import LabelledSet, open_labelled
+from edgeclip.evaluation.image_embeddings import image_embeddings
+from edgeclip.evaluation.metrics import (
+    ClassAccuracy,
+    Confusion,
+    Predictions,
+    balanced_accuracy,
+    confusions,
+    per_class_accuracy,
+    predictions,
+    top_k,
+)
 from edgeclip.evaluation.paired import PairedDifference, paired_difference
 from edgeclip.export.tables import table_for_bundle
-from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
-from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import Image, list_labelled, read_image
 
-_BATCH = 32
-_Z95 = 1.959964
+Progress = Callable[[int, int], None]
 
 
-class ZeroShotResult(msgspec.Struct, frozen=True):
+class ZeroShotResult(msgspec.Struct, frozen=True, kw_only=True):
     """Zero-shot accuracy over a labelled set.
 
     Attributes:
-        data: the folder.
+        data: the set.
         top1, top5: fraction of images whose true class is first, or among the first five.
-        ci95: Wilson interval of ``top1``.
+        ci95, top5_ci95: Wilson intervals of both.
+        balanced_accuracy, balanced_ci95: mean of the classes' accuracies, and its interval.
         n: images scored.
-        failed: images that could not be decoded.
+        failed: images that could not be read.
         classes: number of classes scored against.
-        model_id, variant: what was measured.
+        model_id, variant, engine: what was measured.
         templates: prompts a class name went through.
         machine: what it was measured on.
+        per_class: of every class, in the order of labels.
+        confusions: the twenty most frequent.
         against, difference: another variant, and the accuracy beside its on the same images.
     """
 
@@ -44,15 +52,67 @@ class ZeroShotResult(msgspec.Struct, frozen=True):
     top1: float
     top5: float
     ci95: tuple[float, float]
+    top5_ci95: tuple[float, float]
+    balanced_accuracy: float
+    balanced_ci95: tuple[float, float]
     n: int
     failed: int
     classes: int
     model_id: str
     variant: str
+    engine: str
     templates: tuple[str, ...]
     machine: Description
+    per_class: list[ClassAccuracy]
+    confusions: list[Confusion]
     against: str | None = None
     difference: PairedDifference | None = None
+
+
+class _Scored(msgspec.Struct, frozen=True):
+    """What one variant says of every image of a set; of those that could not be read, nothing that counts."""
+
+    keep: npt.NDArray[np.bool_]
+    found: Predictions
+
+
+def evaluate_set(
+    bundle: Bundle,
+    data: LabelledSet,
+    *,
+    templates: Sequence[str],
+    variants: Sequence[str] = ("fp32",),
+    engine: str = "onnxruntime",
+    against: str | None = None,
+    progress: Progress | None = None,
+) -> list[ZeroShotResult]:
+    """Score every image against prompts made from the class names, by one variant or several.
+
+    Args:
+        variants: forms of the encoder; a result for each is returned.
+        engine: that runs them all.
+        against: another variant to compare each with, image by image; by default the first.
+        progress: called with (images done, images in all), over all variants.
+
+    Raises:
+        SourceError: no image can be decoded.
+        VariantError, EngineError: as the bundle and the engine say.
+        ModelError: the text encoder cannot be loaded.
+    """
+    variants = list(dict.fromkeys(variants))
+    runs = list(dict.fromkeys([*variants, *([against] if against else [])]))
+    for name in runs:  # a misspelt one should not be found out after the others have run
+        bundle.variant(name)
+    table = table_for_bundle(bundle, data.classes, templates, name="eval")
+    scored: dict[str, _Scored] = {}
+    for run, name in enumerate(runs):
+        images = image_embeddings(bundle, name, data.items, engine=engine, progress=_watch(progress, run, len(runs)))
+        scored[name] = _Scored(images.keep, predictions(images.rows, table.embeddings, data.labels))
+    first = variants[0]
+    return [
+        _result(bundle, data, scored, name, templates, engine, against or (first if name != first else None))
+        for name in variants
+    ]
 
 
 def evaluate_folder(
@@ -63,117 +123,56 @@ def evaluate_folder(
     names: Path | None = None,
     variant: str = "fp32",
     against: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ZeroShotResult:
-    """Score every image of ``data/CLASS/*`` against prompts made from the class names.
+    """:func:`evaluate_set` of one variant on what :func:`edgeclip.evaluation.dataset.open_labelled` opens."""
+    opened = open_labelled(data, names)
+    (result,) = evaluate_set(
+        bundle, opened, templates=templates, variants=(variant,), against=against, progress=progress
+    )
+    return result
 
-    Args:
-        data: one folder of images a class. A folder's name is its class name, underscores read as spaces.
-        names: JSON object, folder name → class name or list of names, for folders whose name is no good prompt.
-        against: another variant to compare with, image by image.
-        progress: called with (images done, images in all).
 
-    Raises:
-        SourceError: no class folders, or one without images.
-        InputError: ``names`` lacks a folder.
-    """
-    files, folders = list_labelled(data)
-    classes = class_prompts(folders, names)
-    table = table_for_bundle(bundle, classes, templates, name=data.name or "eval")
-    runs = [variant] if against is None else [variant, against]
-
-    def watch(run: int) -> Callable[[int], None]:
-        return lambda done: progress(run * len(files) + done, len(runs) * len(files)) if progress else None
-
-    ranks, *others = [_ranks(bundle, files, table, name, watch(run)) for run, name in enumerate(runs)]
-    known = ranks >= 0
-    scored, hits = int(known.sum()), int((ranks == 0).sum())
-    if not scored:
-        raise SourceError(f"none of the {len(files)} images in {data} can be decoded: check one by hand")
+def _result(
+    bundle: Bundle,
+    data: LabelledSet,
+    scored: dict[str, _Scored],
+    variant: str,
+    templates: Sequence[str],
+    engine: str,
+    against: str | None,
+) -> ZeroShotResult:
+    own, other = scored[variant], scored[against] if against else None
+    truth, right = data.labels[own.keep], own.found.ranks[own.keep] == 0
+    best, five = (top_k(own.found.ranks[own.keep], k) for k in (1, 5))
+    balanced = balanced_accuracy(truth, right)
     return ZeroShotResult(
-        data=str(data),
-        top1=hits / scored,
-        top5=int((ranks[known] < 5).sum()) / scored,
-        ci95=wilson_interval(hits, scored),
-        n=scored,
-        failed=len(files) - scored,
-        classes=len(folders),
+        data=data.name,
+        top1=best.value,
+        ci95=best.ci95,
+        top5=five.value,
+        top5_ci95=five.ci95,
+        balanced_accuracy=balanced.value,
+        balanced_ci95=balanced.ci95,
+        n=len(truth),
+        failed=len(data.items) - len(truth) + data.damaged.count,
+        classes=len(data.classes),
         model_id=bundle.manifest.model.id,
         variant=variant,
+        engine=engine,
         templates=tuple(templates),
         machine=describe_machine(),
+        per_class=per_class_accuracy(truth, right, data.folders),
+        confusions=confusions(truth, own.found.predicted[own.keep], data.folders),
         against=against,
-        difference=paired_difference(others[0][known] == 0, ranks[known] == 0) if others else None,
+        difference=_difference(other, own) if other else None,
     )
 
 
-def _ranks(
-    bundle: Bundle,
-    files: Sequence[tuple[Path, int]],
-    table: PromptTable,
-    variant: str,
-    progress: Callable[[int], None],
-) -> np.typing.NDArray[np.intp]:
-    """For each file, how many classes score above its own; -1 if it cannot be decoded."""
-    ranks = np.full(len(files), -1, np.intp)
-    with ImageEncoder(bundle, variant) as encoder:
-        for start in range(0, len(files), _BATCH):
-            decoded = list(_decode(files, range(start, min(start + _BATCH, len(files)))))
-            if decoded:
-                rows = [index for index, _ in decoded]
-                embeddings = encoder.encode([image for _, image in decoded])  # (N, D)
-                truth = np.array([files[index][1] for index in rows])
-                ranks[rows] = true_class_ranks(embeddings @ table.embeddings.T, truth)
-            progress(min(start + _BATCH, len(files)))
-    return ranks
+def _difference(reference: _Scored, candidate: _Scored) -> PairedDifference:
+    both = reference.keep & candidate.keep
+    return paired_difference(reference.found.ranks[both] == 0, candidate.found.ranks[both] == 0)
 
 
-def true_class_ranks(similarities: FloatArray, true_class: np.typing.NDArray[np.integer]) -> np.typing.NDArray[np.intp]:
-    """How many classes score above the true one, for each row of (N, C); a tie counts against the true class."""
-    own = similarities[np.arange(len(true_class)), true_class][:, None]
-    ranks: np.typing.NDArray[np.intp] = (similarities >= own).sum(axis=1) - 1
-    return ranks
-
-
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and holds for few samples."""
-    p, z2 = hits / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def class_prompts(folders: Sequence[str], names: Path | None) -> tuple[PromptClass, ...]:
-    """One class a folder: names from the JSON file, else the folder's name with underscores read as spaces."""
-    given: Mapping[str, str | list[str]] = {}
-    if names:
-        try:
-            given = json.loads(names.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"expected a JSON object of folder → class name at {names} ({error})") from error
-        if missing := [folder for folder in folders if folder not in given]:
-            raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
-    resolved = {folder: given.get(folder, folder.replace("_", " ")) for folder in folders}
-    return make_classes({folder: [value] if isinstance(value, str) else value for folder, value in resolved.items()})
-
-
-def print_result(result: ZeroShotResult, console: Console) -> None:
-    """Print accuracy, interval and what it was measured on."""
-    low, high = result.ci95
-    console.print(
-        f"{result.data}: top-1 {result.top1:.3f} (95 % {low:.3f}–{high:.3f}), top-5 {result.top5:.3f}, "
-        f"{result.n:,} images, {result.classes} classes"
-        + (f", {result.failed} images could not be decoded" if result.failed else ""),
-        highlight=False,
-    )
-    if result.difference:
-        console.print(f"{result.variant} beside {result.against}: {result.difference}", highlight=False)
-    console.print(f"{result.variant} of model {result.model_id} on {summary(result.machine)}", style="dim")
-
-
-def _decode(files: Sequence[tuple[Path, int]], rows: Iterable[int]) -> Iterator[tuple[int, Image]]:
-    for row in rows:
-        try:
-            yield row, read_image(files[row][0])
-        except SourceError:
-            continue
+def _watch(progress: Progress | None, run: int, runs: int) -> Progress | None:
+    return (lambda done, total: progress(run * total + done, runs * total)) if progress else None

@@ -11,6 +11,7 @@ from edgeclip.calibration.images import crops
 from edgeclip.devices.probe import installed_versions
 from edgeclip.export.compact import compact
 from edgeclip.export.golden import class_rows, make_golden
+from edgeclip.export.graph_cost import graph_cost
 from edgeclip.export.onnx_export import OPSET, export_onnx
 from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
@@ -76,6 +77,7 @@ def export_bundle(
         )
         say(f"comparing fp32 with the model on {len(photos)} photographs")
         write_report(folder, "fp32", check_parity(model, fp32, photos))
+        graph_cost(fp32).save(folder)
         made = [
             Variant(
                 name="fp32",

@@ -64,9 +64,9 @@ def build_and_prove(
             say("  not proved: the bundle has no golden images; export it again to have some")
         else:
             proof = prove(bundle, variant, engine, golden)
-            say(f"  {'wrong' if proof.failures else 'proved'}: {proof}", style="red" if proof.failures else None)
-            if proof.conditions:
-                say(f"  {proof.conditions}", style="dim")
+            verdict = f"{'wrong' if proof.failures else 'proved'}: {proof}"
+            conditions = f"; {proof.conditions}" if proof.conditions else ""
+            say(f"  {verdict}{conditions}", style="red" if proof.failures else None)
             wrong += [f"{variant}: expected {failure}" for failure in proof.failures]
     if wrong:
         raise ParityError(

@@ -12,6 +12,7 @@ import threading
 from fractions import Fraction
 from typing import Any
 
+from edgeclip.devices.opencv_build import built_with
 from edgeclip.errors import SourceError
 from edgeclip.runtime.address import RATE, SIDE, read_options, whole_number
 from edgeclip.runtime.capture import Capture
@@ -123,7 +124,7 @@ def require_gstreamer(cv2: Any) -> None:
     Raises:
         SourceError: says what to install.
     """
-    if not re.search(r"^\s*GStreamer:\s+YES", cv2.getBuildInformation(), re.MULTILINE):
+    if not built_with(cv2.getBuildInformation(), "GStreamer"):
         raise SourceError(
             f"expected an OpenCV built with GStreamer, got {cv2.__version__} in {cv2.__file__}, which is not, as none "
             "on PyPI is: run pip uninstall opencv-python opencv-python-headless, and use the system's (on a Jetson "

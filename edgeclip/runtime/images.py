@@ -21,16 +21,22 @@ def opencv() -> Any:
     """The module ``cv2``, quiet; on a Jetson this is the system's own build.
 
     Raises:
-        MissingExtraError: there is none.
+        MissingExtraError: there is none, or it does not load.
     """
     # Read once, when cv2 loads. What is wrong with a file is said by our own exception, not by a warning.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     try:
         import cv2
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError(
             "OpenCV is needed to read images and cameras but is not installed: on a Jetson run "
             "apt install python3-opencv (it has GStreamer), elsewhere pip install 'edgeclip[opencv]'"
+        ) from error
+    except ImportError as error:
+        raise MissingExtraError(
+            f"OpenCV is needed to read images and cameras but does not load ({error}): the system's, on a Jetson or "
+            f"from apt, was built for NumPy 1 and here is NumPy {np.__version__}; if that is why, "
+            "run pip install 'numpy<2'"
         ) from error
     return cv2
 

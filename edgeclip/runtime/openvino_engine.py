@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeclip.devices.probe import cpu_flags
+from edgeclip.devices.cpu import cpu_flags
 from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime import plan_cache

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeclip.devices.cpu import adds_int8_exactly, cpu_flags
 from edgeclip.devices.cuda import driver_loads
-from edgeclip.devices.probe import cpu_flags
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engine import CPU_LAYOUT, Engine, FloatArray, usable_cores
@@ -244,15 +244,6 @@ def refuse_inexact_int8(path: Path, precision: Precision) -> None:
             f"{path.name} needs a CPU with VNNI: without it x86 adds INT8 products in 16 bits, which overflow "
             "silently; use --variant fp32"
         )
-
-
-def adds_int8_exactly(machine: str, flags: frozenset[str]) -> bool:
-    """Whether products of unsigned and signed bytes are added in 32 bits here (x86: only with VNNI; Arm: always).
-
-    Sources: ONNX Runtime's documentation of quantization, on ``reduce_range`` and U8S8; OpenVINO's, on the saturation
-    issue.
-    """
-    return machine not in {"x86_64", "AMD64"} or bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
 def _first_line(error: Exception) -> str:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeclip.devices.cuda import free_memory_bytes
+from edgeclip.devices.cuda import Gpu, free_memory_bytes
+from edgeclip.devices.plan_memory import build_lacks, build_workspace
 from edgeclip.errors import EngineError
+from edgeclip.files import external_data
 from edgeclip.runtime import plan_cache
 from edgeclip.runtime.plan_cache import PlanKey
 from edgeclip.runtime.tensorrt_api import Library, load_library, network_flags, parser_errors, precision_flags
@@ -125,9 +127,9 @@ def build_plan(
         return _attempt(library, onnx, encoder, precision, options, target, workspace_bytes, progress)
 
     workspace_bytes = options.workspace_bytes
+    warnings: tuple[str, ...] = ()
     if workspace_bytes is None and target.gpu:
-        # The other half: weights, what the builder itself holds and, on a Jetson, every other program.
-        workspace_bytes = free_memory_bytes(target.gpu) // 2
+        workspace_bytes, warnings = _workspace(onnx, target.gpu)
     ran_out: list[int] = []
     while True:
         try:
@@ -137,8 +139,17 @@ def build_plan(
                 raise
             ran_out.append(error.workspace_bytes)
         else:
-            return BuiltPlan(built.plan, built.workspace_bytes, tuple(ran_out), built.messages)
+            return BuiltPlan(built.plan, built.workspace_bytes, tuple(ran_out), (*warnings, *built.messages))
         workspace_bytes = ran_out[-1] // 2  # outside `except`, whose traceback would keep the failed attempt's memory
+
+
+def _workspace(onnx: Path, gpu: Gpu) -> tuple[int, tuple[str, ...]]:
+    """What a build may take of the GPU's free memory, and what to say of it first."""
+    free = free_memory_bytes(gpu)
+    size = sum(file.stat().st_size for file in (onnx, external_data(onnx)) if file.is_file())
+    lacking = build_lacks(free, size) if gpu.integrated else 0
+    why = f"the build needs about {lacking >> 20:,} MiB beyond the {free >> 20:,} MiB that are free: add a swap file"
+    return build_workspace(free, size, shared=gpu.integrated), (why,) if lacking else ()
 
 
 class _OutOfMemoryError(EngineError):

@@ -10,23 +10,24 @@ from typing import Any
 from edgeclip.training.pairs import Classes, Pair
 
 # Where no column is named, the first of these that a row has.
-IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path")
+IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path", "file")
 CAPTION_KEYS = ("captions", "caption", "text", "title", "sentences")
+LABEL_KEYS = ("label", "class", "class_name", "category")
 NO_CAPTIONS = "-"  # in the place of a column's name: a table of images alone
 
 
-def captions_of(row: Any, keys: Sequence[str]) -> list[str]:
+def captions_of(row: Any, keys: Sequence[str], *, what: str = "caption") -> list[str]:
     """The captions of a row: one text or a list of them.
 
     Raises:
         ValueError: no such key, or something else in it.
     """
     if not isinstance(row, Mapping):
-        raise ValueError(f"expected an object with a caption, got {type(row).__name__}")
+        raise ValueError(f"expected an object with a {what}, got {type(row).__name__}")
     key = next((key for key in keys if key in row), None)
     if key is None:
         raise ValueError(
-            f"expected a caption under {' or '.join(keys)}, got only {', '.join(map(str, row)) or 'nothing'}"
+            f"expected a {what} under {' or '.join(keys)}, got only {', '.join(map(str, row)) or 'nothing'}"
         )
     value = row[key]
     captions = [value] if isinstance(value, str) else value

@@ -32,7 +32,7 @@ def load_model(name: str, *, pretrained: str | None = None, seed: int = 0) -> Co
     Raises:
         ModelError: nothing of that name, or ``pretrained`` is missing or out of place.
     """
-    loader = _loader_of(name)
+    loader = loader_of(name)
     if loader != "open_clip" and pretrained is not None:
         raise ModelError(f"--pretrained is for open_clip names, got {pretrained!r} with {name!r}: leave it out")
     return _MODEL_LOADERS[loader](name, pretrained, seed)
@@ -54,7 +54,12 @@ def load_text_tower(identity: ModelIdentity) -> TextTower:
     return text
 
 
-def _loader_of(name: str) -> str:
+def loader_of(name: str) -> str:
+    """Which loader takes a name: ``edgeclip``, ``transformers`` or ``open_clip``.
+
+    Raises:
+        ModelError: a folder that none of them knows.
+    """
     folder = Path(name)
     if (checkpoint_folder(name) / CONFIG).is_file():
         return "edgeclip"

@@ -21,6 +21,9 @@ class FolderPairs(IndexedPairs):
         classes: names of each class, in the order of the folders' names; by default these names, underscores read as
             spaces.
 
+    Attributes:
+        folders: the class folders' names; none where images lie in ``root``.
+
     Raises:
         SourceError: no images, or a class folder without one.
     """
@@ -28,8 +31,8 @@ class FolderPairs(IndexedPairs):
     def __init__(self, root: Path, *, classes: Classes = ()) -> None:
         self.name = str(root)
         self._root = root
-        files, folders = list_folder(root)
-        self.classes = classes or tuple((folder.replace("_", " "),) for folder in folders)
+        files, self.folders = list_folder(root)
+        self.classes = classes or tuple((folder.replace("_", " "),) for folder in self.folders)
         # As bytes: a file's name need not be text.
         self.rows = Packed([(os.fsencode(path.relative_to(root)), label) for path, label in files])
 

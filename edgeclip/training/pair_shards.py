@@ -37,6 +37,7 @@ class ShardPairs(PairSource):
             ``{a,b}`` stand for several.
         classes: names of each class, for samples with ``.cls``.
         caption_key: key of the caption in ``.json`` files; by default the usual names.
+        labels_only: read only what class an image is of. A ``.cls`` that holds a name, no index, becomes its caption.
 
     Attributes:
         shards: paths, commands and addresses, in order.
@@ -47,13 +48,21 @@ class ShardPairs(PairSource):
 
     streamed = True
 
-    def __init__(self, patterns: str | Sequence[str], *, classes: Classes = (), caption_key: str = "") -> None:
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        *,
+        classes: Classes = (),
+        caption_key: str = "",
+        labels_only: bool = False,
+    ) -> None:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self.name = ", ".join(without_password(pattern) for pattern in patterns)
         self.shards = [shard for pattern in patterns for shard in expand(pattern)]
         self._names = short_names(self.shards)
         self.classes = classes
         self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
+        self._labels_only = labels_only
 
     def read(self, share: Share) -> Iterator[Pair | Damaged]:
         """The share's shards one after the other; with fewer shards than readers, several readers divide a shard."""
@@ -91,6 +100,8 @@ class ShardPairs(PairSource):
         said = content.keys() & {".txt", ".json", ".cls"}
         if not images:
             return Damaged(key, "no image") if said else None  # other files are none of ours
+        if self._labels_only:
+            return _labelled(key, images[0], content.get(".cls", b""))
         try:
             label = int(content[".cls"]) if ".cls" in content else -1
             captions = [content[".txt"].decode()] if ".txt" in content else []
@@ -108,6 +119,13 @@ def open_shards(texts: Sequence[str], data: Data) -> ShardPairs:
     """The shards of a recipe."""
     classes = tuple(map(tuple, read_class_names(Path(data.classes)))) if data.classes else ()
     return ShardPairs(texts, classes=classes, caption_key=data.caption_key)
+
+
+def _labelled(key: str, image: bytes, label: bytes) -> Pair | Damaged:
+    text = label.decode("utf-8", "replace").strip()
+    if not text:
+        return Damaged(key, "label missing")
+    return Pair(key, image, (), int(text)) if text.isdecimal() else Pair(key, image, (text,))
 
 
 def _named(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, str, bytes]]:

@@ -9,17 +9,30 @@ import csv
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgeclip.errors import SourceError, TrainingError
-from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, NO_CAPTIONS, captions_of
+from edgeclip.training.captions import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, NO_CAPTIONS, captions_of
 from edgeclip.training.pairs import Damaged, IndexedPairs, Packed, Pair
 from edgeclip.training.patterns import expand, short_names
 from edgeclip.training.recipe import Data
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class Said(NamedTuple):
+    """What a table says of its images, where that stands if no column is named, and how to name one."""
+
+    what: str
+    keys: tuple[str, ...]
+    image_hint: str
+    hint: str
+
+
+CAPTIONS = Said("caption", CAPTION_KEYS, "set data.image_key", "set data.caption_key")
+LABELS = Said("label", LABEL_KEYS, "call the column with the paths so", "call the column with the classes so")
 
 
 class TablePairs(IndexedPairs):
@@ -33,13 +46,11 @@ class TablePairs(IndexedPairs):
         TrainingError: no row, or none that can be used.
     """
 
-    def __init__(self, paths: Sequence[Path], rows: Sequence[tuple[Any, ...]]) -> None:
+    def __init__(self, paths: Sequence[Path], rows: Sequence[tuple[Any, ...]], *, what: str = "caption") -> None:
         self.name = ", ".join(map(str, paths))
         if not any(len(row) == 4 for row in rows):
             wrong = f"; the first: {rows[0][2]}" if rows else ""
-            raise TrainingError(
-                f"expected rows with an image and a caption in {self.name}, got {len(rows)} rows{wrong}"
-            )
+            raise TrainingError(f"expected rows with an image and a {what} in {self.name}, got {len(rows)} rows{wrong}")
         self._paths = [Path(path) for path in paths]
         self._names = short_names([str(path) for path in paths])
         self.rows = Packed(rows)
@@ -53,8 +64,11 @@ class TablePairs(IndexedPairs):
         return Pair(f"{key}:{rest[0]}", self._paths[table].parent / rest[0], tuple(rest[1]))
 
 
-def open_tables(texts: Sequence[str], data: Data) -> TablePairs:
+def open_tables(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> TablePairs:
     """CSV and TSV files with a header; an image may have several rows.
+
+    Args:
+        said: :data:`CAPTIONS`; or :data:`LABELS`, which are then the pairs' captions.
 
     Raises:
         SourceError: not UTF-8, or without the columns (those that it has are told).
@@ -66,21 +80,21 @@ def open_tables(texts: Sequence[str], data: Data) -> TablePairs:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.reader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
                 header = next(reader, [])
-                image = _column(header, path, data.image_key, IMAGE_KEYS, "image_key")
+                image = _column(header, path, data.image_key, IMAGE_KEYS, said.image_hint)
                 caption = None
                 if data.caption_key != NO_CAPTIONS:
-                    caption = _column(header, path, data.caption_key, CAPTION_KEYS, "caption_key")
+                    caption = _column(header, path, data.caption_key, said.keys, said.hint)
                 rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
-    return TablePairs(paths, rows)
+    return TablePairs(paths, rows, what=said.what)
 
 
-def open_json_lines(texts: Sequence[str], data: Data) -> TablePairs:
-    """JSONL files: an object a line, with the path of an image and one caption or a list of them."""
+def open_json_lines(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> TablePairs:
+    """JSONL files: an object a line, with the path of an image and one caption or a list of them (or its label)."""
     paths = [Path(path) for text in texts for path in expand(text)]
     image_keys = (data.image_key,) if data.image_key else IMAGE_KEYS
-    caption_keys = {"": CAPTION_KEYS, NO_CAPTIONS: ()}.get(data.caption_key, (data.caption_key,))
+    caption_keys = {"": said.keys, NO_CAPTIONS: ()}.get(data.caption_key, (data.caption_key,))
     rows: list[tuple[Any, ...]] = []
     for table, path in enumerate(paths):
         try:
@@ -89,14 +103,16 @@ def open_json_lines(texts: Sequence[str], data: Data) -> TablePairs:
             raise SourceError(f"expected JSON lines at {path}, got: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append((table, number, *_fields(line, image_keys, caption_keys)))
-    return TablePairs(paths, rows)
+                rows.append((table, number, *_fields(line, image_keys, caption_keys, said.what)))
+    return TablePairs(paths, rows, what=said.what)
 
 
-def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str]) -> list[Any]:
+def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str], what: str) -> list[Any]:
     try:
         found = msgspec.json.decode(line)
-        captions = captions_of(found, caption_keys) if caption_keys else []
+        if what == LABELS.what and isinstance(found, dict):  # an index is a label too
+            found = {key: str(value) if isinstance(value, int) else value for key, value in found.items()}
+        captions = captions_of(found, caption_keys, what=what) if caption_keys else []
         image = next((found[key] for key in image_keys if key in found), None) if isinstance(found, dict) else None
         if not isinstance(image, str) or not image:
             raise ValueError(f"expected the path of an image under {' or '.join(image_keys)}")
@@ -112,11 +128,11 @@ def _cells(row: Sequence[str], image: int, caption: int | None) -> list[Any]:
     return [row[image].strip(), [said] if said else []]
 
 
-def _column(header: Sequence[str], path: Path, key: str, usual: Sequence[str], option: str) -> int:
+def _column(header: Sequence[str], path: Path, key: str, usual: Sequence[str], hint: str) -> int:
     names = [name.strip() for name in header]
     if (found := next((name for name in ((key,) if key else usual) if name in names), None)) is not None:
         return names.index(found)
     near = difflib.get_close_matches(key, names, n=1) if key else []
-    hint = f"; did you mean {near[0]!r}?" if near else f": set data.{option}"
+    hint = f"; did you mean {near[0]!r}?" if near else f": {hint}"
     expected = repr(key) if key else " or ".join(usual)
     raise SourceError(f"expected a column {expected} in {path}, got {', '.join(names) or 'an empty file'}{hint}")

@@ -209,10 +209,9 @@ def open_pairs(data: Data) -> PairSource:
         TrainingError: no shard matches, or class names that cannot be read.
     """
     texts = (data.pairs,) if isinstance(data.pairs, str) else data.pairs
-    forms = ", ".join(form.form for form in (*FORMS, FOLDER))
     if not texts or not all(texts):
-        raise SourceError(f"expected data.pairs as {forms}, got nothing")
-    openers = {_form(text, forms).opener for text in texts}
+        raise SourceError(f"expected data.pairs as {_forms()}, got nothing")
+    openers = {form_of(text, "data.pairs").opener for text in texts}
     if len(openers) > 1:
         raise SourceError(f"expected all of data.pairs in one form, got {', '.join(texts)}: convert one of them")
     module, function = openers.pop().split(":")
@@ -220,12 +219,24 @@ def open_pairs(data: Data) -> PairSource:
     return opened
 
 
-def _form(text: str, forms: str) -> Form:
+def form_of(text: str, what: str) -> Form:
+    """The form of pairs that a name stands for.
+
+    Args:
+        what: how messages call what was given: an option, a recipe's key.
+
+    Raises:
+        SourceError: none, or there is no such file or folder.
+    """
     if Path(text).is_dir():
         return FOLDER
     for form in FORMS:
         if re.match(form.pattern, text, re.IGNORECASE | re.DOTALL):
             return form
     if Path(text).exists() or glob.has_magic(text):
-        raise SourceError(f"expected data.pairs as {forms}, got {text!r}, which is none of them")
-    raise SourceError(f"expected data.pairs as {forms}, got {text!r}: no such file or folder")
+        raise SourceError(f"expected {what} as {_forms()}, got {text!r}, which is none of them")
+    raise SourceError(f"expected {what} as {_forms()}, got {text!r}: no such file or folder")
+
+
+def _forms() -> str:
+    return ", ".join(form.form for form in (*FORMS, FOLDER))

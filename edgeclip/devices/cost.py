@@ -1,0 +1,53 @@
+"""What one image costs an encoder's graph, as data: products, weights, activations. Read on devices, without ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edgeclip.errors import BundleError
+from edgeclip.files import write_json
+
+FILE = "reports/cost.json"
+
+
+class GraphCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an image encoder's graph asks of a device, whatever its precision.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        macs: multiply–accumulates of one image in convolutions and matrix products.
+        weights: numbers in the graph that were learned.
+        activation_peak: most numbers that are alive at once for one image, when nothing is fused: an upper bound.
+        activation_traffic: numbers that the operators which are not fused away read and write for one image.
+        kernels: operators that an engine runs as a kernel each, element-wise ones counted as fused.
+        operators: ONNX operator types in the graph, each with how often it is there, sorted.
+    """
+
+    image_size: tuple[int, int]
+    macs: int
+    weights: int
+    activation_peak: int
+    activation_traffic: int
+    kernels: int
+    operators: dict[str, int]
+
+    def save(self, folder: Path) -> None:
+        """Write the cost into a bundle's folder."""
+        write_json(folder / FILE, self)
+
+
+def load_cost(folder: Path) -> GraphCost | None:
+    """The cost that the export wrote into a bundle's folder; None in a bundle of before there was one.
+
+    Raises:
+        BundleError: the file is not what the export writes.
+    """
+    path = folder / FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=GraphCost)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise BundleError(f"expected the cost of a graph in {path}, got {error}: export the bundle again") from error
