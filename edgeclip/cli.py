@@ -12,6 +12,7 @@ import typer
 from edgeclip import (
     __version__,
     cli_adapt,
+    cli_bench,
     cli_devices,
     cli_doctor,
     cli_eval,
@@ -48,6 +49,7 @@ for verb in (
     cli_make.build,
     cli_plan.plan,
     cli_make.train,
+    cli_bench.bench,
     cli_adapt.fewshot,
     cli_adapt.wise_ft,
     cli_adapt.qat,
