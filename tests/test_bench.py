@@ -59,6 +59,14 @@ def test_a_difference_is_measured_through_drift_that_both_see() -> None:
     assert "1.3" in str(ratio)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_rounds_that_are_all_alike_are_compared_without_an_interval(paired: bool) -> None:
+    same = compare_rounds([2.0] * 3, [2.0] * 3, paired=paired)
+    assert (same.low, same.ratio, same.high) == (1.0, 1.0, 1.0)
+    assert not same.differs
+    assert compare_rounds([2.0] * 3, [4.0] * 3, paired=paired).differs
+
+
 def test_energies_of_windows_add_up_and_a_sensors_own_error_does_not_average_out() -> None:
     one = Energy(
         joules=10.0,

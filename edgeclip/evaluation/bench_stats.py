@@ -72,10 +72,17 @@ def compare_rounds(first: Sequence[float], second: Sequence[float], *, paired: b
         centre, half = float(difference.mean()), _half_width(difference)
     else:
         centre = float(b.mean() - a.mean())
-        va, vb = (float(x.var(ddof=1)) / len(x) for x in (a, b))
-        freedom = (va + vb) ** 2 / max(va**2 / (len(a) - 1) + vb**2 / (len(b) - 1), 1e-300)
-        half = t95(freedom) * math.sqrt(va + vb)
+        half = _welch(a, b)
     return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+
+
+def _welch(a: np.typing.NDArray[np.float64], b: np.typing.NDArray[np.float64]) -> float:
+    """Half of Welch's 95 % interval of the difference of two means."""
+    va, vb = (float(values.var(ddof=1)) / len(values) for values in (a, b))
+    if va + vb == 0.0:
+        return 0.0
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    return t95(freedom) * math.sqrt(va + vb)
 
 
 def _half_width(values: np.typing.NDArray[np.float64]) -> float:
