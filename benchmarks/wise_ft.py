@@ -86,7 +86,7 @@ def recipe_of(tiny: Path, steps: int, batch: int, lr: float) -> Recipe:
             start="starter",
             image=Tower(name="efficientnet-lite0", trainable=TRAINED),
             text=Tower(name="minilm", locked=True),
-            embedding_dim=224,
+            embedding_dim=200,
         ),
         data=Data(pairs=str(tiny / "train-000.tar"), classes=str(tiny / "classes.json"), workers=1),
         augment=Augment(crop_scale=(0.5, 1.0), flip=0.5),

@@ -127,7 +127,7 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
         (["export", "starter", "--photos", "absent"], "absent"),
         (["export", "starter", "--variants", "int4"], "expected different variants out of fp16, bf16, int8, int8-cpu"),
         (["export", "starter", "--variants", "int8-cpu, int8-cpu"], "expected different variants"),
-        (["export", "starter", "--variants", "int8-cpu", "--calibration", "absent"], "calibration images below absent"),
+        (["export", "starter", "--variants", "int8-cpu", "--calibration", "absent"], "images below absent"),
         (["train", "absent.yaml"], "absent.yaml"),
     ],
 )

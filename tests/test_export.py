@@ -308,6 +308,7 @@ def test_a_bundle_opens_verifies_and_encodes_as_the_model_does(small: Exported, 
     assert set(bundle.verify()) == {
         "golden/golden.safetensors",
         "image_encoder/fp32.onnx",
+        "reports/cost.json",
         "reports/parity-fp32.json",
     }
     assert bundle.manifest.model == small.model.identity

@@ -101,7 +101,7 @@ def test_the_starters_cost_is_in_its_bundle_and_is_what_its_graph_gives() -> Non
     written = load_cost(bundle.path)
     assert written == graph_cost(bundle.variant_path("fp32")) == cost_of_bundle(bundle)
     # Weights in 8 bits are counted as weights once, their scales not at all: EfficientNet-Lite0 has 4.65 M with its
-    # classifier, the projections to 224 dimensions the rest.
+    # classifier, the projections to 200 dimensions the rest.
     assert written is not None
     assert 5.0e6 < written.weights < 5.3e6
     assert 0.38e9 < written.macs < 0.41e9

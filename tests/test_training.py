@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, normalize
 
 from edgeclip import PreprocessSpec
 from edgeclip.errors import InputError, ModelError, RecipeError, TrainingError
+from edgeclip.files import sha256_file
 from edgeclip.runtime.preprocess import Preprocessor
-from edgeclip.training.checkpoint import load_checkpoint, load_checkpoint_text
+from edgeclip.training.checkpoint import load_checkpoint, load_checkpoint_text, load_two_tower
 from edgeclip.training.class_names import read_class_names
 from edgeclip.training.features import cached_features, shrink
 from edgeclip.training.grid import grid_scale, pack, to_grid, unpack
@@ -300,6 +301,32 @@ def test_a_checkpoint_loads_whole_and_text_alone(checkpoint: Path) -> None:
     np.testing.assert_allclose(rows, model.encode_text(["a cat", "a dog"]), atol=1e-6)
     assert isinstance(model.encoder.preprocess, PreprocessSpec)
     assert model.encode_image(torch.zeros(1, 3, 224, 224)).shape == (1, 32)
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read(checkpoint: Path, tmp_path: Path) -> None:
+    """The first starter was one: other names, no classifier, digests of the towers beside the recipe."""
+    new = load_two_tower(str(checkpoint))
+    state, config = new.state_dict(), json.loads((checkpoint / "checkpoint.json").read_text())
+    parts = {
+        f"from_{part}": f"image_head.from_{part}" for part in ("classes.weight", "features.weight", "features.bias")
+    }
+    parts |= {"text.weight": "text_head.weight", "text.bias": "text_head.bias"}
+    save_file({old: state[name].contiguous() for old, name in parts.items()}, tmp_path / "weights.safetensors")
+    old = {
+        "format": "edgeclip.checkpoint.1",
+        "recipe": config["recipe"],
+        "logit_scale": 17.5,
+        "image_tower_sha256": config["image"]["sha256"],
+        "text_tower_sha256": config["text"]["sha256"],
+        "weights_sha256": sha256_file(tmp_path / "weights.safetensors"),
+    }
+    (tmp_path / "checkpoint.json").write_text(json.dumps(old))
+    model, expected = load_checkpoint(str(tmp_path)), load_checkpoint(str(checkpoint))
+    assert model.encoder.logit_scale == pytest.approx(17.5)
+    image = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(model.encode_image(image), expected.encode_image(image))
+    rows = load_checkpoint_text(str(tmp_path)).encode_text(["a cat"])
+    np.testing.assert_array_equal(rows, expected.encode_text(["a cat"]))
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:

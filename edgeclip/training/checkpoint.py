@@ -23,11 +23,11 @@ from edgeclip.spec import ModelIdentity
 from edgeclip.training.build_towers import PINNED, build_image_tower, build_text_tower, resized, without_weights
 from edgeclip.training.checkpoint_config import (
     CheckpointConfig,
-    HeadKind,
     Side,
     read_config,
     read_weights,
 )
+from edgeclip.training.checkpoint_heads import build_image_head, build_text_head, has_towers_classifier, head_kind
 from edgeclip.training.checkpoint_place import CONFIG, WEIGHTS, checkpoint_folder
 from edgeclip.training.checkpoint_v1 import ConfigV1, load_text_v1, load_two_tower_v1
 from edgeclip.training.distill import GivenText, student_of
@@ -36,7 +36,6 @@ from edgeclip.training.heads import ImageHead
 from edgeclip.training.model import ContrastiveModel, TextModule, TextTower, states_digest, weights_digest
 from edgeclip.training.projected import ProjectedText, TwoTowerModel
 from edgeclip.training.recipe import Loss, Model, Tower
-from edgeclip.training.towers import ImageTower
 from edgeclip.training.two_tower import TwoTower
 
 _TOOLS = ("edgeclip", "torch", "open_clip_torch", "timm", "transformers")
@@ -68,6 +67,8 @@ def save_checkpoint(
     if teacher is None:
         sides["text"] = _side(two_tower, "text", state)
     left_out = tuple(f"{name}." for name, side in sides.items() if not side.stored)
+    if not sides["image"].stored and has_towers_classifier(two_tower.image_head, two_tower.model):
+        left_out = (*left_out, "image_head.classifier.")
     plain: Any = msgspec.to_builtins(recipe)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         kept = {name: value for name, value in state.items() if not name.startswith(left_out or ("\0",))}
@@ -232,23 +233,13 @@ def _side(two_tower: TwoTower, side: Literal["image", "text"], state: Mapping[st
     if tower.name in PINNED and side in two_tower.locked:
         fresh = build_image_tower(tower).module if side == "image" else build_text_tower(tower)
         stored = weights_digest([fresh]) != digest  # it may have been trained in an earlier run
-    return Side(sha256=digest, stored=stored, head=_head_kind(getattr(two_tower, f"{side}_head")))
-
-
-def _head_kind(head: nn.Module) -> HeadKind:
-    if isinstance(head, nn.Linear):
-        return "linear" if head.bias is None else "affine"
-    if isinstance(head, ImageHead):
-        return "classes"
-    if isinstance(head, nn.Identity):
-        return "none"
-    raise ModelError(f"expected a linear projection, got {type(head).__name__}: it cannot be stored")
+    return Side(sha256=digest, stored=stored, head=head_kind(getattr(two_tower, f"{side}_head")))
 
 
 def _image(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         tower = build_image_tower(without_weights(config.model.image, _files(folder, "image")))
-        head = _head(config.image.head, tower.width, config.model.embedding_dim, tower)
+        head = build_image_head(config.image.head, tower, config.model)
     _fill(folder, "image", config.image, tower.module, head, weights)
     return tower.module, head
 
@@ -258,7 +249,8 @@ def _text(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor])
         raise ModelError(f"{folder / CONFIG} names neither a text tower nor a teacher: get the whole checkpoint")
     with torch.random.fork_rng(devices=[]):
         tower = build_text_tower(without_weights(config.model.text, _files(folder, "text")))
-        head = _head(config.text.head, tower.width, config.model.embedding_dim, None)
+        stored = _part(weights, "text_head")
+        head = build_text_head(config.text.head, tower.width, config.model.embedding_dim, stored)
     _fill(folder, "text", config.text, tower, head, weights)
     return tower, head
 
@@ -269,18 +261,15 @@ def _teachers_text(teacher: ModelIdentity) -> TextTower:
     return load_text_tower(teacher)
 
 
-def _head(kind: HeadKind, width: int, embedding_dim: int, tower: ImageTower | None) -> nn.Module:
-    if kind == "classes" and tower is not None:
-        return ImageHead(tower, embedding_dim)
-    return nn.Identity() if kind == "none" else nn.Linear(width, embedding_dim, bias=kind == "affine")
-
-
 def _fill(
     folder: Path, name: str, side: Side, tower: nn.Module, head: nn.Module, weights: Mapping[str, Tensor]
 ) -> None:
     """Put the stored weights into tower and projection, or hold the tower's own against their digest."""
     try:
-        head.load_state_dict(_part(weights, f"{name}_head"))
+        found = _part(weights, f"{name}_head")
+        if isinstance(head, ImageHead) and not side.stored:  # a classifier that is not stored is the tower's own
+            found = {f"classifier.{key}": value for key, value in head.classifier.state_dict().items()} | found
+        head.load_state_dict(found)
         if side.stored:
             tower.load_state_dict(_part(weights, name))
     except RuntimeError as error:

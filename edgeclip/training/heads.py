@@ -1,9 +1,10 @@
-"""The trained part of a two-tower model: linear projections of both towers into one space."""
+"""The trained part of a two-tower model: tower features in, embeddings of one shared space out."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from edgeclip.errors import RecipeError
 from edgeclip.training.grid import to_grid
@@ -44,16 +45,19 @@ class ImageHead(nn.Module):
         return embedding
 
     @torch.no_grad()
-    def start_from_classes(self, classes: Tensor, features: Tensor, *, class_scale: float, ridge: float) -> None:
+    def start_from_classes(
+        self, classes: Tensor, features: Tensor, *, class_scale: float, ridge: float, places: Tensor | None = None
+    ) -> None:
         """Set the projections so that a class's own features land on the embedding of its name.
 
         Args:
             classes: (C, D) unit embeddings of the classifier's class names.
             features: (M, F) features of some images, to bring the features' part to a mean length of 1.
-            class_scale: length of the probabilities' part.
+            class_scale: weight of the probabilities' part.
             ridge: added to the eigenvalues of ``classesᵀ classes`` before it is inverted.
+            places: (C, D) embeddings of the classes for the probabilities' part, if others than ``classes``.
         """
-        self.from_classes.weight.data = class_scale * classes.T.contiguous()
+        self.from_classes.weight.data = class_scale * (classes if places is None else places).T.contiguous()
         inverse = torch.linalg.solve(classes.T @ classes + ridge * torch.eye(classes.shape[1]), classes.T)  # (D, C)
         centred_weight = self.classifier.weight - self.classifier.weight.mean(dim=0)
         centred_bias = self.classifier.bias - self.classifier.bias.mean()
@@ -76,6 +80,34 @@ class TextHead(nn.Linear):
         _, _, directions = torch.linalg.svd(captions - mean, full_matrices=False)  # (min(M, T), T)
         self.weight.data = directions[: self.out_features].contiguous()
         self.bias.data = -(self.weight @ mean)
+
+
+class ConceptHead(nn.Module):
+    """What the image head does, for text: which of the image tower's classes is meant, and an embedding of each.
+
+    A sentence vector becomes a softmax over C concepts, one for each class, and those mix the concepts' embeddings. A
+    word that names no class is put between the classes that it is akin to, which a linear projection cannot learn.
+
+    Args:
+        in_features: T of the sentence vectors.
+        concepts: C.
+        width: D of the shared space.
+    """
+
+    centre: Tensor
+
+    def __init__(self, in_features: int, concepts: int, width: int) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.register_buffer("centre", torch.zeros(in_features))
+        self.concepts = nn.Linear(in_features, concepts)
+        self.embeddings = nn.Linear(concepts, width)
+
+    def forward(self, sentences: Tensor) -> Tensor:
+        """(N, T) → (N, D), not normalised."""
+        meant = torch.softmax(self.concepts(normalize(sentences - self.centre, dim=-1)), dim=-1)  # (N, C)
+        embedding: Tensor = self.embeddings(meant)
+        return embedding
 
 
 class ImageEncoder(nn.Module):

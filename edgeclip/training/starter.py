@@ -1,8 +1,7 @@
-"""A recipe in, a checkpoint out: two locked towers, linear projections, one contrastive loss."""
+"""A recipe in, a checkpoint out: two locked towers, projections of their features, one contrastive loss."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,46 +15,27 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from edgeclip.errors import InputError, TrainingError
-from edgeclip.files import atomic_file, cache_dir, write_text
+from edgeclip.files import write_text
 from edgeclip.prompts import load_templates
+from edgeclip.training.caption_vectors import Captions
 from edgeclip.training.checkpoint import save_checkpoint
 from edgeclip.training.class_names import read_class_names
 from edgeclip.training.features import cached_features
+from edgeclip.training.fit_concepts import fit_concepts
 from edgeclip.training.grid import to_grid, without_negative_zeros
-from edgeclip.training.heads import ImageHead, TextHead
+from edgeclip.training.heads import ConceptHead, ImageHead, TextHead
 from edgeclip.training.loss import info_nce
-from edgeclip.training.model import weights_digest
 from edgeclip.training.pair_shards import ShardPairs
 from edgeclip.training.recipe import Model, Tower
 from edgeclip.training.run_log import FILE as LOG
-from edgeclip.training.starter_recipe import StarterRecipe
+from edgeclip.training.starter_recipe import StarterRecipe, Words
 from edgeclip.training.towers import ImageTower, MiniLm, image_tower, text_tower
 from edgeclip.training.two_tower import TwoTower
+from edgeclip.training.word_targets import word_targets
+from edgeclip.training.wordnet import read_wordnet
 
 _FEATURES_FOR_SCALE = 2000
 _LOSS_WINDOW = 20
-_CAPTION_BATCH = 256
-
-
-class Captions:
-    """Every class name × template, encoded once by the locked text tower.
-
-    Args:
-        names: V distinct class names.
-        templates: T prompt templates.
-
-    Attributes:
-        vectors: (V, T, W) sentence vectors.
-    """
-
-    def __init__(self, tower: MiniLm, names: Sequence[str], templates: Sequence[str], bars: Progress) -> None:
-        self.row_of = {name: row for row, name in enumerate(names)}
-        texts = [template.replace("{}", name) for name in names for template in templates]
-        self.vectors = _encode_cached(tower, texts, bars).reshape(len(names), len(templates), tower.width)
-
-    def rows(self, names: Sequence[str]) -> Tensor:
-        """Rows (len(names),) of these names."""
-        return torch.tensor([self.row_of[name] for name in names])
 
 
 def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, overwrite: bool = False) -> None:
@@ -86,8 +66,12 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         label_rows, tower_rows = captions.rows(first_names), captions.rows(tower_names)  # (classes,), (C,)
 
         # Projections, started from the image tower's own classifier.
-        text_head = TextHead(sentences.width, recipe.embedding_dim)
-        text_head.start_from_captions(captions.vectors.flatten(0, 1))
+        text_head: TextHead | ConceptHead
+        if recipe.words is None:
+            text_head, places = TextHead(sentences.width, recipe.embedding_dim), None
+            text_head.start_from_captions(captions.vectors.flatten(0, 1))
+        else:
+            text_head, places = _learn_words(recipe, recipe.words, sentences, captions.vectors[tower_rows], bars)
         head = ImageHead(tower, recipe.embedding_dim, on_grid=recipe.weight_grid)
         class_embeddings = normalize(text_head(captions.vectors).detach().mean(dim=1), dim=-1)  # (V, D)
         head.start_from_classes(
@@ -95,8 +79,10 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             views[0][:_FEATURES_FOR_SCALE].float(),
             class_scale=recipe.init.class_scale,
             ridge=recipe.init.ridge,
+            places=places,
         )
-        trained = [*head.from_classes.parameters(), *head.from_features.parameters(), *text_head.parameters()]
+        trained = [*head.from_classes.parameters(), *head.from_features.parameters()]
+        trained += [parameter for parameter in text_head.parameters() if parameter.requires_grad]
         start = [parameter.detach().clone() for parameter in trained]
         average = [parameter.detach().clone() for parameter in trained]
         log_scale = nn.Parameter(torch.tensor(math.log(settings.logit_scale)))
@@ -166,21 +152,18 @@ def _recent_loss(log: Sequence[dict[str, float]]) -> float:
     return float(np.mean([line["loss"] for line in log[-_LOSS_WINDOW:]]))
 
 
-def _encode_cached(tower: MiniLm, texts: Sequence[str], bars: Progress) -> Tensor:
-    """Sentence vectors (M, W) of M texts, computed once for these texts and these weights."""
-    key = hashlib.sha256(weights_digest([tower]).encode() + msgspec.json.encode(texts)).hexdigest()
-    cached = cache_dir("captions") / f"{key}.npy"
-    if not cached.is_file():
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # a batch of like lengths pads little
-        encoded = torch.empty(len(texts), tower.width)
-        task = bars.add_task("captions", total=len(texts))
-        for start in range(0, len(order), _CAPTION_BATCH):
-            rows = order[start : start + _CAPTION_BATCH]
-            encoded[rows] = tower.sentences([texts[row] for row in rows])
-            bars.advance(task, len(rows))
-        with atomic_file(cached) as temporary:
-            np.save(temporary, encoded.numpy())
-    return torch.from_numpy(np.load(cached))
+def _learn_words(
+    recipe: StarterRecipe, settings: Words, sentences: MiniLm, captions: Tensor, bars: Progress
+) -> tuple[ConceptHead, Tensor]:
+    """The text projection that WordNet's nouns teach, and the places (C, D) of the classes; captions are (C, P, T)."""
+    centre = captions.flatten(0, 1).mean(dim=0)
+    names = normalize(normalize(captions - centre, dim=-1).mean(dim=1), dim=-1)  # (C, T)
+    targets = word_targets(read_wordnet(Path(settings.wordnet)), names, centre, sentences, bars)
+    head, places = fit_concepts(targets, names, centre, captions, settings, recipe.embedding_dim, bars)
+    if recipe.weight_grid:
+        for layer in (head.concepts, head.embeddings):
+            layer.weight.data = without_negative_zeros(to_grid(layer.weight.data))
+    return head, places
 
 
 def _load_views(recipe: StarterRecipe, tower: ImageTower, classes: int, bars: Progress) -> tuple[list[Tensor], Tensor]:

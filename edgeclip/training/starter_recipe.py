@@ -37,6 +37,23 @@ class Captions(Section, frozen=True, kw_only=True):
     own_predictions: Fraction = 0.0
 
 
+class Words(Section, frozen=True, kw_only=True):
+    """Nouns of WordNet, from which the text projection learns what names are akin to, before it sees an image.
+
+    Attributes:
+        wordnet: folder with ``data.noun`` and ``index.noun``; Debian's package ``wordnet-base`` puts them there.
+        steps, batch_size: how long and how many texts a step.
+        lr: highest of the one-cycle schedule.
+        glosses: share of a batch that are definitions, so that sentences stay where they are.
+    """
+
+    wordnet: str = "/usr/share/wordnet"
+    steps: Count = 900
+    batch_size: Annotated[int, msgspec.Meta(ge=8)] = 1024
+    lr: Positive = 2e-3
+    glosses: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.2
+
+
 class Init(Section, frozen=True, kw_only=True):
     """Start of the image projection, from the image tower's own classifier and its class names' embeddings.
 
@@ -79,6 +96,7 @@ class StarterRecipe(Section, frozen=True, kw_only=True):
         image_tower, text_tower: names in :mod:`edgeclip.training.towers`; both are locked.
         embedding_dim: width of the shared space.
         weight_grid: keep all weights on an 8-bit grid, so that they can be stored in a quarter of the space.
+        words: learn the text projection from WordNet and keep it; by default it is linear and trained on the captions.
     """
 
     name: Name
@@ -91,4 +109,5 @@ class StarterRecipe(Section, frozen=True, kw_only=True):
     weight_grid: bool = False
     captions: Captions = Captions()
     init: Init = Init()
+    words: Words | None = None
     optimizer: StarterOptimizer = StarterOptimizer()
