@@ -202,7 +202,9 @@ def test_events_of_an_absent_broker_wait_and_the_state_is_the_latest(
                     lambda: set(range(11, 20)) <= {e["frame"] for e in again.payloads("home/cams/yard/event")}
                 )
                 put(20)
-                assert happens(lambda: [state["frame"] for state in again.payloads("home/cams/yard/state")][-1:] == [20])
+                assert happens(
+                    lambda: [state["frame"] for state in again.payloads("home/cams/yard/state")][-1:] == [20]
+                )
                 assert "online" in again.payloads("home/cams/status")
                 for thread in threads:
                     thread.close(complete=True)
