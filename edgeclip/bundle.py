@@ -218,6 +218,24 @@ class Bundle:
         write_manifest(self.path, manifest)
         return Bundle(self.path, manifest)
 
+    def add_file(self, relative: str, content: bytes) -> Bundle:
+        """Write a small file, such as a report, into the bundle and list it, in place of one of that name.
+
+        Raises:
+            BundleError: the bundle is the shipped one, which is read-only.
+            IntegrityError: ``relative`` does not stay inside the bundle.
+        """
+        if self.is_starter:
+            raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
+        path, manifest = self.path / _safe(relative), self.manifest
+        if relative in manifest.files:  # unlisted before it is replaced: at every moment what is listed is there
+            files = {name: record for name, record in manifest.files.items() if name != relative}
+            write_manifest(self.path, msgspec.structs.replace(manifest, files=files))
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+        files = {**manifest.files, relative: _record(path)}
+        return Bundle(self.path, write_manifest(self.path, msgspec.structs.replace(manifest, files=files)))
+
     def to_tar(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole bundle, checked, as one ``.tar`` with fixed times and owners (same bytes every time)."""
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.bundle import Bundle
+from edgeclip.runtime.recommendation import recommendations
 
 
 def print_card(bundle: Bundle, console: Console) -> None:
@@ -37,6 +38,11 @@ def print_card(bundle: Bundle, console: Console) -> None:
         "score",
         f"{encoder.score}({encoder.logit_scale:.3f} · cos {encoder.logit_bias:+.3f}), width {encoder.embedding_dim}",
     )
+    for found in recommendations(bundle):
+        where = found.machine.get("board") or found.machine.get("cpu") or "another machine"
+        facts.add_row(
+            "recommended", f"{found.variant} on {found.engine}, measured on {where}: {found.latency_ms:.2f} ms"
+        )
     facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())))
     console.print(facts, highlight=False)
 

@@ -21,6 +21,7 @@ from edgeclip import (
     cli_make,
     cli_plan,
     cli_prompts,
+    cli_tradeoff,
 )
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import (
@@ -56,6 +57,7 @@ for verb in (
     cli_label.label,
     cli_doctor.doctor,
     cli_evidence.robustness,
+    cli_tradeoff.tradeoff,
 ):
     app.command()(verb)
 app.command("eval")(cli_eval.evaluate)

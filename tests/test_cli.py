@@ -45,8 +45,9 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 def test_help_lists_every_verb() -> None:
     text = edgeclip("--help")
-    verbs = "export quantize build plan train fewshot wise-ft qat label doctor robustness eval inspect verify demo"
-    for verb in [*verbs.split(), "prompts", "devices"]:
+    makes = "export quantize build train fewshot wise-ft qat prompts label inspect verify demo"
+    tells = "plan doctor devices bench eval robustness tradeoff"
+    for verb in f"{makes} {tells}".split():
         assert re.search(rf"\b{verb}\b", text)
 
 

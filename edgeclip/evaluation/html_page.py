@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
+
+import msgspec
 
 from edgeclip.runtime.images import Image, opencv
 
@@ -49,15 +52,26 @@ def join(parts: Sequence[Markup]) -> Markup:
     return Markup("".join(parts))
 
 
-def page(title: str, *sections: Markup) -> Markup:
-    """A document with our style sheet inside; its policy forbids the browser to fetch anything."""
+def page(title: str, *sections: Markup, script: str = "", data: object = None) -> Markup:
+    """A document with our style sheet inside; its policy forbids the browser to fetch anything.
+
+    Args:
+        script: the only one that the browser may run: its sha256 is in the policy.
+        data: what the script reads as JSON from the element with the id ``data``.
+    """
     style = (resources.files("edgeclip") / "assets" / "report" / "page.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    scripts = ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        known = msgspec.json.encode(data).decode().replace("<", "\\u003c")  # nothing in it may end the element
+        scripts = f'<script id="data" type="application/json">{known}</script><script>{script}</script>'
     return Markup(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>\n{style}</style></head><body><main>{join(sections)}</main></body></html>\n"
+        f"<style>\n{style}</style></head><body><main>{join(sections)}</main>{scripts}</body></html>\n"
     )
 
 

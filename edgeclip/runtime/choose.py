@@ -1,4 +1,8 @@
-"""A bundle in; the fastest variant and engine that are proved on this machine, and what became of the others, out."""
+"""A bundle in; the variant and engine to run on this machine, and what became of the others, out.
+
+That is what a measured trade-off recommends for the machine (:mod:`edgeclip.runtime.recommendation`) if it is proved
+here, and otherwise the fastest that is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from edgeclip.errors import EdgeclipError, EngineError, InputError, IntegrityErr
 from edgeclip.runtime.engine import ENGINES, engine_class
 from edgeclip.runtime.golden import golden_of
 from edgeclip.runtime.proof import Proof, prove
+from edgeclip.runtime.recommendation import recommended_here
 
 REFERENCE = ("fp32", "onnxruntime")
 _MORE_EXACT = ("fp32", "fp16", "bf16", "int8")
@@ -44,7 +49,8 @@ def choose(
 ) -> Choice:
     """Prove every candidate on this machine and take the fastest that agrees with FP32.
 
-    The first time takes seconds a candidate; afterwards the proofs come from the cache.
+    Where nothing is asked for and the bundle holds a recommendation for this machine, that is tried first. The first
+    time takes seconds a candidate; afterwards the proofs come from the cache.
 
     Args:
         variant, engine: restrict the choice to this variant or engine.
@@ -70,6 +76,17 @@ def choose(
         return Choice(*taken, why="not proved here: the bundle has no golden images; export it again to have some")
     proofs: list[Proof] = []
     refused: list[tuple[str, str, str]] = []
+    if variant is None and engine is None and (wanted := recommended_here(bundle)) is not None:
+        say(f"proving {wanted.variant} on {wanted.engine}, which is recommended")
+        try:
+            proof = prove(bundle, wanted.variant, wanted.engine, golden, threads=threads)
+        except (InputError, IntegrityError):
+            raise
+        except EdgeclipError:
+            pass  # it is met again below, and why is said there
+        else:
+            if not proof.failures:
+                return Choice(wanted.variant, wanted.engine, f"recommended: {wanted.why}", (proof,))
     for name, runner in candidates(bundle, variant=variant, engine=engine):
         say(f"proving {name} on {runner}")
         try:
