@@ -9,36 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
-from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError, VariantError
-from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json, write_json
+from edgeclip.errors import BundleError, IntegrityError, TableError, VariantError
+from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file
+from edgeclip.manifest import MANIFEST, file_record, read_manifest, safe_path, write_manifest
 from edgeclip.prompts import PromptTable, check_table_name
-from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest, TableEntry, Variant
+from edgeclip.spec import Manifest, TableEntry, Variant
 
-MANIFEST = "manifest.json"
 STARTER = "starter"
-
-
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file ``manifest.json``: a manifest and the sha256 of its canonical JSON."""
-
-    manifest: Manifest
-    sha256: str
-
-
-class _SchemaOnly(msgspec.Struct, frozen=True):
-    schema_version: int | None = None
-
-
-class _AnyEnvelope(msgspec.Struct, frozen=True):
-    manifest: _SchemaOnly
 
 
 @dataclass(frozen=True)
@@ -85,7 +70,7 @@ class Bundle:
         record = self.manifest.files.get(relative)
         if record is None:
             raise IntegrityError(f"{relative} is not listed in {self.path / MANIFEST}: make the bundle again")
-        path = self.path / _safe(relative)
+        path = self.path / safe_path(relative)
         if not path.is_file():
             raise IntegrityError(f"{self.path} lacks {relative}: copy the bundle again")
         size = path.stat().st_size
@@ -197,26 +182,11 @@ class Bundle:
         check_table_name(table.name)
         self.check_table(table)
         relative = f"prompts/{table.name}.safetensors"
-        manifest = self.manifest
-        if any(entry.name == table.name for entry in manifest.tables):
-            if not overwrite:
-                raise TableError(f"{self.path.name} has a table {table.name!r} already: pass --overwrite to replace it")
-            manifest = msgspec.structs.replace(
-                manifest,
-                tables=tuple(entry for entry in manifest.tables if entry.name != table.name),
-                files={name: record for name, record in manifest.files.items() if name != relative},
-            )
-            write_manifest(self.path, manifest)
-        path = self.path / relative
-        table.save(path)
+        others = tuple(entry for entry in self.manifest.tables if entry.name != table.name)
+        if len(others) < len(self.manifest.tables) and not overwrite:
+            raise TableError(f"{self.path.name} has a table {table.name!r} already: pass --overwrite to replace it")
         entry = TableEntry(name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash)
-        manifest = msgspec.structs.replace(
-            manifest,
-            tables=(*manifest.tables, entry),
-            files={**manifest.files, relative: _record(path)},
-        )
-        write_manifest(self.path, manifest)
-        return Bundle(self.path, manifest)
+        return self._put(relative, table.save, tables=others, added=(entry,))
 
     def add_file(self, relative: str, content: bytes) -> Bundle:
         """Write a small file, such as a report, into the bundle and list it, in place of one of that name.
@@ -227,14 +197,30 @@ class Bundle:
         """
         if self.is_starter:
             raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
-        path, manifest = self.path / _safe(relative), self.manifest
-        if relative in manifest.files:  # unlisted before it is replaced: at every moment what is listed is there
-            files = {name: record for name, record in manifest.files.items() if name != relative}
-            write_manifest(self.path, msgspec.structs.replace(manifest, files=files))
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(content)
-        files = {**manifest.files, relative: _record(path)}
-        return Bundle(self.path, write_manifest(self.path, msgspec.structs.replace(manifest, files=files)))
+
+        def save(path: Path) -> None:
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(content)
+
+        return self._put(str(safe_path(relative)), save, tables=self.manifest.tables)
+
+    def _put(
+        self,
+        relative: str,
+        save: Callable[[Path], object],
+        *,
+        tables: tuple[TableEntry, ...],
+        added: tuple[TableEntry, ...] = (),
+    ) -> Bundle:
+        """Write a file and list it; what it replaces is unlisted first, so that the bundle on disk is always valid."""
+        files = {name: record for name, record in self.manifest.files.items() if name != relative}
+        if len(files) < len(self.manifest.files):
+            write_manifest(self.path, msgspec.structs.replace(self.manifest, tables=tables, files=files))
+        path = self.path / relative
+        save(path)
+        listed = {**files, relative: file_record(path)}
+        manifest = msgspec.structs.replace(self.manifest, tables=(*tables, *added), files=listed)
+        return Bundle(self.path, write_manifest(self.path, manifest))
 
     def to_tar(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole bundle, checked, as one ``.tar`` with fixed times and owners (same bytes every time)."""
@@ -261,59 +247,6 @@ def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield folder
 
 
-def write_manifest(folder: Path, manifest: Manifest, *, scan: bool = False) -> Manifest:
-    """Write ``manifest.json`` atomically and return what was written.
-
-    Args:
-        scan: hash every file in the folder into ``manifest.files`` first.
-    """
-    if scan:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-        files = {path.relative_to(folder).as_posix(): _record(path) for path in paths}
-        manifest = msgspec.structs.replace(manifest, files=files)
-    envelope = _Envelope(manifest=manifest, sha256=sha256_json(manifest))
-    write_json(folder / MANIFEST, envelope)
-    return manifest
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json``.
-
-    Raises:
-        ManifestError: absent, not JSON, of an unknown schema, invalid, or not matching its digest.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "no such file or folder" if not folder.exists() else f"no {MANIFEST} in it"
-        raise ManifestError(f"expected a bundle at {folder}, got {what}: make one with edgeclip export")
-    raw = path.read_bytes()
-    try:
-        version = msgspec.json.decode(raw, type=_AnyEnvelope).manifest.schema_version
-        if version != SCHEMA_VERSION:
-            raise ManifestError(
-                f"{path} has schema version {version}, this edgeclip reads {SCHEMA_VERSION}: "
-                "use the edgeclip that wrote it, or export again"
-            )
-        envelope = msgspec.json.decode(raw, type=_Envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not a valid manifest ({error}): copy the bundle again") from error
-    if envelope.sha256 != sha256_json(envelope.manifest):
-        raise ManifestError(f"{path} was altered: it does not match its own sha256; copy the bundle again")
-    return envelope.manifest
-
-
-def _record(path: Path) -> FileRecord:
-    return FileRecord(size=path.stat().st_size, sha256=sha256_file(path))
-
-
-def _safe(relative: str) -> PurePosixPath:
-    """A relative path that stays inside the bundle, or IntegrityError."""
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "\\" in relative or not path.parts:
-        raise IntegrityError(f"expected a path inside the bundle, got {relative!r}: do not use this bundle")
-    return path
-
-
 def _unpack(archive_path: Path) -> Path:
     """Unpack a bundle ``.tar`` to the cache, once for each content; only plain files at safe paths are taken."""
     target = cache_dir("bundles") / sha256_file(archive_path)
@@ -327,7 +260,7 @@ def _unpack(archive_path: Path) -> Path:
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None:
                     raise IntegrityError(f"{archive_path} holds {member.name!r}, which is not a plain file")
-                path = folder / _safe(member.name)
+                path = folder / safe_path(member.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as out:
                     shutil.copyfileobj(stream, out)

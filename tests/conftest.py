@@ -18,7 +18,8 @@ import pytest
 from skimage import data as skimage_data
 
 from edgeclip import Bundle, EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, PromptTable, Variant
-from edgeclip.bundle import create_bundle, read_manifest, write_manifest
+from edgeclip.bundle import create_bundle
+from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.images import write_image
 from edgeclip.spec import Precision

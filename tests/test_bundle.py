@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle
-from edgeclip.bundle import MANIFEST, create_bundle, read_manifest, write_manifest
+from edgeclip.bundle import create_bundle
 from edgeclip.errors import BundleError, InputError, IntegrityError, ManifestError, TableError, VariantError
+from edgeclip.manifest import MANIFEST, read_manifest, write_manifest
 from tests.conftest import WIDTH, make_table
 
 

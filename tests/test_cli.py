@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle, ModelOrigin, PromptTable, make_classes
-from edgeclip.bundle import read_manifest, write_manifest
 from edgeclip.cli_common import has_text_encoder
+from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.images import write_image
 from tests.conftest import make_table, shared
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from edgeclip import Bundle, PreprocessSpec
-from edgeclip.bundle import read_manifest, write_manifest
 from edgeclip.errors import InputError
+from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import normalise
 from edgeclip.runtime.images import Image, read_image

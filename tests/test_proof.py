@@ -21,7 +21,6 @@ import pytest
 from rich.console import Console
 
 from edgeclip import Bundle, EncoderSpec
-from edgeclip.bundle import read_manifest, write_manifest
 from edgeclip.errors import (
     BundleError,
     EngineError,
@@ -32,6 +31,7 @@ from edgeclip.errors import (
     VariantError,
 )
 from edgeclip.files import write_json
+from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime import plan_cache
 from edgeclip.runtime.build import build_variant

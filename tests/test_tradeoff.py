@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle
-from edgeclip.bundle import read_manifest, write_manifest
 from edgeclip.errors import BundleError, InputError, IntegrityError
 from edgeclip.evaluation.bench_records import load_result
 from edgeclip.evaluation.bench_stats import Interval, compare_rounds
 from edgeclip.evaluation.paired import paired_difference
 from edgeclip.evaluation.tradeoff_decide import decide, misses
 from edgeclip.evaluation.tradeoff_records import Accuracy, Limits, Pair, Point, Verdict, load_tradeoff
+from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.choose import choose
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.recommendation import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeclip.bundle import Bundle, create_bundle, write_manifest
+from edgeclip.bundle import Bundle, create_bundle
 from edgeclip.calibration.images import crops
 from edgeclip.devices.probe import installed_versions
 from edgeclip.export.compact import compact
@@ -17,6 +17,7 @@ from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
 from edgeclip.export.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
+from edgeclip.manifest import write_manifest
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.golden import FILE as GOLDEN
 from edgeclip.runtime.images import Image

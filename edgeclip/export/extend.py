@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from edgeclip.bundle import Bundle, write_manifest
+from edgeclip.bundle import Bundle
 from edgeclip.devices.probe import installed_versions
 from edgeclip.errors import BundleError
 from edgeclip.export.variants import TOOLS
 from edgeclip.files import atomic_folder, cache_dir
+from edgeclip.manifest import write_manifest
 from edgeclip.spec import Variant
 
 

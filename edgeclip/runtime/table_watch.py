@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from edgeclip.bundle import MANIFEST, Bundle
+from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeclipError, TableError
+from edgeclip.manifest import MANIFEST
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.tables import TableSet
 
