@@ -45,7 +45,7 @@ def merge_tower(tower: nn.Module, merged: int, *, image_size: tuple[int, int], n
     """
     if merged < 0:
         raise InputError(f"expected a number of tokens to merge a block of at least 0, got {merged}")
-    copied = copy.deepcopy(tower).eval().requires_grad_(requires_grad=False)
+    copied = copy.deepcopy(tower).eval()
     found = _find(copied, name)
     tokens = _count_tokens(copied, found.blocks[0], image_size)
     protected = int(found.class_token)
@@ -65,7 +65,7 @@ def merge_tower(tower: nn.Module, merged: int, *, image_size: tuple[int, int], n
         tokens -= count
     # The tower's own loop over its blocks now goes round once.
     setattr(found.owner, found.attribute, nn.ModuleList([MergingBlocks(made, restores=not found.class_only)]))
-    return copied.eval()
+    return copied.eval().requires_grad_(requires_grad=False)
 
 
 class Merge(nn.Module):
@@ -77,9 +77,8 @@ class Merge(nn.Module):
         protected: 1 if the first is a class token, else 0.
     """
 
-    index: Tensor
     earlier: Tensor
-    penalty: Tensor
+    first: Tensor
     slots: Tensor
     order: Tensor
 
@@ -89,12 +88,11 @@ class Merge(nn.Module):
         self.tokens = tokens
         self.count = count
         self.kept = even - count
-        index = torch.arange(even, dtype=torch.float32)
+        index = torch.arange(even)
         places = torch.arange(tokens)
         constants = {
-            "index": index,  # (A,)
             "earlier": (index[None, :] < index[:, None]).float(),  # (A, A)
-            "penalty": 4.0 * (index < protected),  # (A,); below any cosine, so the class token's match is the last
+            "first": (index < protected).float(),  # (A,), 1 for the class token
             "slots": torch.arange(tokens - count, dtype=torch.float32),  # (L - count,)
             "order": torch.where(places % 2 == 0, places // 2, even + places // 2),  # (L,), into evens before odds
         }
@@ -110,15 +108,18 @@ class Merge(nn.Module):
         """
         unit = normalize(metric, dim=-1)
         similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)  # (N, A, B)
-        best = similarity.amax(dim=-1) - self.penalty  # (N, A)
+        best = similarity.amax(dim=-1)  # (N, A)
         partner = similarity.argmax(dim=-1).float()  # (N, A)
 
-        # Ranks by counting, the earlier first of two alike: a library's sort might put them the other way.
+        # Ranks by counting, the earlier first of two alike: a library's sort might put them the other way. The class
+        # token is before none and behind all. Constants come in before a sum: in batches above 1, OpenVINO 2026.4 on
+        # CPUs loses a vector that is added to a maximum or a sum over the last axis.
         mine, others = best[:, :, None], best[:, None, :]
-        rank = ((others > mine).float() + (others == mine).float() * self.earlier).sum(dim=-1)  # (N, A)
+        ahead = (others > mine).float() + (others == mine).float() * self.earlier  # (N, A, A)
+        rank = (ahead * (1 - self.first) + self.first[:, None]).sum(dim=-1)  # (N, A)
         goes = (rank < self.count).float()  # (N, A), 1 for those that are merged
-        before = (goes[:, None, :] * self.earlier).sum(dim=-1)  # (N, A), how many earlier ones are
-        place = goes * (self.kept + partner) + (1 - goes) * (self.index - before)  # (N, A)
+        stays = 1 - goes
+        place = goes * (self.kept + partner) + stays * (stays[:, None, :] * self.earlier).sum(dim=-1)  # (N, A)
 
         even, odd = sizes[:, None, ::2], sizes[:, 1::2]
         weights = (place[:, None, :] == self.slots[:, None]).float() * even  # (N, L - count, A)
