@@ -31,7 +31,7 @@ def print_card(bundle: Bundle, console: Console) -> None:
     facts.add_row("model", f"{model.name}  id {model.id}")
     facts.add_row("origin", origin)
     if model.distilled_from:
-        facts.add_row("distilled", f"takes tables made for {', '.join(model.table_ids[1:])} too")
+        facts.add_row("tables", f"takes those made for {', '.join(model.table_ids[1:])} too")
     facts.add_row("input", f"{preprocess.height}×{preprocess.width} RGB, {resize}, {preprocess.interpolation}")
     facts.add_row("normalise", f"mean {_numbers(preprocess.mean)}  std {_numbers(preprocess.std)}")
     facts.add_row(

@@ -29,6 +29,10 @@ def export(
     calibration: Annotated[
         Path | None, typer.Option(help="Images to measure ranges on. \\[crops of the photographs]")
     ] = None,
+    merge_tokens: Annotated[
+        int,
+        typer.Option(metavar="R", help="Merge R alike tokens in each block of a ViT (ToMe): faster, less exact."),
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
@@ -40,6 +44,7 @@ def export(
     from edgeclip.devices.profile import load_profile
     from edgeclip.export.cost_of import cost_of_bundle
     from edgeclip.export.export_bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
+    from edgeclip.export.merged_model import MergedModel, merge_report
     from edgeclip.export.photographs import photographs
     from edgeclip.export.variants import check_variant_names
     from edgeclip.training.load import load_model
@@ -57,6 +62,8 @@ def export(
     images = photographs(photos)
     with console.status("loading the model") as status:
         loaded = load_model(model, pretrained=pretrained, seed=seed)
+        if merge_tokens:
+            loaded = MergedModel(loaded, merge_tokens)
         options = VariantOptions(
             tuple(names), sample_images(calibration, CALIBRATION_IMAGES, seed=seed) if calibration else ()
         )
@@ -66,6 +73,8 @@ def export(
     from edgeclip.card import print_card
 
     print_card(bundle, console)
+    if report := merge_report(bundle):
+        console.print(report.line(), markup=False, highlight=False, soft_wrap=True)
     if profile:
         from edgeclip.devices.plan_card import print_plan
 

@@ -98,7 +98,8 @@ class ModelIdentity(_Value, frozen=True, kw_only=True, omit_defaults=True):
         image_sha256: digest of the image encoder's weights as loaded, before any export.
         text_sha256: the same of the text encoder: what a table builder checks before it adds rows.
         distilled_from: digests of other image encoders of the same text encoder, whose embeddings this image encoder
-            was trained to give: its teacher, and the teacher's own. Tables made for them serve this one unchanged.
+            was trained, or cut down by merging tokens, to give: its teacher, and the teacher's own. Tables made for
+            them serve this one unchanged.
     """
 
     name: str
@@ -114,7 +115,7 @@ class ModelIdentity(_Value, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def table_ids(self) -> tuple[str, ...]:
-        """The ids whose tables fit: the model's own, then those of the models that it was distilled from.
+        """The ids whose tables fit: the model's own, then those of the models that it stands in for.
 
         All have this identity's text encoder in them, so a table of any of them has rows that this encoder would get.
         """

@@ -12,11 +12,13 @@ from edgeclip.devices.probe import installed_versions
 from edgeclip.export.compact import compact
 from edgeclip.export.golden import class_rows, make_golden
 from edgeclip.export.graph_cost import graph_cost
+from edgeclip.export.merged_model import REPORT, MergedModel
 from edgeclip.export.onnx_export import OPSET, export_onnx
 from edgeclip.export.parity import check_parity, preprocess
 from edgeclip.export.photographs import Photograph
 from edgeclip.export.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
+from edgeclip.files import write_json
 from edgeclip.manifest import write_manifest
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.golden import FILE as GOLDEN
@@ -91,6 +93,9 @@ def export_bundle(
         say("encoding the golden images")
         golden = make_golden(fp32, model.encoder, photos, class_rows(model.text, model.encoder.embedding_dim))
         golden.save(folder / GOLDEN)
+        if isinstance(model, MergedModel):
+            say("comparing with the model before its tokens were merged")
+            write_json(folder / REPORT, model.report(photos, golden.classes))
         if variants.names:
             images = calibration_inputs(variants.calibration, photos, model.encoder)
             recipe = variants.recipe or default_recipe(fp32)

@@ -22,7 +22,7 @@ _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 _KERNELS = {
     *("Conv", "Gemm", "MatMul", "Softmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization"),
     *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "AveragePool", "GlobalAveragePool", "MaxPool"),
-    *("GlobalMaxPool", "Transpose", "Concat", "Gather", "Resize"),
+    *("GlobalMaxPool", "ArgMax", "Transpose", "Concat", "Gather", "GatherElements", "Resize"),
 }
 _WEIGHT_TYPES = {"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8"}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.onnx_export import save_graph
-from edgeclip.export.qdq import Model, array, is_weight, pairs, prune, requantize, widen
+from edgeclip.export.qdq import Model, Value, array, is_weight, pairs, prune, requantize, widen
 from edgeclip.export.smooth import fold_scales
 from edgeclip.extras import require
 from edgeclip.files import external_data
@@ -139,6 +139,28 @@ def is_transformer(model: Model) -> bool:
     )
 
 
+def merging_products(model: Model) -> list[str]:
+    """Names of the products that merge tokens (:mod:`edgeclip.export.merge_tokens`): which are alike, and their mean.
+
+    They are left in FP32: one would round the residual stream itself, the other change which tokens are merged, and
+    together they are a few of a hundred products.
+    """
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    return [
+        node.name
+        for node in products
+        if _is_choice(node.inputs[0]) or any(user.op_type == "ArgMax" for user in node.outputs[0].consumers())
+    ]
+
+
+def _is_choice(value: Value) -> bool:
+    """Whether a value is made of a comparison for equality, weighted or not."""
+    node = value.producer()
+    while node is not None and node.op_type in {"Cast", "Mul", "Div"}:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "Equal"
+
+
 def nncf_options(
     recipe: QuantizationRecipe, *, transformer: bool, bias_correction: bool | None = None
 ) -> dict[str, Any]:
@@ -188,7 +210,7 @@ def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe, *, w
                 ir.to_proto(model),
                 nncf.Dataset([{"image": image[None]} for image in images]),
                 subset_size=len(images),
-                ignored_scope=nncf.IgnoredScope(names=list(recipe.keep_float)),
+                ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
                 **options,
             )
         except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
