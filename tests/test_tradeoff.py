@@ -80,8 +80,14 @@ class World:
         verdicts: dict[str, Verdict] = {
             "latency": "same" if not latency.differs else "worse" if latency.ratio > 1 else "better",
             "accuracy": "same" if not sure else "better" if accuracy.points > 0 else "worse",
+            "memory": "same" if one.memory_mb == other.memory_mb else "worse" if less(one, other) else "better",
         }
         return Pair(first=one.label, second=other.label, latency=latency, accuracy=accuracy, verdicts=verdicts)
+
+
+def less(one: Point, other: Point) -> bool:
+    """Whether the first takes less memory."""
+    return (one.memory_mb or 0) < (other.memory_mb or 0)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -101,6 +107,23 @@ def test_within_noise_nobody_beats_nobody() -> None:
     decision = decide(world.points, world.pairs(), Limits())
     assert decision.beaten_by == {}
     assert decision.label == "other"  # as fast as can be told, and no less accurate
+
+
+def test_of_what_is_level_in_time_and_accuracy_the_smaller_is_taken() -> None:
+    world = World()
+    world.add("large", 10.0, 701, mb=140)
+    world.add("small", 10.01, 700, mb=48, noise=0.01)
+    assert decide(world.points, world.pairs(), Limits()).label == "small"
+
+
+def test_what_is_beaten_itself_drops_nobody() -> None:
+    """A noisy point is level with a faster and with a slower one; these two are not level with each other."""
+    world = World()
+    world.add("fast", 10.0, 600, mb=200)
+    world.add("noisy", 10.5, 600, mb=50, noise=0.3)
+    world.add("good", 12.0, 800, mb=50)
+    decision = decide(world.points, world.pairs(), Limits())
+    assert decision.beaten_by == {"noisy": ("good",)}
 
 
 def test_an_accuracy_that_is_not_measurably_lower_is_not_paid_for() -> None:

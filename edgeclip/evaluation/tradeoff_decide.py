@@ -2,11 +2,13 @@
 
 A point beats another where it is worse in nothing and better in something: latency, accuracy, memory, energy. What
 lies within noise is neither. So a point that is a hundredth of a millisecond slower is not dominated by chance, and
-one that is half as fast is not saved by a tenth of a point that another draw of images would have taken away.
+one that is half as fast is not saved by a tenth of a point that another draw of images would have taken away. Only
+points of the front drop others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from edgeclip.evaluation.tradeoff_records import Decision, Limits, Pair, Point
@@ -28,6 +30,10 @@ class Standings:
             return pair.verdicts.get(axis)
         found = self._pairs[point.label, other.label].verdicts.get(axis)
         return {"better": "worse", "worse": "better"}.get(found, found) if found else None
+
+    def level_with(self, best: Point, points: Sequence[Point], axis: str) -> list[Point]:
+        """Those of the points that are not measurably worse than ``best``, itself among them."""
+        return [point for point in points if point is best or self.verdict(point, best, axis) != "worse"]
 
     def beats(self, point: Point, other: Point) -> bool:
         """Whether ``point`` is worse in nothing than ``other`` and better in something."""
@@ -54,15 +60,15 @@ def decide(points: Sequence[Point], pairs: Sequence[Pair], limits: Limits) -> De
     """Which points are dominated, which miss a limit, and which of the rest to run.
 
     With a least accuracy it is the fastest that has it. Otherwise it is the fastest of those that are not measurably
-    less accurate than the most accurate one. Of points whose times differ by no more than noise, the more accurate.
+    less accurate than the most accurate one. Of points whose times differ by no more than noise, the more accurate; of
+    those whose accuracies differ by no more than noise, the one that takes less memory.
     """
     standings = Standings(pairs)
-    fastest_first = sorted(points, key=lambda point: point.latency_ms.mean)
+    front = _front(points, standings)
     beaten = {
-        point.label: tuple(
-            other.label for other in fastest_first if other is not point and standings.beats(other, point)
-        )
+        point.label: tuple(other.label for other in front if standings.beats(other, point))
         for point in points
+        if point not in front
     }
     missed = {point.label: tuple(misses(point, limits)) for point in points}
     eligible = [point for point in points if not missed[point.label]]
@@ -71,8 +77,23 @@ def decide(points: Sequence[Point], pairs: Sequence[Pair], limits: Limits) -> De
         label=picked.label if picked else None,
         why=tuple(_why(picked, eligible, points, standings, limits) if picked else _why_none(points, limits)),
         misses={label: found for label, found in missed.items() if found},
-        beaten_by={label: found for label, found in beaten.items() if found},
+        beaten_by=beaten,
     )
+
+
+def _front(points: Sequence[Point], standings: Standings) -> list[Point]:
+    """The points that no point of the front beats, the fastest first.
+
+    What is beaten by nothing drops what it beats; then the same of the rest, so that nobody is dropped by a point that
+    is dropped itself: "within noise" does not pass on from one to the next as "equal" does. A circle is kept whole.
+    """
+    front: list[Point] = []
+    left = sorted(points, key=lambda point: point.latency_ms.mean)
+    while left:
+        kept = [p for p in left if not any(standings.beats(o, p) for o in left if o is not p)] or left
+        front += kept
+        left = [p for p in left if p not in kept and not any(standings.beats(o, p) for o in kept)]
+    return sorted(front, key=lambda point: point.latency_ms.mean)
 
 
 def misses(point: Point, limits: Limits) -> list[str]:
@@ -93,11 +114,20 @@ def misses(point: Point, limits: Limits) -> list[str]:
 def _pick(eligible: Sequence[Point], standings: Standings, limits: Limits) -> Point:
     good = eligible
     if limits.min_accuracy is None:
-        best = max(eligible, key=lambda point: (point.top1, -point.latency_ms.mean))
-        good = [p for p in eligible if p is best or standings.verdict(p, best, "accuracy") != "worse"]
+        good = standings.level_with(max(eligible, key=_most_accurate), eligible, "accuracy")
     fastest = min(good, key=lambda point: point.latency_ms.mean)
-    level = [p for p in good if p is fastest or standings.verdict(p, fastest, "latency") != "worse"]
-    return max(level, key=lambda point: (point.top1, -point.latency_ms.mean))
+    level = standings.level_with(fastest, good, "latency")
+    level = standings.level_with(max(level, key=_most_accurate), level, "accuracy")
+    level = standings.level_with(min(level, key=_smallest), level, "memory")
+    return max(level, key=_most_accurate)
+
+
+def _most_accurate(point: Point) -> tuple[float, float]:
+    return point.top1, -point.latency_ms.mean
+
+
+def _smallest(point: Point) -> float:
+    return math.inf if point.memory_mb is None else point.memory_mb
 
 
 def _why(

@@ -117,7 +117,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
         label: of the recommended point; None where no point is within the limits.
         why: sentences, the first says what to do.
         misses: of each point that is not within the limits, which it misses.
-        beaten_by: of each point that is dominated, the points that beat it; all others are the front.
+        beaten_by: of each point that is dominated, the points of the front that beat it; all others are the front.
     """
 
     label: str | None

@@ -120,7 +120,7 @@ def _chart() -> Markup:
 
 
 def _figures(tradeoff: Tradeoff) -> Markup:
-    heads = ["", "p50 ms", "95 %", "p99", "images/s", "MB", "J an image"]
+    heads = ["", "", "p50 ms", "95 %", "p99", "images/s", "MB", "J an image"]
     heads += [f"top-1, {Path(name).name or name}" for name in tradeoff.data]
     rows = []
     for point in ordered(tradeoff):
@@ -131,8 +131,8 @@ def _figures(tradeoff: Tradeoff) -> Markup:
         for each in point.accuracies:
             span = f" {each.ci95[0]:.3f}–{each.ci95[1]:.3f}"
             cells.append(element("span", f"{each.top1:.3f}", element("small", span)))
-        rows.append((point.label, [point.label, *cells, element("small", standing(tradeoff, point))]))
-    columns = range(1, len(heads))
+        rows.append((point.label, [point.label, element("small", standing(tradeoff, point)), *cells]))
+    columns = range(2, len(heads))
     body = (
         element(
             "tr",
@@ -144,7 +144,9 @@ def _figures(tradeoff: Tradeoff) -> Markup:
         )
         for label, row in rows
     )
-    head = element("tr", *(element("th", name, class_="number" if i else "") for i, name in enumerate([*heads, ""])))
+    head = element(
+        "tr", *(element("th", name, class_="number" if i in columns else "") for i, name in enumerate(heads))
+    )
     whole = element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
     return element("section", element("h2", "Every figure"), whole)
 

@@ -33,13 +33,12 @@ function pick(limits) {
   if (!inside.length) return null;
   const least = (list, of) => list.reduce((a, b) => (of(b) < of(a) ? b : a));
   const most = (list) => list.reduce((a, b) => (top1(b) > top1(a) || (top1(b) === top1(a) && b.latency_ms.mean < a.latency_ms.mean) ? b : a));
-  let good = inside;
-  if (limits.accuracy === null) {
-    const best = most(inside);
-    good = inside.filter((p) => p === best || verdict(p, best, "accuracy") !== "worse");
-  }
-  const fastest = least(good, (p) => p.latency_ms.mean);
-  return most(good.filter((p) => p === fastest || verdict(p, fastest, "latency") !== "worse"));
+  const level = (best, list, axis) => list.filter((p) => p === best || verdict(p, best, axis) !== "worse");
+  let good = limits.accuracy === null ? level(most(inside), inside, "accuracy") : inside;
+  good = level(least(good, (p) => p.latency_ms.mean), good, "latency");
+  good = level(most(good), good, "accuracy");
+  good = level(least(good, (p) => p.memory_mb === null ? Infinity : p.memory_mb), good, "memory");
+  return most(good);
 }
 
 function within(p, limits) {
