@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -9,7 +10,7 @@ import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.cli_common import console, progress_bars, split_names
-from edgeclip.errors import BundleError, InputError
+from edgeclip.errors import InputError
 from edgeclip.extras import require
 
 
@@ -53,6 +54,7 @@ def tradeoff(
     from edgeclip.evaluation.tradeoff import measure_tradeoff, recommendation_of, reusable
     from edgeclip.evaluation.tradeoff_records import Limits
     from edgeclip.evaluation.tradeoff_report import print_tradeoff, save_tradeoff
+    from edgeclip.export.extend import require_writable
     from edgeclip.files import write_json
     from edgeclip.runtime.recommendation import add_recommendation
 
@@ -67,8 +69,8 @@ def tradeoff(
     opened = [Bundle.open(path) for path in bundles]
     if output.exists() and not output.is_dir():
         raise InputError(f"expected a folder with --output, got the file {output}")
-    if apply and any(bundle.is_starter for bundle in opened):
-        raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one to --apply to")
+    for bundle in opened if apply else ():
+        require_writable(bundle)  # now, not after minutes of measuring
     if stage == "end-to-end" and (bare := [bundle.path.name for bundle in opened if not bundle.manifest.tables]):
         raise InputError(
             f"expected a prompt table in {', '.join(bare)} to label frames with, got none: edgeclip prompts build, or "
@@ -78,7 +80,8 @@ def tradeoff(
     sets = [open_labelled(data, names, class_set=classes)]
     sets += [open_shift_set(folder, names_of(folder, names)) for folder in shift or ()]
     kept = output / "bench.json"
-    timed = None if again else reusable(kept, opened, options, notice=lambda why: console.print(why, style="dim"))
+    say = partial(console.print, style="dim", markup=False, highlight=False, soft_wrap=True)
+    timed = None if again else reusable(kept, opened, options, notice=say)
     with progress_bars() as bars:
         task = bars.add_task("proving", total=None)
         report = measure_tradeoff(
@@ -93,11 +96,9 @@ def tradeoff(
         )
     print_tradeoff(report, console)
     for path in save_tradeoff(report, output):
-        console.print(str(path), style="dim", markup=False, highlight=False, soft_wrap=True)
+        say(str(path))
     if apply and (found := recommendation_of(report)) is not None and report.decision.label is not None:
         model = report.point(report.decision.label).model
         target = next(bundle for bundle in opened if bundle.manifest.model.id == model)
         add_recommendation(target, found)
-        console.print(
-            f"written into {target.path}: edgeclip label runs it on this machine", markup=False, highlight=False
-        )
+        say(f"written into {target.path}: edgeclip label runs it on this machine")

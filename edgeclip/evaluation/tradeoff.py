@@ -147,7 +147,7 @@ def recommendation_of(tradeoff: Tradeoff) -> Recommendation | None:
         machine=this_machine(),
         variant=point.variant,
         engine=point.engine,
-        why=" ".join(tradeoff.decision.why),
+        why=tradeoff.decision.why[0],
         data=accuracy.data,
         top1=accuracy.top1,
         n=accuracy.n,
