@@ -75,7 +75,17 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def p50(self) -> Interval:
         """Median of a batch, milliseconds: mean over rounds of their medians, with its 95 % interval."""
-        return interval_of_rounds([float(np.median(times)) for times in self.rounds_ms])
+        return interval_of_rounds(self.medians_ms)
+
+    @property
+    def medians_ms(self) -> list[float]:
+        """Median of each round, milliseconds a batch."""
+        return [float(np.median(times)) for times in self.rounds_ms]
+
+    @property
+    def images(self) -> int:
+        """Images that were run in all rounds."""
+        return self.setting.batch * len(self.times_ms)
 
     def percentile_ms(self, q: float) -> float:
         """Percentile over all rounds, milliseconds a batch."""
@@ -95,8 +105,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @property
     def energy_per_image_j(self) -> float | None:
         """Joules an image, where energy is known."""
-        images = self.setting.batch * len(self.times_ms)
-        return None if self.energy is None else self.energy.joules / images
+        return None if self.energy is None else self.energy.joules / self.images
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,8 +75,18 @@ def page(title: str, *sections: Markup, script: str = "", data: object = None) -
     )
 
 
-def table(heads: Sequence[object], rows: Sequence[Sequence[object]], *, numbers: Sequence[int] = ()) -> Markup:
-    """A table; columns in ``numbers`` are set flush right, those that hold a plot get its width."""
+def table(
+    heads: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Sequence[int] = (),
+    keys: Sequence[str] = (),
+) -> Markup:
+    """A table; columns in ``numbers`` are set flush right, those that hold a plot get its width.
+
+    Args:
+        keys: what a script finds each row by, as its ``data-row``; none without.
+    """
 
     def cell(tag: str, column: int, value: object) -> Markup:
         plot = isinstance(value, Markup) and value.startswith("<svg")
@@ -84,7 +94,11 @@ def table(heads: Sequence[object], rows: Sequence[Sequence[object]], *, numbers:
         return element(tag, value, class_=kind) if kind else element(tag, value)
 
     head = element("tr", *(cell("th", column, value) for column, value in enumerate(heads)))
-    body = (element("tr", *(cell("td", column, value) for column, value in enumerate(row))) for row in rows)
+    named = [{"data_row": key} for key in keys] or [{}] * len(rows)
+    body = (
+        element("tr", *(cell("td", column, value) for column, value in enumerate(row)), **attributes)
+        for row, attributes in zip(rows, named, strict=True)
+    )
     return element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
 
 

@@ -28,6 +28,7 @@ from edgeclip.evaluation.paired import Hits, paired_difference
 from edgeclip.evaluation.tradeoff_decide import decide
 from edgeclip.evaluation.tradeoff_records import Accuracy, Limits, Pair, Point, Tradeoff, Verdict
 from edgeclip.export.tables import table_for_bundle
+from edgeclip.prompts import FloatArray
 from edgeclip.runtime.recommendation import Recommendation, this_machine
 
 Progress = Callable[[str, int, int], None]
@@ -81,12 +82,16 @@ def measure_tradeoff(
             timing_done(result)
     of_model = {bundle.manifest.model.id: bundle for bundle in bundles}
     labels = _labels(bundles)
+    rows = {
+        model: [table_for_bundle(bundle, data.classes, templates, name="tradeoff").embeddings for data in sets]
+        for model, bundle in of_model.items()
+    }
     runs = []
     for done, measured in enumerate(result.measured):
-        bundle = of_model[measured.setting.model]
+        model = measured.setting.model
         what = f"{measured.setting.variant} on {measured.setting.engine}, images"
         say(what, done, len(result.measured))
-        runs.append(_run(bundle, labels[bundle.manifest.model.id], measured, sets, templates))
+        runs.append(_run(of_model[model], labels[model], measured, sets, rows[model]))
     points = [run.point for run in runs]
     pairs = [_pair(first, second) for first, second in combinations(runs, 2)]
     return Tradeoff(
@@ -168,15 +173,18 @@ def _labels(bundles: Sequence[Bundle]) -> dict[str, str]:
     return names
 
 
-def _run(bundle: Bundle, name: str, measured: Measured, sets: Sequence[LabelledSet], templates: Sequence[str]) -> _Run:
+def _run(
+    bundle: Bundle, name: str, measured: Measured, sets: Sequence[LabelledSet], rows: Sequence[FloatArray]
+) -> _Run:
+    """Score the images of each set against the rows (C, D) of its classes."""
     setting = measured.setting
     accuracies, seen = [], []
-    for data in sets:
-        keep, right = _hits(bundle, setting.variant, setting.engine, data, templates)
+    for data, classes in zip(sets, rows, strict=True):
+        keep, right = _hits(bundle, setting.variant, setting.engine, data, classes)
         hits, n = int(right.sum()), int(keep.sum())
         accuracies.append(Accuracy(data=data.name, top1=hits / n, ci95=wilson_interval(hits, n), n=n))
         seen.append((keep, right))
-    images = setting.batch * len(measured.times_ms)
+    images = measured.images
     energy = measured.energy
     point = Point(
         label=f"{name} {setting.variant} on {setting.engine}",
@@ -195,9 +203,8 @@ def _run(bundle: Bundle, name: str, measured: Measured, sets: Sequence[LabelledS
     return _Run(point, measured, *seen[0])
 
 
-def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, templates: Sequence[str]) -> tuple[Hits, Hits]:
+def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, rows: FloatArray) -> tuple[Hits, Hits]:
     """Which images (N,) could be decoded, and which of them are labelled right."""
-    rows = table_for_bundle(bundle, data.classes, templates, name="tradeoff").embeddings
     images = image_embeddings(bundle, variant, data.items, engine=engine)
     right = images.keep & (predictions(images.rows, rows, data.labels).ranks == 0)
     return images.keep, right
@@ -205,7 +212,7 @@ def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, template
 
 def _pair(first: _Run, second: _Run) -> Pair:
     both = first.keep & second.keep
-    latency = compare_rounds(_medians(first.measured), _medians(second.measured), paired=True)
+    latency = compare_rounds(first.measured.medians_ms, second.measured.medians_ms, paired=True)
     accuracy = paired_difference(first.right[both], second.right[both])
     verdicts: dict[str, Verdict] = {
         "latency": _verdict(latency.ratio - 1, sure=latency.differs),
@@ -225,7 +232,3 @@ def _pair(first: _Run, second: _Run) -> Pair:
 def _verdict(more: float, *, sure: bool) -> Verdict:
     """Of what should be little."""
     return "same" if not sure else "worse" if more > 0 else "better"
-
-
-def _medians(measured: Measured) -> list[float]:
-    return [float(np.median(times)) for times in measured.rounds_ms]

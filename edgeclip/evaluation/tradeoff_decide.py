@@ -22,14 +22,12 @@ class Standings:
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        self._pairs = {(pair.first, pair.second): pair for pair in pairs}
+        both = (each for pair in pairs for each in (pair, pair.turned()))
+        self._pairs = {(pair.first, pair.second): pair for pair in both}
 
     def verdict(self, point: Point, other: Point, axis: str) -> str | None:
         """``better``, ``same`` or ``worse``: ``point`` beside ``other``; None where it is not known of both."""
-        if (pair := self._pairs.get((other.label, point.label))) is not None:
-            return pair.verdicts.get(axis)
-        found = self._pairs[point.label, other.label].verdicts.get(axis)
-        return {"better": "worse", "worse": "better"}.get(found, found) if found else None
+        return self._pairs[other.label, point.label].verdicts.get(axis)
 
     def level_with(self, best: Point, points: Sequence[Point], axis: str) -> list[Point]:
         """Those of the points that are not measurably worse than ``best``, itself among them."""
@@ -37,22 +35,17 @@ class Standings:
 
     def beats(self, point: Point, other: Point) -> bool:
         """Whether ``point`` is worse in nothing than ``other`` and better in something."""
-        if (pair := self._pairs.get((other.label, point.label))) is not None:
-            return pair.second_wins
-        found = set(self._pairs[point.label, other.label].verdicts.values())
-        return "better" not in found and "worse" in found
+        return self._pairs[other.label, point.label].second_wins
 
     def beside(self, point: Point, other: Point) -> str:
         """``1.9 times as fast, 0.2 points more accurate (within noise)``: ``point`` beside ``other``."""
-        turned = (other.label, point.label) not in self._pairs
-        pair = self._pairs[(point.label, other.label) if turned else (other.label, point.label)]
-        ratio = 1 / pair.latency.ratio if turned else pair.latency.ratio
-        points = (-1 if turned else 1) * pair.accuracy.points
-        times, noise = max(ratio, 1 / ratio), " (within noise)"
-        speed = f"{times:.2f} times as {'slow' if ratio > 1 else 'fast'}" + ("" if pair.latency.differs else noise)
+        pair = self._pairs[other.label, point.label]
+        ratio, points, noise = pair.latency.ratio, pair.accuracy.points, " (within noise)"
+        times = f"{max(ratio, 1 / ratio):.2f} times as {'slow' if ratio > 1 else 'fast'}"
+        speed = times + ("" if pair.latency.differs else noise)
         if points == 0:
             return f"{speed}, as accurate"
-        sure = "" if self.verdict(point, other, "accuracy") != "same" else noise
+        sure = noise if pair.verdicts["accuracy"] == "same" else ""
         return f"{speed}, {abs(points):.2f} points {'more' if points > 0 else 'less'} accurate{sure}"
 
 

@@ -75,6 +75,24 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: PairedDifference
     verdicts: dict[str, Verdict]
 
+    def turned(self) -> Pair:
+        """The same with the two the other way round."""
+        ratio, change = self.latency, self.accuracy
+        opposite: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "same": "same"}
+        return Pair(
+            first=self.second,
+            second=self.first,
+            latency=Ratio(1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low),
+            accuracy=PairedDifference(
+                -change.points,
+                (-change.ci95[1], -change.ci95[0]),
+                change.n,
+                change.only_candidate,
+                change.only_reference,
+            ),
+            verdicts={axis: opposite[verdict] for axis, verdict in self.verdicts.items()},
+        )
+
     @property
     def second_wins(self) -> bool:
         """Whether the second is worse in nothing and better in something, each beyond noise."""

@@ -122,7 +122,7 @@ def _chart() -> Markup:
 def _figures(tradeoff: Tradeoff) -> Markup:
     heads = ["", "", "p50 ms", "95 %", "p99", "images/s", "MB", "J an image"]
     heads += [f"top-1, {Path(name).name or name}" for name in tradeoff.data]
-    rows = []
+    rows: list[list[object]] = []
     for point in ordered(tradeoff):
         low, high = point.latency_ms.low, point.latency_ms.high
         energy = "–" if point.energy_j is None else f"{point.energy_j[0]:.3f} ± {point.energy_j[1]:.3f}"
@@ -131,24 +131,10 @@ def _figures(tradeoff: Tradeoff) -> Markup:
         for each in point.accuracies:
             span = f" {each.ci95[0]:.3f}–{each.ci95[1]:.3f}"
             cells.append(element("span", f"{each.top1:.3f}", element("small", span)))
-        rows.append((point.label, [point.label, element("small", standing(tradeoff, point)), *cells]))
-    columns = range(2, len(heads))
-    body = (
-        element(
-            "tr",
-            *(
-                element("td", cell, class_="number") if i in columns else element("td", cell)
-                for i, cell in enumerate(row)
-            ),
-            data_row=label,
-        )
-        for label, row in rows
-    )
-    head = element(
-        "tr", *(element("th", name, class_="number" if i in columns else "") for i, name in enumerate(heads))
-    )
-    whole = element("div", element("table", element("thead", head), element("tbody", *body)), class_="wide")
-    return element("section", element("h2", "Every figure"), whole)
+        rows.append([point.label, element("small", standing(tradeoff, point)), *cells])
+    keys = [point.label for point in ordered(tradeoff)]
+    figures = table(heads, rows, numbers=range(2, len(heads)), keys=keys)
+    return element("section", element("h2", "Every figure"), figures)
 
 
 def _dominated(tradeoff: Tradeoff) -> Markup:
