@@ -8,13 +8,15 @@ with VNNI, add the products in 32 bits.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
-from edgeclip.errors import InputError, ModelError
+from edgeclip.errors import EdgeclipError, InputError, ModelError
+from edgeclip.export.activation_statistics import kept_statistics
 from edgeclip.export.onnx_export import save_graph
 from edgeclip.export.qdq import Model, Value, array, is_weight, pairs, prune, requantize, widen
 from edgeclip.export.smooth import fold_scales
@@ -82,11 +84,21 @@ def read_recipe(path: Path) -> QuantizationRecipe:
         raise InputError(f"{path} is not a quantization recipe ({error}): see docs/quantization.md") from error
 
 
-def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationRecipe) -> tuple[Path, ...]:
+def quantize(
+    fp32: Path,
+    target: Path,
+    images: FloatArray,
+    recipe: QuantizationRecipe,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Path, ...]:
     """Write the INT8 graph.
+
+    What was measured on an image before is not measured again (:mod:`edgeclip.export.activation_statistics`).
 
     Args:
         images: preprocessed, (N, 3, H, W) float32; ranges are measured on them one by one.
+        progress: called with a short sentence before an image is run.
 
     Returns:
         The files written, the graph first.
@@ -106,7 +118,7 @@ def quantize(fp32: Path, target: Path, images: FloatArray, recipe: QuantizationR
     known = {node.name for node in model.graph}
     if unknown := [name for name in recipe.keep_float if name not in known]:
         raise InputError(f"the recipe keeps {unknown[0]!r} in FP32, which is no node of {fp32.name}: make a new recipe")
-    quantized = _run_nncf(model, images, recipe, weights_in=fp32.parent.absolute())  # NNCF takes no other
+    quantized = _run_nncf(model, images, recipe, fp32, progress)
     for node in quantized.graph:
         node.metadata_props.clear()
     fold_scales(quantized)
@@ -197,25 +209,31 @@ def _make_signed(model: Model) -> None:
             requantize(model, quantize, scale=scale * (255 / 127), zero=np.zeros(zero.shape, np.int8))
 
 
-def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe, *, weights_in: Path) -> Model:
-    """Quantize; weights that are not in the graph itself are looked for in the folder ``weights_in``."""
+def _run_nncf(
+    model: Model, images: FloatArray, recipe: QuantizationRecipe, fp32: Path, progress: Callable[[str], None] | None
+) -> Model:
+    """Quantize; weights that are not in the graph itself are looked for beside ``fp32``."""
+    weights = external_data(fp32).absolute()  # NNCF takes no other
     ir = require("onnx_ir", purpose="quantize", extra="export")
     with silent():
         nncf = require("nncf", purpose="quantize")
         nncf.set_log_level(logging.ERROR)
         options = nncf_options(recipe, transformer=is_transformer(model))
-        options["advanced_parameters"].backend_params["external_data_dir"] = str(weights_in)
+        options["advanced_parameters"].backend_params["external_data_dir"] = str(weights.parent)
         try:
-            quantized = nncf.quantize(
-                ir.to_proto(model),
-                nncf.Dataset([{"image": image[None]} for image in images]),
-                subset_size=len(images),
-                ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
-                **options,
-            )
+            with kept_statistics(weights if weights.exists() else None, progress=progress):
+                quantized = nncf.quantize(
+                    ir.to_proto(model),
+                    nncf.Dataset([{"image": image[None]} for image in images]),
+                    subset_size=len(images),
+                    ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
+                    **options,
+                )
+        except EdgeclipError:
+            raise
         except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"NNCF {nncf.__version__} cannot quantize this graph ({reason})") from error
     result = ir.from_proto(quantized)
-    ir.external_data.set_base_dir(result.graph, weights_in)
+    ir.external_data.set_base_dir(result.graph, weights.parent)
     return result
