@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.calibration.statistics_store import Values, image_digest, open_store
+from edgeclip.calibration.statistics_store import StatisticsStore, Values, image_digest, open_store
 from edgeclip.extras import require
 from edgeclip.files import sha256_file
 
@@ -31,20 +31,25 @@ Progress = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def kept_statistics(weights: Path | None, *, progress: Progress | None = None) -> Iterator[None]:
+def kept_statistics(weights: Path, *, progress: Progress | None = None) -> Iterator[None]:
     """Let ``nncf.quantize`` on an ONNX graph take what it can from the cache, as long as this lasts.
 
     Args:
-        weights: the file of weights that are not in the graph itself.
+        weights: the file that holds the weights that are not in the graph itself.
         progress: called with a short sentence before an image is run.
     """
     pipelines = require("nncf.quantization.algorithms.pipeline", purpose="quantize")
     original = pipelines.collect_statistics
+    weights_digest = sha256_file(weights)
 
     def collect(containers: Any, model: Any, graph: Any, dataset: Any) -> Any:
         points = _merged(containers)
         images = [item["image"] for item in dataset.get_inference_data()]
-        _collect(points, model, graph, images, weights=weights, progress=progress)
+        branches = list(_branches(points, model, graph))
+        versions = [require(name, purpose="quantize").__version__ for name in ("nncf", "onnxruntime")]
+        store = open_store("nncf", _graph_digest(model, weights_digest), *versions)
+        probe = _Probe(model, [branch.edge for branch in branches], weights.parent)
+        _collect(branches, images, store, probe, progress)
         return points
 
     pipelines.collect_statistics = collect
@@ -65,13 +70,9 @@ def _merged(containers: Any) -> Any:
 
 
 def _collect(
-    points: Any, model: Any, graph: Any, images: list[Array], *, weights: Path | None, progress: Progress | None
+    branches: list[_Branch], images: list[Array], store: StatisticsStore, probe: _Probe, progress: Progress | None
 ) -> None:
-    """Feed every collector of ``points`` with what it wants of each image, in the order of the images."""
-    nncf, ort = require("nncf", purpose="quantize"), require("onnxruntime", purpose="quantize")
-    branches = list(_branches(points, model, graph))
-    store = open_store("nncf", _graph_digest(model, weights), nncf.__version__, ort.__version__)
-    probe = _Probe(model, [branch.edge for branch in branches], weights)
+    """Feed every branch with what it wants of each image, in the order of the images."""
     for number, image in enumerate(images, 1):
         digest = image_digest(image)
         known = store.get(digest)
@@ -212,8 +213,8 @@ def _edge(target: Any, nodes: Mapping[str, Any], inputs: Any) -> str:
 class _Probe:
     """A graph that gives the values of its edges; loaded when the first image is run."""
 
-    def __init__(self, model: Any, edges: Iterable[str], weights: Path | None) -> None:
-        self._model, self._weights = model, weights
+    def __init__(self, model: Any, edges: Iterable[str], weights_in: Path) -> None:
+        self._model, self._weights_in = model, weights_in
         self._inputs = {value.name for value in model.graph.input}
         self._edges = sorted(set(edges) - self._inputs)
         self._session: Any = None
@@ -228,9 +229,7 @@ class _Probe:
         onnx, ort = require("onnx", purpose="quantize"), require("onnxruntime", purpose="quantize")
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if self._weights:
-            place = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(place, str(self._weights.parent))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._weights_in))
         outputs = self._model.graph.output
         own = len(outputs)
         named = {value.name for value in outputs}
@@ -241,14 +240,12 @@ class _Probe:
             del outputs[own:]
 
 
-def _graph_digest(model: Any, weights: Path | None) -> str:
+def _graph_digest(model: Any, weights_digest: str) -> str:
     """Of what is computed; not of the model's own metadata, which say where it lies."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(weights_digest.encode())
     for opset in model.opset_import:
         digest.update(f"{opset.domain} {opset.version} ".encode())
     digest.update(model.graph.SerializeToString(deterministic=True))
-    if weights:
-        digest.update(sha256_file(weights).encode())
     return digest.hexdigest()
 
 

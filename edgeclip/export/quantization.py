@@ -7,8 +7,10 @@ with VNNI, add the products in 32 bits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -212,18 +214,17 @@ def _make_signed(model: Model) -> None:
 def _run_nncf(
     model: Model, images: FloatArray, recipe: QuantizationRecipe, fp32: Path, progress: Callable[[str], None] | None
 ) -> Model:
-    """Quantize; weights that are not in the graph itself are looked for beside ``fp32``."""
-    weights = external_data(fp32).absolute()  # NNCF takes no other
+    """Quantize with ranges measured on ``images``."""
     ir = require("onnx_ir", purpose="quantize", extra="export")
-    with silent():
+    with _weights_apart(model, fp32) as (light, weights), silent():
         nncf = require("nncf", purpose="quantize")
         nncf.set_log_level(logging.ERROR)
         options = nncf_options(recipe, transformer=is_transformer(model))
         options["advanced_parameters"].backend_params["external_data_dir"] = str(weights.parent)
         try:
-            with kept_statistics(weights if weights.exists() else None, progress=progress):
+            with kept_statistics(weights, progress=progress):
                 quantized = nncf.quantize(
-                    ir.to_proto(model),
+                    ir.to_proto(light),
                     nncf.Dataset([{"image": image[None]} for image in images]),
                     subset_size=len(images),
                     ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
@@ -237,3 +238,20 @@ def _run_nncf(
     result = ir.from_proto(quantized)
     ir.external_data.set_base_dir(result.graph, weights.parent)
     return result
+
+
+@contextlib.contextmanager
+def _weights_apart(model: Model, fp32: Path) -> Iterator[tuple[Model, Path]]:
+    """The graph with its weights in a file of their own, and that file.
+
+    NNCF copies the graph and infers its shapes some ten times, and each time serialises the weights that are in it.
+    """
+    ir = require("onnx_ir", purpose="quantize", extra="export")
+    weights = external_data(fp32).absolute()  # NNCF takes no other
+    if weights.exists():
+        yield model, weights
+        return
+    with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
+        graph = Path(folder) / "graph.onnx"
+        ir.save(model, graph, external_data="weights")
+        yield ir.load(graph), graph.with_name("weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
+from edgeclip.calibration.statistics_store import Values, image_digest, open_store
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.onnx_export import save_graph
 from edgeclip.extras import require
+from edgeclip.files import external_data, sha256_file, sha256_json
 from edgeclip.prompts import FloatArray
 
-_BATCH = 8
+_LARGEST, _ELEMENTS, _FINITE = b"largest", b"elements", b"finite"
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +37,7 @@ def measure_ranges(path: Path, images: FloatArray) -> dict[str, Range]:
     """Run the graph on ONNX Runtime's CPU provider and look at every float32 value by its name.
 
     Each value is reduced to its largest magnitude inside the graph, so memory does not grow with the number of values.
+    What an image gave is kept (:mod:`edgeclip.calibration.statistics_store`): it is run once for a graph.
 
     Args:
         path: a graph with the input ``image``.
@@ -45,34 +49,49 @@ def measure_ranges(path: Path, images: FloatArray) -> dict[str, Range]:
     """
     if images.ndim != 4 or not len(images):
         raise InputError(f"expected preprocessed images (N, 3, H, W) to measure ranges on, got shape {images.shape}")
-    with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
-        names = _write_probe(path, Path(folder) / "probe.onnx")
-        try:
-            session = ort.InferenceSession(str(Path(folder) / "probe.onnx"), providers=["CPUExecutionProvider"])
-            rows = [session.run(None, {"image": images[at : at + _BATCH]}) for at in range(0, len(images), _BATCH)]
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ModelError(f"onnxruntime cannot run {path.name} to measure its ranges ({error})") from error
-    if not all(np.isfinite(row[-1]).all() for row in rows):
+    ir = require("onnx_ir", purpose="measure ranges", extra="export")
+    model = ir.load(path)
+    infer_types(model)
+    names = [value.name for value in _float_values(model)]
+    data = external_data(path)
+    graph = sha256_json([sha256_file(path), sha256_file(data) if data.exists() else None])
+    store = open_store("magnitudes", graph, ort.__version__)
+    found: list[Values] = []
+    with contextlib.ExitStack() as stack:
+        session: ort.InferenceSession | None = None
+        for image in images:
+            digest = image_digest(image[None])
+            known = store.get(digest)
+            if not known:
+                try:
+                    session = session or _load_probe(model, stack)
+                    *measured, embedding = session.run(None, {"image": image[None]})
+                except Exception as error:  # onnxruntime's exceptions share no base class
+                    raise ModelError(f"onnxruntime cannot run {path.name} to measure its ranges ({error})") from error
+                known = {
+                    _LARGEST: np.array(measured[: len(names)]),
+                    _ELEMENTS: np.array(measured[len(names) :]),
+                    _FINITE: np.isfinite(embedding).all(),
+                }
+                store.add(digest, known)
+            found.append(known)
+    if not all(known[_FINITE] for known in found):
         raise ModelError(f"expected finite embeddings from {path.name}, got some that are not: it cannot be converted")
-    first = min(_BATCH, len(images))
-    largest = np.max([row[: len(names)] for row in rows], axis=0)
-    sizes = rows[0][len(names) : 2 * len(names)]
+    largest = np.max([known[_LARGEST] for known in found], axis=0)
+    sizes = found[0][_ELEMENTS]
     return {
-        name: Range(largest=float(largest[index]), elements=max(1, int(sizes[index]) // first))
+        name: Range(largest=float(largest[index]), elements=max(1, int(sizes[index])))
         for index, name in enumerate(names)
     }
 
 
-def _write_probe(path: Path, probe: Path) -> list[str]:
-    """Write the graph with, as outputs, each float value's largest magnitude, then each one's size, then its own."""
+def _load_probe(model: Any, stack: contextlib.ExitStack) -> ort.InferenceSession:
+    """The graph with, as outputs, each float value's largest magnitude, then each one's size, then its own."""
     ir = require("onnx_ir", purpose="measure ranges", extra="export")
-    model = ir.load(path)
-    infer_types(model)
-    values = _float_values(model)
     graph = model.graph
     largest: list[Any] = []
     sizes: list[Any] = []
-    for index, value in enumerate(values):
+    for index, value in enumerate(_float_values(model)):
         nodes = [ir.node("Abs", [value]), ir.node("Size", [value])]
         nodes.append(ir.node("ReduceMax", [nodes[0].outputs[0]], attributes={"keepdims": 0}))
         for kind, node, dtype, outputs in (
@@ -84,8 +103,9 @@ def _write_probe(path: Path, probe: Path) -> list[str]:
             outputs.append(output)
         graph.extend(nodes)
     graph.outputs[:] = [*largest, *sizes, *graph.outputs]
+    probe = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-"))) / "probe.onnx"
     save_graph(model, probe)
-    return [value.name for value in values]
+    return ort.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
 
 
 def infer_types(model: Any) -> None:

@@ -158,11 +158,12 @@ class Search:
 
     def _try(self, recipe: QuantizationRecipe, kept: tuple[str, ...] = ()) -> Trial:
         alpha = "no smoothing" if recipe.smooth_alpha is None else f"alpha {recipe.smooth_alpha:g}"
-        self._say(f"trial {len(self._trials) + 1}: {recipe.range_estimator}, {alpha}, {len(kept)} blocks in fp32")
+        trial = f"trial {len(self._trials) + 1}: {recipe.range_estimator}, {alpha}, {len(kept)} blocks in fp32"
+        self._say(trial)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             int8 = Path(scratch) / "int8.onnx"
-            quantize(self._fp32, int8, self._images, recipe)
+            quantize(self._fp32, int8, self._images, recipe, progress=lambda text: self._say(f"{trial}, {text}"))
             loss = self._loss(int8)
         seconds = round(time.perf_counter() - start, 1)
         self._trials.append(Trial(recipe=recipe, blocks_in_fp32=kept, loss=loss, seconds=seconds))

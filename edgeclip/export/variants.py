@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +43,7 @@ class Materials:
         recipe: how to quantize.
         limits: in place of the precision's own, where given.
         int8: the INT8 graph, where it was made otherwise than by ``recipe`` on ``fp32`` (quantization-aware training).
+        progress: called with a short sentence before an image is run.
     """
 
     fp32: Path
@@ -52,6 +53,7 @@ class Materials:
     recipe: QuantizationRecipe = DEFAULT_RECIPE
     limits: Limits | None = None
     int8: Path | None = None
+    progress: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def make_variants(
     made = []
     for name in [known for known in VARIANTS if known in names]:  # int8 before int8-cpu, which is made from it
         say(f"making {name}")
-        result = VARIANTS[name](folder, materials)
+        result = VARIANTS[name](folder, replace(materials, progress=progress))
         say(f"comparing {name} with fp32 on {len(materials.golden.files)} images")
         report = prove(result.files[0], result.precision, materials, name=name)
         write_report(folder, name, report, notes=result.notes)
@@ -158,7 +160,7 @@ def _int8(folder: Path, materials: Materials) -> Made:
 
 def _quantized(target: Path, materials: Materials) -> tuple[Path, ...]:
     if materials.int8 is None:
-        return quantize(materials.fp32, target, materials.images, materials.recipe)
+        return quantize(materials.fp32, target, materials.images, materials.recipe, progress=materials.progress)
     shutil.copyfile(materials.int8, target)
     return (target,)
 
