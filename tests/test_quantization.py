@@ -448,6 +448,17 @@ def test_blocks_are_those_that_the_model_numbers(vit: Path) -> None:
     assert sorted(everything) == sorted(node.name for node in ir.load(str(vit)).graph)
 
 
+def test_blocks_of_weights_stored_in_8_bits_hold_nodes_that_a_recipe_can_keep(
+    starter: Bundle, starter_int8: Path, tmp_path: Path
+) -> None:
+    fp32 = starter.variant_path("fp32")
+    name, kept = list(blocks(fp32).items())[2]
+    assert name.endswith("blocks.1")
+    recipe = msgspec.structs.replace(FAST, keep_float=kept)
+    int8 = quantize(fp32, tmp_path / "int8.onnx", views(starter.manifest.encoder, 2, 0), recipe)[0]
+    assert nodes(int8)["QuantizeLinear"] < nodes(starter_int8)["QuantizeLinear"]
+
+
 def test_the_block_with_outliers_is_the_most_sensitive(one_bad_block: Path, tmp_path: Path) -> None:
     naive = msgspec.structs.replace(FAST, smooth_alpha=None)
     int8 = quantize(one_bad_block, tmp_path / "int8.onnx", views(VIT, 8, 0), naive)[0]

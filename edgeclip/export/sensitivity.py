@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeclip.export.onnx_export import save_graph
 from edgeclip.export.qdq import Model, Node, array, bypass, constant, dequantized, pair_of, prune, weight_of
+from edgeclip.export.quantization import unpack_weights
 from edgeclip.extras import require
 
 _SAME_WEIGHT = 0.05  # rounding to 8 bits changes a weight by less than this, smoothing by more
@@ -37,7 +38,9 @@ def blocks(fp32: Path) -> dict[str, tuple[str, ...]]:
     ir = require("onnx_ir", purpose="read ONNX graphs", extra="export")
     found: dict[str, list[str]] = {}
     current = "input"
-    for node in ir.load(str(fp32)).graph:
+    model = ir.load(str(fp32))
+    unpack_weights(model)
+    for node in model.graph:
         current = _block_of(node) or current
         found.setdefault(current, []).append(node.name)
     return {block: tuple(nodes) for block, nodes in found.items()}
@@ -56,7 +59,9 @@ def sensitivities(
         progress: called with (blocks done, blocks in all).
     """
     ir = require("onnx_ir", purpose="rewrite ONNX graphs", extra="export")
-    originals = {node.name: array(node.inputs[1]) for node in ir.load(str(fp32)).graph if len(node.inputs) > 1}
+    model = ir.load(str(fp32))
+    unpack_weights(model)
+    originals = {node.name: array(node.inputs[1]) for node in model.graph if len(node.inputs) > 1}
     quantized = {node.name for node in ir.load(str(int8)).graph if _is_quantized(node)}
     concerned = {block: nodes for block, nodes in blocks(fp32).items() if quantized & set(nodes)}
     measured = []
@@ -80,7 +85,7 @@ def _block_of(node: Node) -> str | None:
         if match := _BLOCK.match(name):
             return match["block"]
     scoped = [name for name in names if "." in name]
-    return scoped[0].rpartition(".")[0] if scoped else None
+    return scoped[0].removesuffix(".float").removesuffix(".levels").rpartition(".")[0] if scoped else None
 
 
 def _is_quantized(node: Node) -> bool:
