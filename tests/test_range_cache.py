@@ -283,16 +283,27 @@ def test_a_store_serves_only_its_own_records_and_several_add_to_it(tmp_path: Pat
 
 
 def test_the_cache_is_bounded_and_what_was_used_longest_ago_goes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics_store, "LIMIT_BYTES", 3000)
     digest = image_digest(np.zeros((1, 3), np.float32))
+
+    def add(graph: str) -> Path:
+        open_store("test", graph).add(digest, {b"values": np.zeros(256, np.float32)})  # some 1.1 kB
+        return max(cache.iterdir(), key=lambda path: path.stat().st_mtime)
+
+    monkeypatch.setattr(statistics_store, "LIMIT_BYTES", 4000)
     for age, graph in enumerate(("aa", "bb", "cc")):
-        store = open_store("test", graph)
-        store.add(digest, {b"values": np.zeros(256, np.float32)})
-        os.utime(max(cache.iterdir(), key=lambda path: path.stat().st_mtime), (age, age))
-    open_store("test", "aa").get(digest)  # used again
+        os.utime(add(graph), (age, age))
+    open_store("test", "aa")  # used again
     assert len(list(cache.iterdir())) == 3
-    open_store("test", "dd")
-    assert [open_store("test", graph).get(digest) != {} for graph in ("aa", "bb", "cc")] == [True, False, True]
+    add("dd")
+    assert [open_store("test", graph).get(digest) != {} for graph in ("aa", "bb", "cc", "dd")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    monkeypatch.setattr(statistics_store, "LIMIT_BYTES", 1000)
+    assert open_store("test", "aa").get(digest) == {}
+    assert not list(cache.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_said_to_be_so(

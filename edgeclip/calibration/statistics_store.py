@@ -28,7 +28,7 @@ from edgeclip.files import cache_dir, sha256_json
 
 Values = dict[bytes, npt.NDArray[Any]]
 
-LIMIT_BYTES = 2 << 30
+LIMIT_BYTES = 4 << 30
 _FOLDER = "activation-statistics"
 _CHECK_BYTES = 16
 _HEADER = struct.Struct("<32sQ")  # the image's digest; bytes of content
@@ -114,7 +114,7 @@ class StatisticsStore:
 def open_store(kind: str, graph: str, *versions: str) -> StatisticsStore:
     """The store of what is measured on one graph on this machine, in the cache.
 
-    The cache is kept to ``LIMIT_BYTES`` besides this store: those used longest ago go first.
+    Before, the stores are cut down to ``LIMIT_BYTES`` together: those used longest ago go first.
 
     Args:
         kind: what is measured.
@@ -125,7 +125,7 @@ def open_store(kind: str, graph: str, *versions: str) -> StatisticsStore:
     key = sha256_json([kind, graph, versions, np.__version__, machine["architecture"], machine.get("cpu")])
     folder = cache_dir(_FOLDER)
     path = folder / f"{key}.records"
-    _make_room(folder, keep=path)
+    _make_room(folder, first=path)
     return StatisticsStore(path, key)
 
 
@@ -136,14 +136,15 @@ def image_digest(image: npt.NDArray[np.float32]) -> bytes:
     ).digest()
 
 
-def _make_room(folder: Path, *, keep: Path) -> None:
-    others = []
+def _make_room(folder: Path, *, first: Path) -> None:
+    """Delete what was used longest ago, as far as ``LIMIT_BYTES`` are exceeded; ``first`` counts as used just now."""
+    found = []
     for path in folder.glob("*.records"):
         with contextlib.suppress(FileNotFoundError):  # another process makes room too
-            if path != keep:
-                others.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+            used = path.stat()
+            found.append((path == first, used.st_mtime_ns, used.st_size, path))
     room = LIMIT_BYTES
-    for _used, size, path in sorted(others, reverse=True):
+    for *_, size, path in sorted(found, reverse=True):
         room -= size
         if room < 0:
             path.unlink(missing_ok=True)

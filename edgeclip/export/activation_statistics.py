@@ -29,6 +29,8 @@ from edgeclip.files import sha256_file
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
 
+_NAME_BYTES = 16
+
 
 @contextlib.contextmanager
 def kept_statistics(weights: Path, *, progress: Progress | None = None) -> Iterator[None]:
@@ -187,6 +189,7 @@ class _Histogram:
 
 
 def _branches(points: Any, model: Any, graph: Any) -> Iterator[_Branch]:
+    """What the algorithms want, one by one; some want the same of one activation."""
     collectors = require("nncf.common.tensor_statistics.collectors", purpose="quantize")
     nodes = {node.name: node for node in model.graph.node}
     inputs = require("nncf.onnx.graph.node_utils", purpose="quantize").get_input_edges_mapping(graph)
@@ -251,9 +254,6 @@ def _graph_digest(model: Any, weights_digest: str) -> str:
 
 def _name(*parts: object) -> bytes:
     return hashlib.blake2b(repr(parts).encode(), digest_size=_NAME_BYTES).digest()
-
-
-_NAME_BYTES = 16
 
 
 def _tensor(value: Array) -> Any:
