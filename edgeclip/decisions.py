@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.intp]
 
 LOGIT_FEATURES = 4
 FEATURES = LOGIT_FEATURES + 5
-_NEXT = np.float32(0.999)  # of the best score: the most that another can have
+_NEXT = 0.999  # of the best score: the most that another can have
 _MOST = 0.999999  # a probability of 1 is never reached, so that a threshold of 1 lets nothing pass
 
 
@@ -228,8 +228,10 @@ class Decisions:
         sure = self.confidence.of(seen, embeddings)
         right = np.minimum(sure.right, _MOST).astype(np.float32)  # (N,)
         rest = np.maximum(1 - scores[frames, seen.best].astype(np.float64), 1e-12)
-        scores *= (np.minimum(sure.known - sure.right, rest) / rest)[:, None].astype(np.float32)
-        np.minimum(scores, _NEXT * right[:, None], out=scores)  # the best stays the best
+        scores[frames, seen.best] = 0
+        second = np.maximum(scores.max(axis=1).astype(np.float64), 1e-12)
+        share = np.minimum(np.minimum(sure.known - sure.right, rest) / rest, _NEXT * right / second)  # best stays best
+        scores *= share[:, None].astype(np.float32)
         scores[frames, seen.best] = right
 
     @property

@@ -2,9 +2,9 @@
 
 Among frames whose label has at least some probability, the precision is a share, and Clopper and Pearson's (1934) lower
 bound on it holds for any number of images. As several thresholds are looked at, they are tested in an order that is
-fixed before a label is seen (fixed-sequence testing; Angelopoulos et al. 2021, Learn then Test): from the fewest frames
-that could pass with a few errors on, with room for one more error each time, until the first that fails. The last that
-passes keeps the promise, with the confidence of a single test.
+fixed before a label is seen (fixed-sequence testing; Angelopoulos et al. 2021, Learn then Test): from a tenth of the
+images on, with room for one more error each time, until the first that fails. The last that passes keeps the promise,
+with the confidence of a single test.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import numpy.typing as npt
 from edgeclip.decisions import Doubles
 from edgeclip.extras import require
 
-_FIRST_ERRORS = (
-    2  # the sequence begins where so many errors could be borne, or with fewer images at the most that could
-)
+_FIRST = 0.1  # share of the images that the sequence begins with: one error spoils few, many may hold more
 _SLACK = 1e-6  # the device computes in float32
 Bools = npt.NDArray[np.bool_]
 
@@ -88,12 +86,12 @@ def fewest_images(target: float, confidence: float) -> int:
 
 
 def _sequence(n: int, target: float, confidence: float) -> Iterator[int]:
-    """Numbers of images up to n: the fewest that pass with e errors, for e = 2, 3, … (or the most that n allows)."""
+    """Numbers of images from a tenth of n to n: the fewest that pass with 0, 1, 2, … errors; at least the last."""
     errors, counts = 0, []
     while (count := _fewest(errors, target, confidence)) <= n:
         counts.append(count)
         errors += 1
-    yield from counts[min(_FIRST_ERRORS, len(counts) - 1) :] if counts else ()
+    yield from [count for count in counts if count >= _FIRST * n] or counts[-1:]
 
 
 @lru_cache(maxsize=4096)
