@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from edgeclip.calibration.confidence import NONE, Labelled, Labels, fit_confidence, fit_temperature
 from edgeclip.calibration.promise import Bools, Threshold, fewest_images, likely_threshold, promised_threshold
@@ -128,8 +129,10 @@ def fit_decisions(
     judged = ~np.isin(best, background) & (counts[best] > 0)
     _require_enough(table, images, judged, best)
 
-    # Of images that were not fitted on.
-    known, probability = _out_of_fold(images, judged, options.seed)
+    # Of images that were not fitted on. The matrices are small: threads would wait for each other.
+    with threadpool_limits(1):
+        known, probability = _out_of_fold(images, judged, options.seed)
+        confidence = fit_confidence(images, judged)
     right = best == truth
     thresholds = _thresholds(scorer, best, probability, right, judged, counts, options)
     values = np.array([thresholds[label].threshold if label in thresholds else 1.0 for label in scorer.labels])
@@ -161,7 +164,7 @@ def fit_decisions(
         figures={"images": float(len(truth)), "known": float(report.known), **report.figures},
         engine=engine,
     )
-    return Fitted(Decisions(facts, fit_confidence(images, judged)), report)
+    return Fitted(Decisions(facts, confidence), report)
 
 
 def _require_enough(table: PromptTable, images: Labelled, judged: Bools, best: npt.NDArray[np.intp]) -> None:

@@ -90,6 +90,20 @@ def describe_site(
     return chosen
 
 
+def require_frames(count: int, options: FootageOptions) -> None:
+    """Refuse footage that is too short for the label rate.
+
+    Raises:
+        InputError: with what was expected and got.
+    """
+    needed = max(_FEWEST, int(np.ceil(1 / options.label_rate)) - 1)
+    if count < needed:
+        raise InputError(
+            f"expected at least {needed} frames for a label rate of {options.label_rate:g}, got {count}: give more "
+            "footage, sample it more often (--every), or allow a higher rate"
+        )
+
+
 def fit_footage(
     table: PromptTable,
     encoder: EncoderSpec,
@@ -108,12 +122,7 @@ def fit_footage(
     Raises:
         InputError: too few frames for the rate.
     """
-    needed = max(_FEWEST, int(np.ceil(1 / options.label_rate)) - 1)
-    if len(frames) < needed:
-        raise InputError(
-            f"expected at least {needed} frames for a label rate of {options.label_rate:g}, got {len(frames)}: give "
-            "more footage, sample it more often (--every), or allow a higher rate"
-        )
+    require_frames(len(frames), options)
     scorer = Scorer(table, encoder)
     scores = scorer.scores(frames)
     best = scores.argmax(axis=1)

@@ -12,7 +12,14 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.fit_decisions import FitOptions, FitReport, fit_decisions
 from edgeclip.calibration.image_embeddings import ImageEmbeddings, image_embeddings
-from edgeclip.calibration.site_background import FootageOptions, describe_site, fit_footage, footage_notes, vocabulary
+from edgeclip.calibration.site_background import (
+    FootageOptions,
+    describe_site,
+    fit_footage,
+    footage_notes,
+    require_frames,
+    vocabulary,
+)
 from edgeclip.decisions import Decisions
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.decision_data import DecisionData, digests_of, open_decision_data, recorded_data
@@ -175,6 +182,7 @@ def calibrate_on_footage(
         variant: _embed_footage(bundle, variant, sources, every_s, engine, _watch(progress, f"footage, {variant}"))
         for variant in variants
     }
+    require_frames(min(map(len, frames.values())), options)
     added: tuple[str, ...] = ()
     if options.background and not table.background:
         table, added = _with_background(bundle, table, frames[variants[0]], options, words or vocabulary())
