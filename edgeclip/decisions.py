@@ -321,8 +321,9 @@ def _sentence(table: str, facts: DecisionFacts) -> str:
             f"table {table}: without labels; at most {facts.label_rate:.2%} of frames like those of the footage "
             "get a label; scores are not probabilities"
         )
+    on = f" (on {facts.engine})" if facts.engine else ""
     held = sum(each.promise != "none" for each in facts.classes.values())
     return (
-        f"table {table}: calibrated for {facts.variant}; precision {facts.target:g} is promised for {held} of "
+        f"table {table}: calibrated for {facts.variant}{on}; precision {facts.target:g} is promised for {held} of "
         f"{len(facts.classes)} classes"
     )

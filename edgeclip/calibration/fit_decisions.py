@@ -1,7 +1,7 @@
 """A prompt table and labelled embeddings in; temperature, probabilities and thresholds with their promises out.
 
 What is said of the fit (calibration error, precision, recall) and the thresholds come from images that the
-probabilities in question were not fitted on: ten folds, each told by a fit to the nine others. The decisions themselves
+probabilities in question were not fitted on: 25 folds, each told by a fit to all others. The decisions themselves
 are then fitted to all images.
 """
 
@@ -25,7 +25,7 @@ from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.spec import EncoderSpec
 
-_FOLDS = 10
+_FOLDS = 25
 _FEWEST = 10  # images whose label may be reported
 _CURVE = 60  # points of precision by acceptance
 

@@ -28,7 +28,7 @@ def decision_page(found: Calibrated, *, bundle: str, target: float, confidence: 
         element(
             "p",
             f"Precision {target:g} was asked for, each promise to hold with confidence {confidence:g}. All figures are "
-            "of labelled images that the probabilities in question were not fitted on (ten folds).",
+            "of labelled images that the probabilities in question were not fitted on (25 folds).",
             class_="quiet",
         ),
         *(element("p", note, class_="warn") for note in found.notes),
