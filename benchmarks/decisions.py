@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", help="folders with one folder a class; several joined by commas are one set")
     parser.add_argument("--bundle", default="starter")
     parser.add_argument("--variants", default="fp32,int8-cpu")
-    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--output", type=Path, help="folder for decisions.png and decisions.json")
     options = parser.parse_args()
     console, bundle = Console(width=150), Bundle.open(options.bundle)
