@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip import Bundle, load_templates
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.devices.probe import describe_machine, summary
 from edgeclip.evaluation.class_sets import class_prompts
 from edgeclip.evaluation.dataset import Items, open_captioned, open_labelled
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.evaluation.metrics import predictions, recall, text_to_image_ranks, top_k, wilson_interval
 from edgeclip.evaluation.paired import paired_difference
 from edgeclip.files import atomic_file, write_json

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgeclip.decisions import Current, current_decisions
 from edgeclip.errors import BundleError, IntegrityError, TableError, VariantError
-from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file
+from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json
 from edgeclip.manifest import MANIFEST, file_record, read_manifest, safe_path, write_manifest
 from edgeclip.prompts import PromptTable, check_table_name
 from edgeclip.spec import Manifest, TableEntry, Variant
@@ -169,6 +170,11 @@ class Bundle:
                 f"table {table.name!r} was made for model {table.model_id}, this bundle is {model.id} "
                 f"({model.name}): build the table for this bundle"
             )
+
+    def decisions(self, table: PromptTable, variant: str | None) -> Current:
+        """The decisions of a table that hold for a variant of this bundle as it is now, and why or why not."""
+        graph = sha256_json(self.graph_digests(variant)) if variant and table.decisions else ""
+        return current_decisions(table.decisions, table=table.name, rows=table.rows_hash, variant=variant, graph=graph)
 
     def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:
         """Write a table into the bundle and list it; at every moment the bundle on disk is valid.

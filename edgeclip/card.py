@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.bundle import Bundle
+from edgeclip.prompts import PromptTable
 from edgeclip.runtime.recommendation import recommendations
 
 
@@ -66,8 +67,17 @@ def print_card(bundle: Bundle, console: Console) -> None:
         )
     if prompts:
         console.print(tables, highlight=False)
+        for said in _decisions(bundle, prompts):
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
     else:
         console.print("no prompt table yet: edgeclip prompts build", highlight=False)
+
+
+def _decisions(bundle: Bundle, tables: list[PromptTable]) -> list[str]:
+    """What holds of the decisions in the tables, for each variant that they were fitted for."""
+    present = {variant.name for variant in bundle.manifest.variants}
+    fitted = [(table, each.facts.variant) for table in tables for each in table.decisions]
+    return [bundle.decisions(table, variant).said for table, variant in fitted if variant in present]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

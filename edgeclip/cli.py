@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgeclip import (
     __version__,
     cli_adapt,
     cli_bench,
+    cli_calibrate,
     cli_devices,
     cli_doctor,
     cli_eval,
@@ -34,7 +36,7 @@ from edgeclip.cli_common import (
 )
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
-from edgeclip.prompts import check_table_name, load_templates, parse_classes
+from edgeclip.prompts import PromptTable, check_table_name, load_templates, parse_classes
 
 app = typer.Typer(
     name="edgeclip",
@@ -64,6 +66,7 @@ app.command("eval")(cli_eval.evaluate)
 prompts_app.command("study")(cli_prompts.prompts_study)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(cli_devices.app, name="devices")
+app.add_typer(cli_calibrate.app, name="calibrate")
 
 
 def main() -> None:
@@ -111,6 +114,9 @@ def prompts_build(
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
     nothing = () if background is None else parse_classes(background)
     table = build_table(opened, parse_classes(classes), load_templates(templates), name=name, background=nothing)
+    earlier = _earlier_table(opened, name, output)
+    if earlier and earlier.decisions:
+        table = dataclasses.replace(table, decisions=earlier.decisions)
     if output:
         table.save(output)
     else:
@@ -120,6 +126,15 @@ def prompts_build(
         f"{name}: {len(table.classes)} classes{of_which} × {len(table.templates)} templates → {output or opened.path}",
         highlight=False,
     )
+    for said in {opened.decisions(table, each.facts.variant).said for each in table.decisions}:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def _earlier_table(bundle: Bundle, name: str, output: Path | None) -> PromptTable | None:
+    """The table that is about to be replaced: its decisions stay, to be fitted again."""
+    if output:
+        return PromptTable.load(output) if output.exists() else None
+    return bundle.table(name) if any(entry.name == name for entry in bundle.manifest.tables) else None
 
 
 @app.command()

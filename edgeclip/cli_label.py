@@ -203,6 +203,8 @@ def label(
         stream = labeller.stream(*cameras, table=[each for each, _ in found], options=options, sinks=outputs)
         with stream, TableWatch(stream.tables, origins) as watch, _signals(stream, watch):
             notices.print(str(stream.preprocessing), style="dim", highlight=False)
+            for said in stream.tables.said.values():
+                notices.print(said, style="dim", markup=False, highlight=False, soft_wrap=True)
             if page:
                 notices.print(f"live page: {page.url}", highlight=False, soft_wrap=True)
             gc.collect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgeclip.decisions import Decisions, read_decisions, stored_decisions
 from edgeclip.errors import PromptError, TableError
 from edgeclip.files import atomic_file
 from edgeclip.key_cache import FloatArray as FloatArray
 from edgeclip.key_cache import KeyCache, require_unit
+from edgeclip.prompt_classes import PromptClass as PromptClass
+from edgeclip.prompt_classes import make_classes as make_classes
+from edgeclip.prompt_classes import parse_classes as parse_classes
 from edgeclip.templates import SIMPLE_TEMPLATES as SIMPLE_TEMPLATES
 from edgeclip.templates import load_templates as load_templates
-from edgeclip.templates import read_json, read_text
 
 TABLE_FORMAT = "edgeclip.prompt-table.1"
 
@@ -32,14 +34,6 @@ class TextEncoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings (N, D) float32, not necessarily normalised."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class PromptClass:
-    """One class: the label that is reported, and the names that are put into the templates."""
-
-    label: str
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,9 +50,11 @@ class PromptTable:
         thresholds: label to score in (0, 1] below which the class counts as absent; not every class needs one.
         adapted: how the rows were changed by labelled images, in words and digests; empty for rows of text alone.
         cache: labelled image embeddings that are scored beside the rows (Tip-Adapter).
+        decisions: what scores mean, one for each variant that they were fitted for; they replace ``thresholds`` there.
 
     Raises:
-        TableError: a background row or a threshold of a class that is not in the table, or a threshold out of range.
+        TableError: decisions that do not fit, a background row or a threshold of a class that is not in the table, or
+            a threshold out of range.
     """
 
     name: str
@@ -70,6 +66,7 @@ class PromptTable:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     adapted: str = ""
     cache: KeyCache | None = None
+    decisions: tuple[Decisions, ...] = ()
 
     def __post_init__(self) -> None:
         named = {*self.background, *self.thresholds}
@@ -89,7 +86,14 @@ class PromptTable:
 
     @property
     def content_hash(self) -> str:
-        """sha256 of what the rows were made from (classes, synonyms, templates, model) and what is said of them."""
+        """sha256 of what the rows were made from, what is said of them, and the decisions."""
+        if not self.decisions:
+            return self.rows_hash
+        return hashlib.sha256("".join([self.rows_hash, *(each.sha256 for each in self.decisions)]).encode()).hexdigest()
+
+    @property
+    def rows_hash(self) -> str:
+        """The same without the decisions: what these are bound to (classes, synonyms, templates, model, adaptation)."""
         said = content_hash(
             self.classes, self.templates, self.model_id, background=self.background, thresholds=self.thresholds
         )
@@ -99,6 +103,16 @@ class PromptTable:
         more = hashlib.sha256(f"{said}{self.adapted}{self.cache.sha256 if self.cache else ''}".encode())
         more.update(np.ascontiguousarray(self.embeddings).tobytes())
         return more.hexdigest()
+
+    def check_decisions(self) -> None:
+        """Refuse decisions on these rows that do not fit them; those on earlier rows are stale, and kept.
+
+        Raises:
+            TableError: with what was expected and got.
+        """
+        for each in self.decisions:
+            if each.facts.rows == self.rows_hash:
+                each.check(self.labels, self.embeddings.shape[-1])
 
     def save(self, path: Path) -> None:
         """Write one ``.safetensors`` file atomically: tensor ``embeddings`` and JSON metadata."""
@@ -119,6 +133,8 @@ class PromptTable:
         tensors = {"embeddings": np.ascontiguousarray(self.embeddings)}
         if self.cache:
             metadata, tensors = metadata | self.cache.metadata(), tensors | self.cache.tensors()
+        said, fitted = stored_decisions(self.decisions)
+        metadata, tensors = metadata | said, tensors | fitted
         with atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
@@ -143,6 +159,7 @@ class PromptTable:
                     )
                 embeddings = stored.get_tensor("embeddings")
                 cache = KeyCache.read(stored, metadata)
+                decisions = read_decisions(stored, metadata)
             table = cls(
                 name=metadata["name"],
                 classes=tuple(PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])),
@@ -153,6 +170,7 @@ class PromptTable:
                 thresholds=dict(json.loads(metadata.get("thresholds", "{}"))),
                 adapted=metadata.get("adapted", ""),
                 cache=cache,
+                decisions=decisions,
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise TableError(f"{path} is not a readable prompt table ({error}): make it again") from error
@@ -162,6 +180,7 @@ class PromptTable:
                 "make it again"
             )
         require_unit(embeddings, str(path))
+        table.check_decisions()
         if metadata.get("content_hash") != table.content_hash:
             raise TableError(f"{path}: its classes or templates do not match its content hash: make it again")
         return table
@@ -180,59 +199,6 @@ def content_hash(
     if background or thresholds:  # tables without either keep the hash that they always had
         content += [list(background), sorted((thresholds or {}).items())]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-
-
-def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
-    """Read classes from ``"mug, bottle, phone"`` or from a file.
-
-    A file holds one class a line (``#`` starts a comment), or JSON: a list of names, or ``{label: [names]}``.
-    Several names of one class are joined by ``|``: ``cell phone | mobile phone``; the first is the label.
-
-    Raises:
-        PromptError: no class, an empty name or a duplicate label.
-    """
-    path = Path(text_or_file)
-    # A list of classes is no path; to ask the file system about a long one (of 256 bytes in one name) is an error.
-    short = len(text_or_file) < 1024 and all(len(os.fsencode(part)) < 256 for part in path.parts)
-    is_file = short and "\n" not in text_or_file and path.is_file()
-    if is_file and path.suffix == ".json":
-        return make_classes(read_json(path))
-    if is_file:
-        lines = (line.partition("#")[0].strip() for line in read_text(path).splitlines())
-        return make_classes([line for line in lines if line])
-    if path.suffix in {".txt", ".json"} and "," not in text_or_file:
-        raise PromptError(f"expected class names or a file of them, got {text_or_file!r}: no such file")
-    if not text_or_file.strip():
-        raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
-    return make_classes(text_or_file.split(","))
-
-
-def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[PromptClass, ...]:
-    """Classes from names (``"a | b"`` gives one class two names) or from ``{label: names}``; checked.
-
-    Raises:
-        PromptError: no class, an empty name or a duplicate label.
-    """
-    if isinstance(items, Mapping):
-        pairs = [
-            (label, [names] if isinstance(names, str) else list(names) or [label]) for label, names in items.items()
-        ]
-    else:
-        split = [[_clean(name) for name in str(item).split("|")] for item in items]
-        pairs = [(names[0], names) for names in split]
-    classes = tuple(
-        PromptClass(_clean(label), tuple(dict.fromkeys(_clean(str(name)) for name in names))) for label, names in pairs
-    )
-    if not classes:
-        raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
-    seen: dict[str, int] = {}
-    for position, item in enumerate(classes, start=1):
-        if not item.label or not all(item.names):
-            raise PromptError(f"class {position} has an empty name: remove the stray comma or separator")
-        if item.label in seen:
-            raise PromptError(f"class {item.label!r} is given twice (at {seen[item.label]} and {position}): remove one")
-        seen[item.label] = position
-    return classes
 
 
 def build_table(
@@ -307,7 +273,3 @@ def check_table_name(name: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise PromptError(f"expected a table name of letters, digits, '.', '_' and '-', got {name!r}")
-
-
-def _clean(name: str) -> str:
-    return re.sub(r"\s+", " ", name).strip()

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image as PillowImage
 
 from edgeclip import Bundle
+from edgeclip.calibration.embedding_store import EmbeddingStore
+from edgeclip.calibration.image_embeddings import image_embeddings, store_key
+from edgeclip.calibration.pictures import Item
 from edgeclip.errors import EdgeclipError, InputError, PromptError, SourceError
 from edgeclip.evaluation.class_sets import class_prompts, set_templates
-from edgeclip.evaluation.dataset import Item, open_captioned, open_labelled
-from edgeclip.evaluation.embedding_store import EmbeddingStore
+from edgeclip.evaluation.dataset import open_captioned, open_labelled
 from edgeclip.evaluation.eval_report import weakest
-from edgeclip.evaluation.image_embeddings import image_embeddings, store_key
 from edgeclip.evaluation.metrics import (
     balanced_accuracy,
     confusions,
@@ -281,7 +282,7 @@ KILLED = """
 import os, signal, sys
 from edgeclip import Bundle
 from edgeclip.evaluation.dataset import open_labelled
-from edgeclip.evaluation.image_embeddings import image_embeddings
+from edgeclip.calibration.image_embeddings import image_embeddings
 
 def progress(done, total):
     if done == 64:

@@ -22,8 +22,8 @@ from tests.conftest import make_table, shared
 
 pytest.importorskip("torch")
 
-from edgeclip.evaluation.image_embeddings import files as image_files
-from edgeclip.evaluation.image_embeddings import image_embeddings
+from edgeclip.calibration.image_embeddings import image_embeddings
+from edgeclip.calibration.pictures import files as image_files
 from edgeclip.training.fewshot import METHODS, adapt
 from edgeclip.training.fewshot_curve import CurveOptions, draw_curve, split
 from edgeclip.training.probe import Shots, class_means, fit_rows

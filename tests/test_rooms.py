@@ -15,7 +15,19 @@ from edgeclip.devices.cuda import driver_loads
 PACKAGE = Path(edgeclip.__file__).parent
 DEVICE_SIDE = {"runtime", "devices"}
 WORKSTATION_SIDE = {"training", "calibration", "export", "evaluation"}
-SHARED_BY_BOTH = {"bundle", "errors", "extras", "files", "key_cache", "manifest", "prompts", "spec", "templates"}
+SHARED_BY_BOTH = {
+    "bundle",
+    "decisions",
+    "errors",
+    "extras",
+    "files",
+    "key_cache",
+    "manifest",
+    "prompt_classes",
+    "prompts",
+    "spec",
+    "templates",
+}
 
 # Whom a room may import, besides itself and what is shared by both sides.
 MAY_IMPORT = {

@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
+from edgeclip.calibration.pictures import files as image_files
 from edgeclip.devices.probe import Description, describe_machine, summary
 from edgeclip.errors import InputError
 from edgeclip.evaluation.class_sets import class_prompts
-from edgeclip.evaluation.image_embeddings import files as image_files
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.extras import require
 from edgeclip.files import atomic_file, atomic_folder, write_json

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from edgeclip.calibration.pictures import Item
 from edgeclip.evaluation.corruptions import SUITE_VERSION, corrupt
-from edgeclip.evaluation.dataset import Item, Items
+from edgeclip.evaluation.dataset import Items
 from edgeclip.files import sha256_json
 from edgeclip.runtime.images import Image, opencv
 

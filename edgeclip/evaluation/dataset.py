@@ -5,7 +5,6 @@ The forms are those that training reads (:mod:`edgeclip.training.pairs`), by the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.calibration.pictures import Item
 from edgeclip.errors import SourceError
 from edgeclip.evaluation.class_sets import class_prompts, names_beside, set_prompts
 from edgeclip.prompts import PromptClass
 from edgeclip.runtime.address import without_password
-from edgeclip.runtime.images import Image, decode_image
 from edgeclip.training.pair_folders import FolderPairs
 from edgeclip.training.pair_shards import ShardPairs
 from edgeclip.training.pair_tables import LABELS, open_json_lines, open_tables
@@ -28,42 +27,6 @@ from edgeclip.training.recipe import Data
 from edgeclip.training.shard_streams import is_local
 
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image of a set, not yet decoded.
-
-    Attributes:
-        key: unique within the set, for messages.
-        image: an encoded image (JPEG, PNG, …), or the path of one.
-        label: index of its class; -1 in a captioned set.
-    """
-
-    key: str
-    image: bytes | Path
-    label: int = -1
-
-    def content(self) -> bytes:
-        """The encoded image; SourceError if its file cannot be read."""
-        if isinstance(self.image, bytes):
-            return self.image
-        try:
-            return self.image.read_bytes()
-        except OSError as error:
-            raise SourceError(f"expected an image at {self.image}, got: {error.strerror}") from error
-
-    def digest(self) -> str:
-        """Hex sha256 of the encoded image: what embeddings are kept under."""
-        return hashlib.sha256(self.content()).hexdigest()
-
-    def read(self) -> Image:
-        """The image, (H, W, 3) uint8 RGB.
-
-        Raises:
-            SourceError: missing, damaged or not an image.
-        """
-        return decode_image(self.content(), name=str(self.image) if isinstance(self.image, Path) else self.key)
 
 
 class Items(Sequence[Item]):

@@ -11,12 +11,13 @@ import msgspec
 import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.calibration.images import find_images
+from edgeclip.calibration.pictures import files
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.class_sets import plain_name
 from edgeclip.evaluation.dataset import Items, LabelledSet, open_labelled
-from edgeclip.evaluation.image_embeddings import files, image_embeddings
 from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.prompt_claims import Change, changed_rows
 from edgeclip.evaluation.prompt_rows import IntArray, PromptRows, prompt_rows

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.evaluation.dataset import CaptionedSet
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.evaluation.metrics import Recall, image_to_text_ranks, recall, text_to_image_ranks
 from edgeclip.export.tables import table_for_bundle
 from edgeclip.prompts import FloatArray, PromptClass

@@ -1,7 +1,7 @@
 """A bundle, clean labelled images and sets under shift in; what corruption and precision cost, on the same images, out.
 
 Every variant sees the same pixels, so what is compared is compared in pairs. Embeddings are kept as they are made
-(:mod:`edgeclip.evaluation.image_embeddings`): a run that was killed goes on, and a second one reads them.
+(:mod:`edgeclip.calibration.image_embeddings`): a run that was killed goes on, and a second one reads them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from itertools import accumulate
 import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import InputError
 from edgeclip.evaluation.corrupted_views import Views
 from edgeclip.evaluation.corruptions import SUITE, SUITE_VERSION, check_severities, corruptions_called
 from edgeclip.evaluation.dataset import Items, LabelledSet, Labels
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.evaluation.metrics import predictions
 from edgeclip.evaluation.paired import (
     ExtraLoss,

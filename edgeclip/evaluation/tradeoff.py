@@ -1,8 +1,8 @@
 """Bundles and labelled images in; how fast, how accurate and how large each variant is on each engine here, out.
 
 Accuracy is measured with the engine that is timed, so that a point is what would run. Embeddings come from the cache
-where they are there already (:mod:`edgeclip.evaluation.image_embeddings`), times from an earlier benchmark if it covers
-what is asked for.
+where they are there already (:mod:`edgeclip.calibration.image_embeddings`), times from an earlier benchmark if it
+covers what is asked for.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.errors import InputError
 from edgeclip.evaluation.bench import BenchOptions, bench, settings_of
 from edgeclip.evaluation.bench_records import BenchResult, Measured, load_result
 from edgeclip.evaluation.bench_stats import compare_rounds
 from edgeclip.evaluation.dataset import LabelledSet
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.evaluation.metrics import predictions, wilson_interval
 from edgeclip.evaluation.paired import Hits, paired_difference
 from edgeclip.evaluation.tradeoff_decide import decide

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.image_embeddings import image_embeddings
 from edgeclip.devices.probe import Description, describe_machine
 from edgeclip.evaluation.dataset import LabelledSet, open_labelled
-from edgeclip.evaluation.image_embeddings import image_embeddings
 from edgeclip.evaluation.metrics import (
     ClassAccuracy,
     Confusion,

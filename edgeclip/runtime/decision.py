@@ -76,6 +76,7 @@ class Decision:
         top: the best rows, best first; background rows among them.
         present: classes that have entered and not yet left, in the order in which they came.
         events: what came or went with this frame.
+        calibrated: ``score`` is the calibrated probability that the best class is right.
     """
 
     label: str
@@ -83,6 +84,7 @@ class Decision:
     top: list[Scored]
     present: list[str]
     events: list[Event]
+    calibrated: bool = False
 
 
 @dataclass
@@ -136,7 +138,7 @@ class Decider:
         label = self._label(scorer, top[0])
         events += self._follow(scorer, smoothed, label, frame=frame, time_s=time_s)
         present = [scorer.labels[row] for row, stay in self._stays.items() if stay.entered]
-        return Decision(label, top[0].score, top[:top_k], present, events)
+        return Decision(label, top[0].score, top[:top_k], present, events, scorer.calibrated)
 
     def finish(self, *, frame: int, time_s: float) -> list[Event]:
         """End of the stream: what is present leaves; the next update starts afresh."""

@@ -71,7 +71,7 @@ class Labeller:
         Raises:
             EdgeclipError: a source, table, option or sink that cannot be used.
         """
-        tables = TableSet(self.bundle, find_tables(self.bundle, table))
+        tables = TableSet(self.bundle, find_tables(self.bundle, table), variant=self.choice.variant)
         opened: list[Source] = []
         try:
             for source in sources:

@@ -53,6 +53,7 @@ class View(msgspec.Struct, frozen=True, omit_defaults=True):
         label, score: the best class, or ``unknown``, and its score in [0, 1].
         top: the best classes, best first.
         present: classes that have entered and not yet left.
+        calibrated: ``score`` is the calibrated probability that the best class is right.
     """
 
     table: str
@@ -61,6 +62,7 @@ class View(msgspec.Struct, frozen=True, omit_defaults=True):
     score: float
     top: list[Scored]
     present: list[str] = []
+    calibrated: bool = False
 
 
 class LabelledFrame(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,6 +80,7 @@ class LabelledFrame(msgspec.Struct, frozen=True, omit_defaults=True):
         gated: the frame had not changed, so its embedding is that of the last encoded one.
         present: classes of the first view that have entered and not yet left.
         events: what came or went with this frame, in any view.
+        calibrated: ``score`` is the calibrated probability that the best class is right.
         views: every view, where there is more than one (several tables or regions); the first is the one above.
     """
 
@@ -93,4 +96,5 @@ class LabelledFrame(msgspec.Struct, frozen=True, omit_defaults=True):
     gated: bool = False
     present: list[str] = []
     events: list[Event] = []
+    calibrated: bool = False
     views: list[View] = []

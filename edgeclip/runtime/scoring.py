@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgeclip.decisions import Decisions, look_at
 from edgeclip.errors import TableError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.quantized_rows import QuantizedRows, largest
@@ -24,18 +25,21 @@ class Scorer:
     Args:
         table: C unit rows of width D.
         encoder: whose ``logit_scale``, ``logit_bias`` and ``score`` apply.
+        decisions: those of the table that hold for the variant that runs; None for scores as the model gives them.
 
     Attributes:
         table: the table.
         labels: its C labels in row order.
         row_of: label to row.
         background: rows that mean "nothing of interest".
+        decided: whether decisions apply.
+        calibrated: whether scores are probabilities that were fitted on labelled images.
 
     Raises:
         TableError: a table without rows, or with two rows of one label.
     """
 
-    def __init__(self, table: PromptTable, encoder: EncoderSpec) -> None:
+    def __init__(self, table: PromptTable, encoder: EncoderSpec, decisions: Decisions | None = None) -> None:
         self.table = table
         self.labels = table.labels
         self.row_of = {label: row for row, label in enumerate(self.labels)}
@@ -45,25 +49,48 @@ class Scorer:
                 f"{len(self.labels)} rows: build it again"
             )
         self.background = frozenset(self.row_of[label] for label in table.background)
-        self._thresholds = {self.row_of[label]: float(value) for label, value in table.thresholds.items()}
+        thresholds = decisions.thresholds if decisions else table.thresholds
+        self._thresholds = {self.row_of[label]: float(value) for label, value in thresholds.items()}
+        self._decisions = decisions
+        self.decided = decisions is not None
+        self.calibrated = decisions is not None and decisions.facts.calibrated
         self._rows = np.ascontiguousarray(table.embeddings, np.float32)  # (C, D), as the table has it
         self._encoder = encoder
         self._dots: Callable[[FloatArray], FloatArray] = self._choose_product()
 
-    def scores(self, embeddings: FloatArray) -> FloatArray:
-        """Scores (N, C) float32 of unit embeddings (N, D): each row sums to 1 for softmax; independent for sigmoid."""
+    def logits(self, embeddings: FloatArray) -> FloatArray:
+        """Logits (N, C) float32 of unit embeddings (N, D): what the softmax or sigmoid is taken of."""
         logits = self._dots(embeddings)  # (N, C); all that follows is done in place: C may be large
         logits *= np.float32(self._encoder.logit_scale)
         if self.table.cache:
             self.table.cache.add_to(logits, embeddings)
-        if self._encoder.score == "sigmoid":
+        if self._encoder.score == "sigmoid":  # a bias common to all classes would cancel in a softmax
             logits += np.float32(self._encoder.logit_bias)
+        return logits
+
+    def scores(self, embeddings: FloatArray) -> FloatArray:
+        """Scores (N, C) float32 of unit embeddings (N, D), in [0, 1].
+
+        A row sums to 1 for softmax; scores are independent for sigmoid. With decisions on labelled images the best of
+        a row is the probability that it is right, and a row of softmax sums to at most 1.
+        """
+        scores = self.logits(embeddings)
+        if self._decisions is None:
+            return self._link(scores)
+        seen = look_at(scores)
+        scores /= np.float32(self._decisions.facts.temperature)
+        self._decisions.spread(self._link(scores), seen, embeddings)
+        return scores
+
+    def _link(self, logits: FloatArray) -> FloatArray:
+        """Softmax or sigmoid of logits (N, C), in place."""
+        if self._encoder.score == "sigmoid":
             logits *= 0.5
             np.tanh(logits, out=logits)
             logits += 1.0
             logits *= 0.5
             return logits
-        logits -= logits.max(axis=1, keepdims=True)  # a bias common to all classes would cancel here
+        logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=1, keepdims=True)
         return logits

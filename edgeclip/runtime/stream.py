@@ -89,8 +89,10 @@ class Stream:
         for source in sources:
             self._resources.callback(source.close)
         with self._resources:
-            self.tables = tables if isinstance(tables, TableSet) else TableSet(bundle, tables)
             self.options = options or StreamOptions()
+            if not isinstance(tables, TableSet):
+                tables = TableSet(bundle, tables, variant=self.options.variant)
+            self.tables = tables
             self.account = Account()
             self._sources = _name_apart(sources)
             self._regions = self.options.regions or (whole(),)

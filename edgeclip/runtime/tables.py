@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from edgeclip.errors import TableError
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
 
+_log = logging.getLogger("edgeclip")
+
 
 class TableSet:
     """Named prompt tables of one bundle's encoder.
@@ -18,13 +21,19 @@ class TableSet:
     Args:
         bundle: whose encoder the tables must fit.
         tables: at least one; names are unique.
+        variant: form of the encoder that will run, whose decisions apply; None for scores without any.
+
+    Attributes:
+        said: of each table with decisions, by name, whether they hold, in a sentence.
 
     Raises:
         TableError: a table of another model or width, none at all, or two of one name.
     """
 
-    def __init__(self, bundle: Bundle, tables: Sequence[PromptTable]) -> None:
+    def __init__(self, bundle: Bundle, tables: Sequence[PromptTable], *, variant: str | None = None) -> None:
         self._bundle = bundle
+        self._variant = variant
+        self.said: dict[str, str] = {}
         self._writing = threading.Lock()
         self.names = tuple(table.name for table in tables)
         if not tables or len(set(self.names)) < len(tables):
@@ -46,7 +55,11 @@ class TableSet:
         """
         if name not in self.names:
             raise TableError(f"expected a table out of {', '.join(self.names)}, got {name!r}")
-        scorer = self._scorer(dataclasses.replace(table, name=name))
+        old = self._scorers[self.names.index(name)].table
+        kept = table.decisions or old.decisions  # of other rows, perhaps: then they are stale, and that is said
+        scorer = self._scorer(dataclasses.replace(table, name=name, decisions=kept))
+        if name in self.said:
+            _log.log(logging.INFO if scorer.decided else logging.WARNING, "%s", self.said[name])
         with self._writing:
             self._scorers = tuple(
                 scorer if name == own else old for own, old in zip(self.names, self._scorers, strict=True)
@@ -54,4 +67,8 @@ class TableSet:
 
     def _scorer(self, table: PromptTable) -> Scorer:
         self._bundle.check_table(table)
-        return Scorer(table, self._bundle.manifest.encoder)
+        found = self._bundle.decisions(table, self._variant)
+        self.said.pop(table.name, None)
+        if found.said:
+            self.said[table.name] = found.said
+        return Scorer(table, self._bundle.manifest.encoder, found.decisions)

@@ -88,7 +88,11 @@ class Track:
             gated=encode_ms is None,
             present=first.present,
             events=[event for decision in decisions.values() for event in decision.events],
-            views=[View(*key, said.label, said.score, said.top, said.present) for key, said in decisions.items()]
+            calibrated=first.calibrated,
+            views=[
+                View(*key, said.label, said.score, said.top, said.present, said.calibrated)
+                for key, said in decisions.items()
+            ]
             if several
             else [],
         )

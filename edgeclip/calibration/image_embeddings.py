@@ -1,6 +1,6 @@
 """A bundle's encoder and images in, unit embeddings out; what was computed once is read from the cache.
 
-A row is kept under the sha256 of the image's bytes, in a store (:mod:`edgeclip.evaluation.embedding_store`) of its own
+A row is kept under the sha256 of the image's bytes, in a store (:mod:`edgeclip.calibration.embedding_store`) of its own
 for every variant's graph, engine, version, machine and preprocessing. It is written batch by batch: a run that was
 killed goes on from where it was, and a set that shares images with another has them already.
 """
@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.embedding_store import EmbeddingStore
+from edgeclip.calibration.pictures import Pictures
 from edgeclip.devices.cuda import find_gpu
 from edgeclip.devices.probe import describe_machine
 from edgeclip.errors import EdgeclipError, SourceError
-from edgeclip.evaluation.dataset import Item
-from edgeclip.evaluation.embedding_store import EmbeddingStore
 from edgeclip.files import cache_dir, sha256_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
@@ -30,26 +29,6 @@ from edgeclip.runtime.engine import engine_class
 from edgeclip.runtime.images import Image
 
 _BATCH = 32
-
-
-class Picture(Protocol):
-    """What is embedded: an :class:`edgeclip.evaluation.dataset.Item`, or anything else with a digest and pixels."""
-
-    def digest(self) -> str:
-        """Hex sha256 that decides the pixels; SourceError if there is nothing to read."""
-        ...
-
-    def read(self) -> Image:
-        """(H, W, 3) uint8 RGB; SourceError if it cannot be decoded."""
-        ...
-
-
-class Pictures(Protocol):
-    """Pictures whose number is known; they are gone through once, in order."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Picture]: ...
 
 
 class ImageEmbeddings(NamedTuple):
@@ -116,11 +95,6 @@ def image_embeddings(
     if not keep.any():
         raise SourceError(f"none of {len(items)} images can be decoded: check one by hand")
     return ImageEmbeddings(rows, keep)
-
-
-def files(paths: Sequence[Path]) -> list[Item]:
-    """Image files as what :func:`image_embeddings` takes."""
-    return [Item(str(path), path) for path in paths]
 
 
 def store_key(bundle: Bundle, variant: str, engine: str) -> str:
