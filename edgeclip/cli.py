@@ -13,6 +13,7 @@ from edgeclip import (
     __version__,
     cli_adapt,
     cli_bench,
+    cli_calibrate,
     cli_devices,
     cli_doctor,
     cli_eval,
@@ -64,6 +65,7 @@ app.command("eval")(cli_eval.evaluate)
 prompts_app.command("study")(cli_prompts.prompts_study)
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(cli_devices.app, name="devices")
+app.add_typer(cli_calibrate.app, name="calibrate")
 
 
 def main() -> None:
