@@ -1,9 +1,9 @@
 """A calibration set with footage of its site held out, and footage of another site, in; whether the set covers it, out.
 
-Three looks at it. *Coverage*: how many frames of B lie farther from A's set than 99 % of A's own held-out frames do.
-*Distribution*: the energy distance of the embeddings of both footages (Székely and Rizzo, 2013), and how often it is as
-large when blocks of time are dealt out anew between the two; frames of one block are alike, so they stay together.
-*Exposure*: how bright, contrasty and colourful both are.
+Three looks at it. *Coverage*: how many frames of B lie farther from A's set than 99 %, or 90 %, of A's own held-out
+frames do. *Distribution*: the energy distance of the embeddings of both footages (Székely and Rizzo, 2013), and how
+often it is as large when blocks of time are dealt out anew between the two; frames of one block are alike, so they stay
+together. *Exposure*: how bright, contrasty and colourful both are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from edgeclip.calibration.exposure import Exposure
 from edgeclip.errors import InputError
 from edgeclip.prompts import FloatArray
 
-EXPECTED = 0.01
-TOLERATED = 0.05
+# Share of A's own held-out frames beyond a limit -> share of B's that is tolerated there. The second is for footage
+# that lies as a whole where only A's oddest frames do.
+TOLERATED = {0.01: 0.05, 0.10: 0.30}
 _LEAST_FRAMES = 20
+_UNSEEN = 0.05  # share that is mentioned
 _PERMUTATIONS = 999
 _MOST = 1024  # frames of each side in the energy distance
 
@@ -47,20 +49,38 @@ class ExposureShift(msgspec.Struct, frozen=True):
     b: tuple[float, float]
 
 
+class Beyond(msgspec.Struct, frozen=True):
+    """How many of B's frames lie farther from A's set than most of A's own do.
+
+    Attributes:
+        expected: share of A's held-out frames beyond the limit; those exposed as no image of the set are not counted.
+        limit: distance to the set.
+        share, ci95: of B's frames beyond it, and the interval over blocks.
+        tolerated: largest share that counts as covered.
+        covered: yes up to that; no if the whole interval is above it; or else unclear.
+    """
+
+    expected: float
+    limit: float
+    share: float
+    ci95: tuple[float, float]
+    tolerated: float
+    covered: str
+
+
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """What was found of B against A.
 
     Attributes:
         a, b: names.
         chosen, frames_a, frames_b, blocks_a, blocks_b: images of A's set; frames compared, and their blocks.
-        limit: distance that 99 % of A's held-out frames keep within.
-        outside, outside_ci95: share of B's frames beyond it, and its interval over blocks; 0.01 is to be expected.
+        beyond: for each limit, how many of B's frames lie beyond it.
         median_a, median_b: of the distances to A's set.
         energy: energy distance of both footages.
         p_value: chance of one so large if both were one; of 1,000 ways, so at least 0.001.
         exposure: how both are exposed.
         unseen_exposure: share of B's frames in exposures of which A's set has no image.
-        covered: yes, no or unclear.
+        covered: no if it is so at one of the limits; unclear if that.
         verdict: in plain words.
     """
 
@@ -71,9 +91,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     frames_b: int
     blocks_a: int
     blocks_b: int
-    limit: float
-    outside: float
-    outside_ci95: tuple[float, float]
+    beyond: tuple[Beyond, ...]
     median_a: float
     median_b: float
     energy: float
@@ -96,28 +114,26 @@ def measure_drift(site: Site, other: Site, *, seed: int = 0) -> Drift:
                 f"expected at least {_LEAST_FRAMES} frames of {side.name} to compare, got {len(side.held.rows)}: "
                 "choose A with a higher --holdout, or give more footage"
             )
-    own, far = cover(site.held.rows, site.chosen), cover(other.held.rows, site.chosen)
-    limit = float(np.percentile(own, 100 * (1 - EXPECTED)))
-    beyond = (far > limit).astype(np.float64)
-    drawn = [float(beyond[at].mean()) for at in block_draws([str(block) for block in other.held.blocks], seed)]
-    low, high = (float(value) for value in np.percentile(drawn, [2.5, 97.5]))
-    energy, p_value = energy_test(site.held, other.held, seed=seed)
     known = set(site.strata)
-    bins = [Exposure(*(float(value) for value in row)).bin for row in other.held.exposures]
-    unseen = float(np.mean([name not in known for name in bins]))
-    outside = float(beyond.mean())
-    covered = "no" if low > TOLERATED else "yes" if outside <= TOLERATED else "unclear"
+    # Frames of A that are exposed as none of its own images would make any limit wide.
+    like = np.array([name in known for name in _bins(site.held)], np.bool_)
+    own = cover(site.held.rows[like] if like.sum() >= _LEAST_FRAMES else site.held.rows, site.chosen)
+    far = cover(other.held.rows, site.chosen)
+    draws = block_draws([str(block) for block in other.held.blocks], seed)
+    found = tuple(_beyond(expected, own, far, draws) for expected in TOLERATED)
+    energy, p_value = energy_test(site.held, other.held, seed=seed)
+    unseen = float(np.mean([name not in known for name in _bins(other.held)]))
+    words = {item.covered for item in found}
+    covered = "no" if "no" in words else "unclear" if "unclear" in words else "yes"
     return Drift(
         a=site.name,
         b=other.name,
         chosen=len(site.chosen),
-        frames_a=len(own),
+        frames_a=len(site.held.rows),
         frames_b=len(far),
         blocks_a=len(np.unique(site.held.blocks)),
         blocks_b=len(np.unique(other.held.blocks)),
-        limit=round(limit, 5),
-        outside=round(outside, 4),
-        outside_ci95=(round(low, 4), round(high, 4)),
+        beyond=found,
         median_a=round(float(np.median(own)), 5),
         median_b=round(float(np.median(far)), 5),
         energy=round(energy, 5),
@@ -128,7 +144,22 @@ def measure_drift(site: Site, other: Site, *, seed: int = 0) -> Drift:
         ),
         unseen_exposure=round(unseen, 4),
         covered=covered,
-        verdict=_verdict(site.name, other.name, covered, outside, (low, high), p_value, unseen),
+        verdict=_verdict(site.name, other.name, covered, found, p_value, unseen),
+    )
+
+
+def _beyond(expected: float, own: FloatArray, far: FloatArray, draws: Sequence[npt.NDArray[np.intp]]) -> Beyond:
+    limit = float(np.percentile(own, 100 * (1 - expected)))
+    outside = (far > limit).astype(np.float64)
+    low, high = np.percentile([float(outside[at].mean()) for at in draws], [2.5, 97.5])
+    share, tolerated = float(outside.mean()), TOLERATED[expected]
+    return Beyond(
+        expected,
+        round(limit, 5),
+        round(share, 4),
+        (round(float(low), 4), round(float(high), 4)),
+        tolerated,
+        "no" if low > tolerated else "yes" if share <= tolerated else "unclear",
     )
 
 
@@ -170,28 +201,28 @@ def _at_most(held: Held, generator: np.random.Generator) -> Held:
     return Held(held.rows[some], held.exposures[some], held.blocks[some])
 
 
+def _bins(held: Held) -> list[str]:
+    return [Exposure(*(float(value) for value in row)).bin for row in held.exposures]
+
+
 def _moments(values: FloatArray) -> tuple[float, float]:
     return round(float(values.mean()), 2), round(float(values.std()), 2)
 
 
-def _verdict(
-    a: str, b: str, covered: str, outside: float, interval: tuple[float, float], p_value: float, unseen: float
-) -> str:
+def _verdict(a: str, b: str, covered: str, beyond: Sequence[Beyond], p_value: float, unseen: float) -> str:
+    item = next(item for item in beyond if item.covered == covered)
     share = (
-        f"{outside:.0%} of its frames (95 % {interval[0]:.0%} to {interval[1]:.0%}) lie farther from the set than 99 % "
-        f"of {a}'s own held-out frames"
+        f"{item.share:.0%} of its frames (95 % {item.ci95[0]:.0%} to {item.ci95[1]:.0%}) lie farther from the set than "
+        f"{1 - item.expected:.0%} of {a}'s own held-out frames"
     )
     if covered == "no":
         said = f"{b} is not covered by {a}'s set: {share}. Calibrate with footage of {b} too."
     elif covered == "unclear":
         said = f"Whether {a}'s set covers {b} is unclear: {share}. Give more footage, or calibrate with some of {b}'s."
+    elif p_value < 0.01:
+        said = f"{a}'s set covers {b}: {share}. Their footage differs all the same (p = {p_value:.3f})."
     else:
-        said = f"{a}'s set covers {b}: {share}."
-    if covered == "yes":
-        differ = p_value < 0.01
-        said += (
-            f" Their footage differs all the same (p = {p_value:.3f})." if differ else f" No drift (p = {p_value:.3f})."
-        )
-    if unseen > TOLERATED:
+        said = f"{a}'s set covers {b}: {share}. No drift beyond noise (p = {p_value:.3f})."
+    if unseen > _UNSEEN:
         said += f" {unseen:.0%} of its frames are exposed as no image of the set is."
     return said

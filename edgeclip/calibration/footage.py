@@ -164,7 +164,7 @@ class Footage:
         limit_s = sampling.duration_s or (60.0 if source.live else math.inf)
         began = datetime.now(timezone.utc) if source.live else video_start(Path(text)) if Path(text).is_file() else None
         length_s = source.total / source.fps if source.total and source.fps else None
-        blocks = _Blocks(self.names[number], length_s, sampling)
+        blocks = _Blocks(number, length_s, sampling)
         due_s = -math.inf
         for frame in source:
             if frame.time_s >= limit_s:
@@ -181,13 +181,13 @@ class Footage:
 class _Blocks:
     """Blocks of time of one source; of every ``1 / holdout`` in a row one is held out, from a seeded start."""
 
-    def __init__(self, name: str, length_s: float | None, sampling: Sampling) -> None:
+    def __init__(self, number: int, length_s: float | None, sampling: Sampling) -> None:
         self._share = sampling.holdout
         # A short video has shorter blocks, so that four of them are held out.
         short_s = max(_LEAST_BLOCK_S, (length_s or math.inf) * self._share / 4) if self._share else math.inf
         self._length_s = min(sampling.block_s, short_s)
         self._gap_s = min(sampling.gap_s, self._length_s / 5)
-        self._start = int(_share(f"{sampling.seed} {name}") / self._share) if self._share else 0
+        self._start = int(_share(f"{sampling.seed} {number}") / self._share) if self._share else 0
 
     def at(self, time_s: float) -> tuple[int, Role]:
         """Number of a time's block, and what a frame of that time is for."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgeclip.calibration.chosen_set import CalibrationSet
 from edgeclip.calibration.coverage import Coverage, Distances
-from edgeclip.calibration.drift import TOLERATED, Drift
+from edgeclip.calibration.drift import Drift
 from edgeclip.calibration.survey import Sampled
 from edgeclip.evaluation.html_page import Markup, element, interval, lines, page, picture, scale, span_of, table
 from edgeclip.runtime.images import Image, decode_image
@@ -56,11 +56,10 @@ def coverage_page(record: CalibrationSet, images: Sequence[Image], worst: Sequen
 def drift_page(drift: Drift) -> Markup:
     """The report of ``edgeclip calibrate drift``."""
     kind = {"yes": "good", "no": "warn"}.get(drift.covered, "quiet")
-    low, high = drift.outside_ci95
+    first = drift.beyond[0]
     facts = [
         _fact("covered", element("span", drift.covered, class_=kind)),
-        _fact("beyond the limit", f"{drift.outside:.1%}", f" 95 % {low:.1%}–{high:.1%}"),
-        _fact("to be expected", "1.0%", f" up to {TOLERATED:.0%} is tolerated"),
+        _fact(f"farther than {1 - first.expected:.0%} of A's own", f"{first.share:.1%}"),
         _fact("energy distance", f"{drift.energy:.4f}", f" p = {drift.p_value:.3f}"),
         _fact("exposures not in the set", f"{drift.unseen_exposure:.1%}"),
     ]
@@ -72,15 +71,32 @@ def drift_page(drift: Drift) -> Markup:
         element("dl", *facts, class_="facts"),
     )
     sides = [
-        ["A, held out", f"{drift.frames_a:,}", f"{drift.blocks_a:,}", f"{drift.median_a:.3f}", f"{drift.limit:.3f}"],
-        ["B", f"{drift.frames_b:,}", f"{drift.blocks_b:,}", f"{drift.median_b:.3f}", "–"],
+        ["A, held out", f"{drift.frames_a:,}", f"{drift.blocks_a:,}", f"{drift.median_a:.3f}"],
+        ["B", f"{drift.frames_b:,}", f"{drift.blocks_b:,}", f"{drift.median_b:.3f}"],
+    ]
+    limits = [
+        [
+            f"{1 - item.expected:.0%} of A's own",
+            f"{item.limit:.3f}",
+            f"{item.share:.1%}",
+            f"{item.ci95[0]:.1%}–{item.ci95[1]:.1%}",
+            f"{item.expected:.0%}",
+            f"{item.tolerated:.0%}",
+            item.covered,
+        ]
+        for item in drift.beyond
     ]
     said = (
-        f"Distances of unit embeddings (0 to 2) to the nearest of A's {drift.chosen} images. The limit is what 99 % of "
-        "A's held-out frames keep within. The interval is over blocks of time, or files, drawn again."
+        f"Distances of unit embeddings (0 to 2) to the nearest of A's {drift.chosen} images. The limits are what such "
+        "a share of A's held-out frames keeps within. Intervals are over blocks of time, or files, drawn again."
     )
-    heads = ["frames of", "frames", "blocks", "median distance", "limit"]
-    distances = _section("Coverage", said, table(heads, sides, numbers=(1, 2, 3, 4)))
+    distances = _section(
+        "Coverage",
+        said,
+        table(["frames of", "frames", "blocks", "median distance"], sides, numbers=(1, 2, 3)),
+        element("h3", "frames of B that lie farther from the set than"),
+        table(["", "limit", "of B", "95 %", "expected", "tolerated", "covered"], limits, numbers=(1, 2, 3, 4, 5)),
+    )
     rows = [[item.name, _spread(item.a), _spread(item.b), f"{item.b[0] - item.a[0]:+.1f}"] for item in drift.exposure]
     exposure = _section(
         "Exposure",
