@@ -425,6 +425,12 @@ def test_a_set_that_covers_says_so() -> None:
     found = measure_drift(Site("A", rows[::40], [stratum.bin], held[0]), Site("B", rows[:1], [], held[1]))
     assert found.covered == "yes"
     assert found.verdict.startswith("A's set covers B: ")
+    two_blocks = Held(-rows[:40], held[1].exposures[:40], np.arange(40, dtype=np.int32) // 20)
+    few = measure_drift(
+        Site("A", rows[::40], [stratum.bin], two_blocks._replace(rows=rows[:40])), Site("B", rows[:1], [], two_blocks)
+    )
+    assert few.covered == "unclear"  # two blocks against two prove no difference
+    assert "cannot be told apart" in few.verdict
 
 
 # ---- the page

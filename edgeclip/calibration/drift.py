@@ -27,6 +27,7 @@ from edgeclip.prompts import FloatArray
 # that lies as a whole where only A's oddest frames do.
 TOLERATED = {0.01: 0.05, 0.10: 0.30}
 _LEAST_FRAMES = 20
+_DIFFERENT = 0.05
 _UNSEEN = 0.05  # share that is mentioned
 _PERMUTATIONS = 999
 _MOST = 1024  # frames of each side in the energy distance
@@ -80,7 +81,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
         p_value: chance of one so large if both were one; of 1,000 ways, so at least 0.001.
         exposure: how both are exposed.
         unseen_exposure: share of B's frames in exposures of which A's set has no image.
-        covered: no if it is so at one of the limits; unclear if that.
+        covered: no if it is so at one of the limits and the footages differ (p at most 0.05); yes if it is so at both.
         verdict: in plain words.
     """
 
@@ -124,7 +125,8 @@ def measure_drift(site: Site, other: Site, *, seed: int = 0) -> Drift:
     energy, p_value = energy_test(site.held, other.held, seed=seed)
     unseen = float(np.mean([name not in known for name in _bins(other.held)]))
     words = {item.covered for item in found}
-    covered = "no" if "no" in words else "unclear" if "unclear" in words else "yes"
+    # Later footage of one camera shows other people; that alone is no other site.
+    covered = "no" if "no" in words and p_value <= _DIFFERENT else "yes" if words == {"yes"} else "unclear"
     return Drift(
         a=site.name,
         b=other.name,
@@ -210,7 +212,8 @@ def _moments(values: FloatArray) -> tuple[float, float]:
 
 
 def _verdict(a: str, b: str, covered: str, beyond: Sequence[Beyond], p_value: float, unseen: float) -> str:
-    item = next(item for item in beyond if item.covered == covered)
+    words = [item.covered for item in beyond]
+    item = beyond[words.index("no" if "no" in words else covered)]
     share = (
         f"{item.share:.0%} of its frames (95 % {item.ci95[0]:.0%} to {item.ci95[1]:.0%}) lie farther from the set than "
         f"{1 - item.expected:.0%} of {a}'s own held-out frames"
@@ -218,7 +221,8 @@ def _verdict(a: str, b: str, covered: str, beyond: Sequence[Beyond], p_value: fl
     if covered == "no":
         said = f"{b} is not covered by {a}'s set: {share}. Calibrate with footage of {b} too."
     elif covered == "unclear":
-        said = f"Whether {a}'s set covers {b} is unclear: {share}. Give more footage, or calibrate with some of {b}'s."
+        alike = f", though their footage cannot be told apart (p = {p_value:.3f})" if p_value > _DIFFERENT else ""
+        said = f"Whether {a}'s set covers {b} is unclear: {share}{alike}. Give more footage, or calibrate with both."
     elif p_value < 0.01:
         said = f"{a}'s set covers {b}: {share}. Their footage differs all the same (p = {p_value:.3f})."
     else:
