@@ -174,9 +174,10 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4.2 * len(shown), 3.2), layout="constrained")
     counts = [result["count"] for result in results]
     for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        drawn = np.array([[item[name] for item in result["random"]] for result in results])
-        panel.fill_between(counts, drawn.min(axis=1), drawn.max(axis=1), color="#D55E00", alpha=0.2, lw=0)
-        panel.plot(counts, drawn.mean(axis=1), "s--", color="#D55E00", label="random (band: all seeds)")
+        drawn = [[item[name] for item in result["random"]] for result in results]
+        panel.plot(counts, [np.mean(values) for values in drawn], "s--", color="#D55E00", label="random, mean and each")
+        for count, values in zip(counts, drawn, strict=True):
+            panel.plot([count] * len(values), values, "_", color="#D55E00", ms=10, alpha=0.7)
         panel.plot(counts, [result["chosen"][name] for result in results], "o-", color="#0072B2", label="chosen")
         panel.set_xscale("log", base=2)
         panel.set_xticks(counts, [str(count) for count in counts])
@@ -185,7 +186,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         panel.set_title(f"{names[name]}, INT8 to FP32", fontsize=10)
         panel.grid(alpha=0.3)
         panel.ticklabel_format(axis="y", useOffset=False)
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
