@@ -131,7 +131,7 @@ def _distances(coverage: Coverage) -> Markup:
         f"{coverage.held_out:,} frames held out in {coverage.blocks:,} blocks of time or files; the distance of each "
         "unit embedding (0 to 2) to the nearest image of the set, and to the nearest frame of a random set of "
         f"{coverage.random_count} (mean over {coverage.random_sets} sets). “Nearer by” is how much nearer the choice "
-        "is, with its 95 % interval over blocks drawn again. What lies at the edge costs something on average."
+        "is, with its 95 % interval over blocks drawn again. Covering the edge may cost something on average."
     )
     span = span_of([*coverage.mean_gain, *coverage.p95_gain])
     names = (("mean", "mean", coverage.mean_gain), ("95th percentile", "p95", coverage.p95_gain))
