@@ -6,24 +6,29 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeclip.calibration.chosen_set import IMAGES, ChosenImages, is_chosen_set
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import Image, is_image_name, read_image
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, searched recursively, by path.
+    """The image files below a folder, searched recursively, by path; of a chosen set only its images.
 
     Raises:
         SourceError: none.
     """
+    if is_chosen_set(folder):
+        folder = folder / IMAGES
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_name(path))
     if not paths:
         raise SourceError(f"expected images below {folder}, got none: check the path")
     return paths
 
 
-def sample_images(folder: Path, count: int, *, seed: int = 0) -> list[Image]:
+def sample_images(folder: Path, count: int, *, seed: int = 0) -> Sequence[Image]:
     """A seeded random sample of the readable images below a folder, each (H, W, 3) uint8 RGB.
+
+    A folder that ``edgeclip calibrate images`` wrote is taken whole and in its order: it has been chosen already.
 
     Args:
         folder: searched recursively.
@@ -31,7 +36,10 @@ def sample_images(folder: Path, count: int, *, seed: int = 0) -> list[Image]:
 
     Raises:
         SourceError: no readable image.
+        IntegrityError: an image of a chosen set is not the one that was chosen.
     """
+    if is_chosen_set(folder):
+        return ChosenImages(folder)
     paths = find_images(folder)
     random.Random(seed).shuffle(paths)
     images: list[Image] = []

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edgeclip.bundle import Bundle, create_bundle
 from edgeclip.calibration.images import crops
 from edgeclip.devices.probe import installed_versions
@@ -14,7 +16,7 @@ from edgeclip.export.golden import class_rows, make_golden
 from edgeclip.export.graph_cost import graph_cost
 from edgeclip.export.merged_model import REPORT, MergedModel
 from edgeclip.export.onnx_export import OPSET, export_onnx
-from edgeclip.export.parity import check_parity, preprocess
+from edgeclip.export.parity import check_parity
 from edgeclip.export.photographs import Photograph
 from edgeclip.export.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
@@ -24,6 +26,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.golden import FILE as GOLDEN
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.parity import Limits
+from edgeclip.runtime.preprocess import Preprocessor
 from edgeclip.spec import EncoderSpec, Manifest, Variant
 from edgeclip.training.model import ContrastiveModel
 
@@ -119,7 +122,8 @@ def calibration_inputs(
 ) -> FloatArray:
     """Images, or without any ``count`` random crops of the photographs, preprocessed: (N, 3, H, W) float32."""
     views = images or crops([image for _, image in photos], count)
-    return preprocess([(str(index), view) for index, view in enumerate(views)], encoder)
+    preprocessor = Preprocessor(encoder.preprocess)
+    return np.stack([preprocessor(view) for view in views])  # a chosen set decodes one at a time
 
 
 def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str]:

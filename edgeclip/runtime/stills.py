@@ -72,6 +72,11 @@ class ImagesSource(Source):
         if self.failed == self.total:
             raise SourceError(f"none of the {self.total} images in {self.name} can be decoded: check one by hand")
 
+    @property
+    def paths(self) -> list[Path]:
+        """Of the images, in order."""
+        return [path for path, _ in self._files]
+
     def describe(self) -> str:
         """How many images there are."""
         return f"{self.total} images"

@@ -1,0 +1,194 @@
+"""INT8 parity with chosen calibration images against random ones of the same footage, on footage held out.
+
+    python benchmarks/calibration_images.py SOURCE… [--bundle starter] [--counts 64 128 256 512] [--seeds 3]
+        [--estimator mse] [--json FILE] [--plot FILE.png]
+
+Chooses images as ``edgeclip calibrate images`` does, draws as many at random (several times) from the same frames,
+makes an ``int8`` graph from each by the same recipe, and holds it against FP32 on all held-out frames: cosine of the
+embeddings (median, 1st percentile, least), the same after FP32's mean is taken off, and top-1 agreement on the table
+``objects``. The difference of chosen and random has a 95 % interval over held-out blocks of time or files, drawn again;
+random figures also have their spread over seeds. INT8 runs in OpenVINO. Prints the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgeclip.bundle import Bundle
+from edgeclip.calibration.choose_images import ChooseOptions, choose_images
+from edgeclip.calibration.chosen_set import ChosenImages
+from edgeclip.calibration.coverage import block_draws
+from edgeclip.calibration.footage import Footage, Sampling
+from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.export.quantization import default_recipe, quantize
+from edgeclip.prompts import FloatArray, unit_rows
+from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.preprocess import Preprocessor
+
+_BATCH = 32
+
+
+def main() -> None:
+    """Choose, quantize, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*")
+    parser.add_argument("--bundle", default="starter")
+    parser.add_argument("--counts", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--seeds", type=int, default=3, help="random sets of each size")
+    parser.add_argument("--estimator", default="mse", help="of ranges: mse, minmax, mean-minmax, percentile")
+    parser.add_argument("--every", type=float, default=0.2)
+    parser.add_argument("--json", type=Path, help="write the figures; with no SOURCE, read them to plot again")
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    if given.sources:
+        found = measure(given)
+        if given.json:
+            given.json.write_text(json.dumps(found, indent=1))
+    else:
+        found = json.loads(given.json.read_text())
+    if given.plot:
+        plot(found, given.plot)
+
+
+def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record a size."""
+    bundle = Bundle.open(given.bundle)
+    encoder, fp32 = bundle.manifest.encoder, bundle.variant_path("fp32")
+    sampling = Sampling(every_s=given.every)
+    preprocessor = Preprocessor(encoder.preprocess)
+    pools: dict[str, list[Any]] = {"candidate": [], "held out": [], "gap": []}
+    blocks: list[str] = []
+    with Footage(given.sources, sampling) as footage:
+        for shot in footage:
+            if shot.role != "gap":
+                pools[shot.role].append(preprocessor.resize(shot.pixels))
+            if shot.role == "held out":
+                blocks.append(shot.block)
+    held = np.stack(pools["held out"])
+    recipe = msgspec.structs.replace(default_recipe(fp32), range_estimator=given.estimator)
+    table = bundle.table("objects").embeddings if bundle.manifest.tables else None
+    with load_engine("openvino", fp32, encoder, precision="fp32") as engine:
+        reference = np.concatenate([engine.infer(part) for part in parts(preprocessor, held)])
+    print(
+        f"{bundle.manifest.model.id}, {recipe.range_estimator}: {len(pools['candidate']):,} frames to choose from, "
+        f"{len(held)} held out in {len(set(blocks))} blocks",
+        flush=True,
+    )
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "int8.onnx"
+
+        def int8(images: FloatArray) -> FloatArray:
+            quantize(fp32, target, images, recipe)
+            with load_engine("openvino", target, encoder, precision="int8") as engine:
+                return np.concatenate([engine.infer(part) for part in parts(preprocessor, held)])
+
+        for count in given.counts:
+            folder = Path(scratch) / f"chosen-{count}"
+            folder.mkdir()
+            options = ChooseOptions(count=count, sampling=sampling, engine="openvino")
+            record = choose_images(bundle, given.sources, folder, options).record
+            chosen = np.stack([preprocessor(image) for image in ChosenImages(folder)])
+            assert record.coverage
+            runs = [int8(chosen)]
+            for seed in range(given.seeds):
+                drawn = np.random.default_rng(seed).choice(len(pools["candidate"]), len(chosen), replace=False)
+                runs.append(int8(preprocessor.normalise_batch(np.stack([pools["candidate"][n] for n in drawn]))))
+            figures = [figures_of(reference, run, table) for run in runs]
+            each = np.stack([centred(reference, run) for run in runs])  # (1 + seeds, N)
+            gain = each[0] - each[1:].mean(axis=0)
+            low, high = np.percentile([gain[at].mean() for at in block_draws(blocks, 0)], [2.5, 97.5])
+            result = {
+                "count": len(chosen),
+                "asked": count,
+                "chosen": figures[0],
+                "random": figures[1:],
+                "gain": [float(gain.mean()), float(low), float(high)],
+                "radius": [record.coverage.to_chosen.p95, record.coverage.to_random.p95],
+            }
+            results.append(result)
+            show(result)
+    print(f"on {summary(describe_machine())}")
+    return results
+
+
+def parts(preprocessor: Preprocessor, small: Any) -> list[FloatArray]:
+    """Batches of preprocessed images."""
+    return [preprocessor.normalise_batch(small[at : at + _BATCH]) for at in range(0, len(small), _BATCH)]
+
+
+def centred(reference: FloatArray, candidate: FloatArray) -> FloatArray:
+    """Cosine (N,) of each pair of rows, after the reference's mean is taken off both."""
+    centre = reference.mean(axis=0)
+    cosine: FloatArray = (unit_rows(reference - centre) * unit_rows(candidate - centre)).sum(axis=1)
+    return cosine
+
+
+def figures_of(reference: FloatArray, candidate: FloatArray, table: FloatArray | None) -> dict[str, float]:
+    """How one INT8 graph agrees with FP32."""
+    cosine = (unit_rows(reference) * unit_rows(candidate)).sum(axis=1)
+    of_centred = centred(reference, candidate)
+    figures = {
+        "p50": float(np.median(cosine)),
+        "p01": float(np.percentile(cosine, 1)),
+        "least": float(cosine.min()),
+        "centred": float(of_centred.mean()),
+        "centred_p01": float(np.percentile(of_centred, 1)),
+    }
+    if table is not None:
+        best = [(unit_rows(rows) @ table.T).argmax(axis=1) for rows in (reference, candidate)]
+        figures["agreement"] = float((best[0] == best[1]).mean())
+    return figures
+
+
+def show(result: dict[str, Any]) -> None:
+    """A few lines for people."""
+    short = f" (of {result['asked']} asked)" if result["count"] < result["asked"] else ""
+    print(
+        f"{result['count']} images{short}; 95 % of held-out frames within {result['radius'][0]:.3f} of the chosen, "
+        f"{result['radius'][1]:.3f} of random ones"
+    )
+    for name in result["chosen"]:
+        drawn = [item[name] for item in result["random"]]
+        print(
+            f"  {name:12} chosen {result['chosen'][name]:.5f}, random {np.mean(drawn):.5f} "
+            f"({min(drawn):.5f} to {max(drawn):.5f})"
+        )
+    gain, low, high = result["gain"]
+    print(f"  centred cosine, chosen less random: {gain:+.5f} (95 % {low:+.5f} to {high:+.5f})", flush=True)
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Chosen against random over the size of the set."""
+    from matplotlib.figure import Figure
+
+    names = {"centred": "mean centred cosine", "p01": "1st percentile of the cosine", "agreement": "top-1 agreement"}
+    shown = [name for name in names if name in results[0]["chosen"]]
+    figure = Figure(figsize=(4.2 * len(shown), 3.2), layout="constrained")
+    counts = [result["count"] for result in results]
+    for panel, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        drawn = [[item[name] for item in result["random"]] for result in results]
+        panel.plot(counts, [np.mean(values) for values in drawn], "s--", color="#D55E00", label="random, mean and each")
+        for count, values in zip(counts, drawn, strict=True):
+            panel.plot([count] * len(values), values, "_", color="#D55E00", ms=10, alpha=0.7)
+        panel.plot(counts, [result["chosen"][name] for result in results], "o-", color="#0072B2", label="chosen")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(counts, [str(count) for count in counts])
+        panel.minorticks_off()
+        panel.set_xlabel("calibration images")
+        panel.set_title(f"{names[name]}, INT8 to FP32", fontsize=10)
+        panel.grid(alpha=0.3)
+        panel.ticklabel_format(axis="y", useOffset=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
