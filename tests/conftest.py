@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +25,7 @@ from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.images import write_image
 from edgeclip.spec import Precision
+from tests import CORES
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SIZE, WIDTH = 32, 16
@@ -34,6 +37,21 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {path}, which is not on this machine")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first: handed out last, one would keep a worker busy while the others wait."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Every core of the run, for a claim about several threads at once; a worker has only its share of them."""
+    share = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, share)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,8 @@ from edgeclip.runtime.ort_engine import OrtCudaEngine, OrtEngine, adds_int8_exac
 from edgeclip.runtime.preprocess import Preprocessor
 from tests.conftest import SIZE, WIDTH
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
+
 CPU_ENGINES = ["onnxruntime", "openvino"]
 KINDS = {
     "onnxruntime": {"fp32", CPU_LAYOUT},

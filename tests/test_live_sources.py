@@ -20,6 +20,8 @@ from edgeclip.runtime.live import LiveSource
 from edgeclip.runtime.source import Frame, Source, SourceOptions, open_source
 from tests.servers import MjpegServer, file_server, free_port, need, rtsp_server
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
+
 QUICK = SourceOptions(stall_s=1.0, open_timeout_s=3.0, backoff_s=(0.2, 0.5))
 
 

@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
+from edgeclip.export.golden import class_rows  # noqa: E402
 from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
 from edgeclip.training.model import ContrastiveModel, weights_digest  # noqa: E402
 from edgeclip.training.open_clip_model import CausalText, OpenClipModel, OpenClipTextTower  # noqa: E402
@@ -136,6 +137,7 @@ def test_a_missing_tokenizer_is_one_error_and_only_when_text_is_encoded(siglip: 
     assert siglip.encoder.embedding_dim == 768
     with pytest.raises(ModelError, match=r"tokenizer of ViT-B-16-SigLIP.*cannot be reached"):
         siglip.encode_text(["a cat"])
+    assert class_rows(siglip.text, 768).shape == (0, 768)  # an export goes on without classes
 
 
 def test_a_texts_embedding_does_not_depend_on_its_batch(clip: OpenClipModel, clip_folder: Path) -> None:

@@ -45,6 +45,7 @@ from edgeclip.runtime.proof import Proof, prove
 from edgeclip.runtime.tensorrt_options import BuildOptions
 from edgeclip.runtime.terminal import print_choice
 from edgeclip.spec import Precision
+from tests import CORES
 from tests.conftest import add_variant, edit_weight, make_table
 
 pytest.importorskip("torch")
@@ -541,13 +542,6 @@ def other_machine(bundle: Path) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-@pytest.fixture
-def all_cores() -> Iterator[None]:
-    cores = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, cores)
-
-
 @pytest.mark.parametrize(
     ("change", "again"),
     [
@@ -562,7 +556,7 @@ def all_cores() -> Iterator[None]:
             other_machine,
             True,
             id="the cores",
-            marks=pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores"),
+            marks=pytest.mark.skipif(len(CORES) < 2, reason="needs two cores"),
         ),
     ],
 )

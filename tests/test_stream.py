@@ -29,6 +29,8 @@ from edgeclip.runtime.source import Frame, Source, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from tests.conftest import make_table
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
+
 FRAMES = 40
 
 

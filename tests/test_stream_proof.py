@@ -17,6 +17,8 @@ from edgeclip.runtime.source import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.stream_proof import hold
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
+
 
 class RacingEngine(OrtEngine):
     """Right one at a time, as a proof runs it; wrong where several are under way."""
