@@ -29,7 +29,7 @@ from edgeclip.runtime.plan_cache import PlanKey
 from edgeclip.runtime.tensorrt_api import load_library, network_flags, precision_flags
 from edgeclip.runtime.tensorrt_build import BuildResult, build
 from edgeclip.runtime.tensorrt_load import Layer, layers, parse_layers
-from edgeclip.runtime.tensorrt_options import BuildOptions, runs_on
+from edgeclip.runtime.tensorrt_options import BuildOptions, choose_target, runs_on
 from tests.conftest import SIZE, WIDTH
 
 pytest.importorskip("tensorrt_rtx")
@@ -473,6 +473,23 @@ def test_a_jetsons_free_memory_is_what_linux_can_give(tmp_path: Path) -> None:
         free_memory_bytes(orin, tmp_path / "nothing")
 
 
+def test_a_gpu_that_the_library_does_not_know_is_refused_before_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT for RTX 1.7 builds a plan on an H100, and then refuses to run it."""
+    h100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", integrated=False)
+    monkeypatch.setattr("edgeclip.runtime.tensorrt_options.require_gpu", lambda _: h100)
+    with pytest.raises(EngineError, match=r"cannot build for compute capability 9\.0: expected one of 7\.5, 8\.0"):
+        choose_target(load_library(RTX), BuildOptions())
+
+
+def skip_where_unknown(engine: str) -> None:
+    assert GPU
+    if (
+        engine == RTX
+        and f"SM{GPU.compute_capability.replace('.', '')}" not in load_library(RTX).trt.ComputeCapability.__members__
+    ):
+        pytest.skip(f"{engine} does not run on compute capability {GPU.compute_capability}")
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", [name for name in ("tensorrt", RTX) if engine_class(name).available()])
@@ -480,6 +497,7 @@ def test_a_jetsons_free_memory_is_what_linux_can_give(tmp_path: Path) -> None:
 def test_a_plan_on_a_gpu_agrees_with_onnx_runtime(
     graph: Path, encoder: EncoderSpec, cache: Path, engine: str, strip: bool
 ) -> None:
+    skip_where_unknown(engine)
     images = np.random.default_rng(0).standard_normal((7, 3, SIZE, SIZE)).astype(np.float32)
     with load_engine("onnxruntime", graph, encoder) as reference:
         expected = reference.infer(images)

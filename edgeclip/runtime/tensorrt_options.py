@@ -107,7 +107,7 @@ def choose_target(library: Library, options: BuildOptions) -> Target:
     """Decide what to build for.
 
     Raises:
-        EngineError: there is no GPU and the build needs one, or the library does not know the compute capability.
+        EngineError: there is no GPU and the build needs one, or the library does not know its compute capability.
     """
     if not library.is_rtx:
         gpu = require_gpu(f"build a {library.name} plan")
@@ -119,6 +119,7 @@ def choose_target(library: Library, options: BuildOptions) -> Target:
     if options.compute_capability:
         return Target(sm(options.compute_capability), None, _known_capability(library, options.compute_capability))
     gpu = require_gpu(f"build a {library.name} plan for this machine (to build for another, give --compute-capability)")
+    _known_capability(library, gpu.compute_capability)  # on an H100 1.7 builds a plan, and refuses to run it
     return Target(gpu.sm, gpu, "CURRENT")
 
 
@@ -151,7 +152,7 @@ def _known_capability(library: Library, capability: str) -> str:
         listed = ", ".join(f"{member[2:-1]}.{member[-1]}" for member in known)
         raise EngineError(
             f"{library.title} cannot build for compute capability {capability}: expected one of {listed}; "
-            "on a Jetson, build there with --engine tensorrt"
+            "on a Jetson or an H100, build there with --engine tensorrt"
         )
     return name
 
