@@ -8,8 +8,8 @@ PyTorch runs it, and compiled (``torch.compile``, with CUDA graphs). Engines and
 preprocessed float32 images in host memory to float32 embeddings there; for the peers the forward pass alone is timed
 too, by CUDA events. The rounds of all rows are interleaved; a ratio stands beside the 95 % interval of its rounds.
 
-A bundle of random weights (``edgeclip export ViT-B-32 --output b.edgeclip --variants "fp16, int8"``) will do for
-agreement and time, and says nothing of accuracy. Prints the machine, the GPU, its driver's CUDA and the versions.
+A bundle of random weights (``edgeclip export ViT-B-32 --pretrained none --output b.edgeclip --variants fp16``) will do
+for agreement and time, and says nothing of accuracy. Prints the machine, the GPU, its driver's CUDA and the versions.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Peer:
         from edgeclip.training.load import load_model
 
         origin = bundle.manifest.model.origin
-        loaded = load_model(origin.name, pretrained=origin.pretrained, seed=origin.seed or 0)
+        random_weights = "none" if origin.loader == "open_clip" else None
+        loaded = load_model(origin.name, pretrained=origin.pretrained or random_weights, seed=origin.seed or 0)
         self._torch: Any = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         module = loaded.exportable().to(self._device, torch.float16).eval()

@@ -320,6 +320,20 @@ def test_a_provider_that_is_listed_but_does_not_load_is_an_error(
         load("onnxruntime-cuda")
 
 
+def test_tensorrts_provider_without_tensorrt_names_what_to_install(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's GPU build lists the provider always, and raises this where TensorRT is not installed."""
+
+    def raises(*_: object, **__: object) -> None:
+        raise RuntimeError("onnxruntime_pybind_state.cc:729 Please install TensorRT libraries as mentioned in the docs")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", raises)
+    with pytest.raises(EngineError, match=r"got TensorRT's libraries not found: .*pip install tensorrt, or choose"):
+        load("onnxruntime-tensorrt")
+
+
 def test_products_that_fall_to_the_cpu_are_an_error(graph: Path, encoder: EncoderSpec) -> None:
     class Takes(OrtEngine):
         provider = "AzureExecutionProvider"  # it is in the CPU's package and takes no node of this graph

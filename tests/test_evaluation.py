@@ -145,6 +145,26 @@ def test_a_recorded_jetson_is_described(tmp_path: Path) -> None:
     assert summary(described).startswith("NVIDIA Jetson Orin Nano")
 
 
+def test_a_machine_with_a_gpu_is_described_by_its_card_and_driver(tmp_path: Path) -> None:
+    """Files as driver 580 writes them; another card or driver is another machine to whoever reads a timing."""
+    card = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0"
+    card.mkdir(parents=True)
+    (card / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 24\n")
+    (tmp_path / "proc/driver/nvidia/version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
+    )
+    described = describe_machine(tmp_path)
+    assert (described["gpu"], described["nvidia_driver"]) == ("NVIDIA H100 80GB HBM3", "580.159.04")
+    assert "NVIDIA H100 80GB HBM3, driver 580.159.04" in summary(described)
+
+
+def test_versions_include_those_of_the_gpus_build_of_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeclip.devices.probe._installed_version", {"onnxruntime-gpu": "1.31.1"}.get)
+    described = describe_machine()
+    assert described["onnxruntime-gpu"] == "1.31.1"
+    assert summary(described).endswith("onnxruntime-gpu 1.31.1")
+
+
 def test_this_machine_is_described() -> None:
     described = describe_machine()
     assert json.loads(json.dumps(described)) == described

@@ -10,16 +10,17 @@ from importlib import metadata
 from pathlib import Path
 
 from edgeclip.devices.memory import read_memory
+from edgeclip.devices.nvidia import read_nvidia
 from edgeclip.devices.power_mode import nvpmodel_mode
 from edgeclip.devices.tree import Tree, field
 
 Description = dict[str, str | int | float]
 
-_ENGINES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
+_ENGINES = ("onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 
 
 def describe_machine(root: Path = Path("/")) -> Description:
-    """Board or CPU, a Jetson's power mode, cores, memory and the versions that matter to speed.
+    """Board or CPU, a Jetson's power mode, NVIDIA cards and driver, cores, memory, versions that matter to speed.
 
     What cannot be read is left out, never guessed.
 
@@ -47,6 +48,11 @@ def describe_machine(root: Path = Path("/")) -> Description:
         described["cpu"] = cpu
     if (memory_gib := read_memory(tree).total_gib) is not None:
         described["memory_gib"] = round(memory_gib, 1)
+    if cards := read_nvidia(tree):
+        if cards.names:
+            described["gpu"] = ", ".join(cards.names)
+        if cards.driver:
+            described["nvidia_driver"] = cards.driver
     described.update(installed_versions(_ENGINES))
     return described
 
@@ -66,12 +72,14 @@ def _installed_version(package: str) -> str | None:
 
 
 def summary(described: Description) -> str:
-    """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``."""
+    """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``; with a GPU, it and its driver."""
     engines = [f"{name} {described[name]}" for name in _ENGINES if name in described]
     parts = [
         str(described.get("board") or described.get("cpu") or described["architecture"]),
         f"{described['cores_usable']} cores",
         *([f"{described['memory_gib']} GiB"] if "memory_gib" in described else []),
+        *([str(described["gpu"])] if "gpu" in described else []),
+        *([f"driver {described['nvidia_driver']}"] if "nvidia_driver" in described else []),
         *engines[:1],
     ]
     return ", ".join(parts)

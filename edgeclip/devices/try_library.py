@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 import msgspec
@@ -137,6 +137,8 @@ def _nvml(nvml: Any) -> Answer:
     finally:
         nvml.nvmlShutdown()
     facts = {"driver": driver, "names": "\n".join(names)}
+    with contextlib.suppress(metadata.PackageNotFoundError):  # pynvml itself does not tell its version
+        facts["version"] = metadata.version("nvidia-ml-py")
     return [f"driver {driver}", *names], facts | ({"memory_gib": f"{sizes[0]:.1f}"} if sizes else {})
 
 

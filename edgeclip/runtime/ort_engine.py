@@ -185,6 +185,9 @@ class OrtCudaEngine(OrtEngine):
         return {"use_tf32": "0"}
 
     def _open(self, ort: Any, options: Any) -> Any:
+        # Its cuDNN part prints an error for each plan that it tries in vain before it takes another (convolutions in
+        # FP16). What fails for good is raised.
+        ort.set_default_logger_severity(4)
         if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from pip are on no library path
             with contextlib.redirect_stdout(io.StringIO()):  # it prints; what is missing then fails below
                 ort.preload_dlls()
@@ -202,6 +205,14 @@ class OrtTensorRtEngine(OrtCudaEngine):
     provider = "TensorrtExecutionProvider"
     install = f"{OrtCudaEngine.install} and pip install tensorrt"
     beneath = ("CUDAExecutionProvider",)
+
+    def _open(self, ort: Any, options: Any) -> Any:
+        try:
+            return super()._open(ort, options)
+        except Exception as error:  # where another provider falls back, this one raises
+            if "install TensorRT libraries" in str(error):
+                raise self._absent("TensorRT's libraries not found") from error
+            raise
 
     def _provider_options(self) -> dict[str, str]:
         # TensorRT 10 under this provider is not strongly typed: without the flag it may widen what the graph says.
