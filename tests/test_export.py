@@ -71,7 +71,8 @@ def family(
     model = as_if_trained(FAMILIES[request.param](folder / "model"))
     with pytest.MonkeyPatch.context() as patch:
         _few_golden_images(patch)
-        yield Exported(model, export_bundle(model, folder / "b.edgeclip", photos=photos[:FEW]))
+        exported = Exported(model, export_bundle(model, folder / "b.edgeclip", photos=photos[:FEW]))
+    yield exported
     shutil.rmtree(folder)
     gc.collect()
 
