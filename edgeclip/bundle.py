@@ -130,6 +130,10 @@ class Bundle:
         variant = self.variant(name)
         return [self.manifest.files[file].sha256 for file in (variant.file, *variant.data_files)]
 
+    def graph_sha256(self, name: str) -> str:
+        """One hex sha256 over all of a variant's graph files: what decisions are bound to."""
+        return sha256_json(self.graph_digests(name))
+
     def table(self, name: str | None = None) -> PromptTable:
         """Load a prompt table of this bundle, checked against its hash and against the encoder.
 
@@ -173,7 +177,7 @@ class Bundle:
 
     def decisions(self, table: PromptTable, variant: str | None) -> Current:
         """The decisions of a table that hold for a variant of this bundle as it is now, and why or why not."""
-        graph = sha256_json(self.graph_digests(variant)) if variant and table.decisions else ""
+        graph = self.graph_sha256(variant) if variant and table.decisions else ""
         return current_decisions(table.decisions, table=table.name, rows=table.rows_hash, variant=variant, graph=graph)
 
     def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -30,8 +30,7 @@ Promise = Literal["own", "together", "none"]
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 
-LOGIT_FEATURES = 4
-FEATURES = LOGIT_FEATURES + 5
+FEATURES = 4 + 5  # of the logits, of the regression
 _NEXT = 0.999  # of the best score: the most that another can have
 _MOST = 0.999999  # a probability of 1 is never reached, so that a threshold of 1 lets nothing pass
 
@@ -199,15 +198,18 @@ class Decisions:
 
     facts: DecisionFacts
     confidence: Confidence | None = None
-    thresholds: Mapping[str, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        facts = self.facts
-        if not facts.temperature > 0 or not np.isfinite(facts.temperature):
-            raise TableError(f"expected a temperature above 0, got {facts.temperature}: fit the decisions again")
-        object.__setattr__(self, "thresholds", {label: each.threshold for label, each in facts.classes.items()})
+        temperature = self.facts.temperature
+        if not 0 < temperature < np.inf:
+            raise TableError(f"expected a temperature above 0, got {temperature}: fit the decisions again")
         if wrong := {label: value for label, value in self.thresholds.items() if not 0 < value <= 1}:
             raise TableError(f"expected thresholds above 0 and up to 1, got {wrong}: fit the decisions again")
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Label to the probability from which on the class is reported."""
+        return {label: each.threshold for label, each in self.facts.classes.items()}
 
     def check(self, labels: Sequence[str], width: int) -> None:
         """Refuse decisions that do not fit a table's labels and width.
@@ -308,11 +310,10 @@ def current_decisions(
             f"table {table}: its decisions were fitted for {fitted}, not for {variant}: scores are not calibrated; "
             f"run {refit} --variant {variant}",
         )
-    if found.facts.rows != rows:
-        return Current(None, f"table {table}: its decisions are stale (the prompts have changed): run {refit}")
-    if found.facts.graph != graph:
-        return Current(None, f"table {table}: its decisions are stale ({variant} is another graph now): run {refit}")
-    return Current(found, _sentence(table, found.facts))
+    if found.facts.rows == rows and found.facts.graph == graph:
+        return Current(found, _sentence(table, found.facts))
+    why = "the prompts have changed" if found.facts.rows != rows else f"{variant} is another graph now"
+    return Current(None, f"table {table}: its decisions are stale ({why}): run {refit}")
 
 
 def _sentence(table: str, facts: DecisionFacts) -> str:

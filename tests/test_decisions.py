@@ -27,7 +27,6 @@ from edgeclip.decisions import DecisionFacts, Decisions, look_at
 from edgeclip.errors import InputError, SourceError, TableError
 from edgeclip.evaluation.decision_data import DataOptions, open_decision_data, recorded_data
 from edgeclip.evaluation.reviewed import open_reviewed
-from edgeclip.files import sha256_json
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.scoring import Scorer
@@ -631,7 +630,7 @@ def test_prompts_built_anew_keep_decisions_which_are_then_stale(cli: Cli, tmp_pa
     opened = Bundle.open(bundle)
     facts = DecisionFacts(
         variant="fp32",
-        graph=sha256_json(opened.graph_digests("fp32")),
+        graph=opened.graph_sha256("fp32"),
         rows=opened.table("pets").rows_hash,
         classes={},
         calibrated=False,

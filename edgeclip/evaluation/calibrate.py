@@ -24,7 +24,6 @@ from edgeclip.decisions import Decisions
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.decision_data import DecisionData, digests_of, open_decision_data, recorded_data
 from edgeclip.export.tables import table_for_bundle
-from edgeclip.files import sha256_json
 from edgeclip.prompts import FloatArray, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engine import engine_class
@@ -33,6 +32,7 @@ from edgeclip.runtime.source import open_source
 
 _BATCH = 32
 Progress = Callable[[str, int, int], None]
+Embedded = dict[str, ImageEmbeddings]  # by variant
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,24 @@ def calibrate_on_labels(
         SourceError: no image can be decoded.
         VariantError, IntegrityError, EngineError, MissingExtraError: as the bundle and the engine say.
     """
-    embedded: dict[str, ImageEmbeddings] = {}
-    for variant in variants:
-        watch = _watch(progress, f"images, {variant}")
-        embedded[variant] = image_embeddings(bundle, variant, data.items, engine=engine, progress=watch)
+    embedded = _embed(bundle, data, variants, engine, progress)
+    return _fit(bundle, table, data, embedded, options, engine)
+
+
+def _embed(
+    bundle: Bundle, data: DecisionData, variants: Sequence[str], engine: str, progress: Progress | None
+) -> Embedded:
+    return {
+        variant: image_embeddings(
+            bundle, variant, data.items, engine=engine, progress=_watch(progress, f"images, {variant}")
+        )
+        for variant in variants
+    }
+
+
+def _fit(
+    bundle: Bundle, table: PromptTable, data: DecisionData, embedded: Embedded, options: FitOptions, engine: str
+) -> Calibrated:
     record = data.keep(digests_of(data.items))
     truth = data.truth(table)
     fitted, reports = [], []
@@ -102,7 +116,7 @@ def calibrate_on_labels(
             truth[keep],
             options,
             variant=variant,
-            graph=sha256_json(bundle.graph_digests(variant)),
+            graph=bundle.graph_sha256(variant),
             engine=engine,
             data=record,
         )
@@ -146,9 +160,11 @@ def refit(
     had = [each.facts.variant for each in table.decisions if each.facts.variant in present]
     variants = variants_to_fit(bundle, variants or had, engine)
     data = recorded_data(before.data)
-    if not _all_known(bundle, data, variants, engine):
+    known = _known(bundle, data, variants, engine, progress)
+    if known is None:
         data = open_decision_data(data.options, table)
-    return calibrate_on_labels(bundle, table, data, options, variants=variants, engine=engine, progress=progress)
+        return calibrate_on_labels(bundle, table, data, options, variants=variants, engine=engine, progress=progress)
+    return _fit(bundle, table, data, known, options, engine)
 
 
 def calibrate_on_footage(
@@ -193,7 +209,7 @@ def calibrate_on_footage(
             rows,
             options,
             variant=variant,
-            graph=sha256_json(bundle.graph_digests(variant)),
+            graph=bundle.graph_sha256(variant),
             engine=engine,
         )
         for variant, rows in frames.items()
@@ -207,11 +223,15 @@ def _with(table: PromptTable, fitted: Sequence[Decisions]) -> PromptTable:
     return dataclasses.replace(table, decisions=(*kept, *fitted))
 
 
-def _all_known(bundle: Bundle, data: DecisionData, variants: Sequence[str], engine: str) -> bool:
+def _known(
+    bundle: Bundle, data: DecisionData, variants: Sequence[str], engine: str, progress: Progress | None
+) -> Embedded | None:
+    """What the cache has of recorded images; None if a row is missing."""
     try:
-        return all(image_embeddings(bundle, name, data.items, engine=engine).keep.all() for name in variants)
+        embedded = _embed(bundle, data, variants, engine, progress)
     except SourceError:
-        return False
+        return None
+    return embedded if all(found.keep.all() for found in embedded.values()) else None
 
 
 def _with_background(
