@@ -22,15 +22,15 @@ import msgspec
 import numpy as np
 
 from edgeclip.bundle import Bundle
-from edgeclip.calibration.choose_images import ChooseOptions, choose_images
-from edgeclip.calibration.chosen_set import ChosenImages
-from edgeclip.calibration.coverage import block_draws
-from edgeclip.calibration.footage import Footage, Sampling
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.export.quantization import default_recipe, quantize
+from edgeclip.calibration.choice.choose import ChooseOptions, choose_images
+from edgeclip.calibration.choice.chosen_set import ChosenImages
+from edgeclip.calibration.choice.coverage import block_draws
+from edgeclip.calibration.choice.footage import Footage, Sampling
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.export.int8.quantization import default_recipe, quantize
 from edgeclip.prompts import FloatArray, unit_rows
-from edgeclip.runtime.engine import load_engine
-from edgeclip.runtime.preprocess import Preprocessor
+from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
 
 _BATCH = 32
 

@@ -44,23 +44,22 @@ from rich.table import Table
 
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.calibration.images import crops
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
-from edgeclip.devices.telemetry import Telemetry
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.export.photographs import photographs
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, write_json
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engine import usable_cores
-from edgeclip.runtime.normalise import normalise
-from edgeclip.runtime.preprocess import Preprocessor
-from edgeclip.runtime.preprocess_gate import choose_backend
+from edgeclip.runtime.engines.base import normalise, usable_cores
+from edgeclip.runtime.preprocess.choose import choose_backend
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.regions import whole
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.source import Frame, Source, open_source
+from edgeclip.runtime.source_state import Track
+from edgeclip.runtime.sources.open import Frame, Source, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
-from edgeclip.runtime.track import Track
 
 MODEL = "ViT-B-32"
 OURS = "edgeclip"

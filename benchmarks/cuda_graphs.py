@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeclip.bundle import Bundle
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.prompts import FloatArray
-from edgeclip.runtime.golden import golden_of
+from edgeclip.runtime.proof.golden import golden_of
 
 # (batch fixed, CUDA graph, own buffers)
 WAYS = ((False, False, False), (False, False, True), (True, False, True), (False, True, True), (True, True, True))

@@ -34,17 +34,23 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from edgeclip import Bundle, load_templates
-from edgeclip.calibration.confidence import NONE, Labels
-from edgeclip.calibration.fit_decisions import FitOptions, fit_decisions
-from edgeclip.calibration.image_embeddings import image_embeddings
-from edgeclip.calibration.promise import Bools
-from edgeclip.calibration.reliability import Bin, calibration_error, reliability, separation
-from edgeclip.calibration.site_background import FootageOptions, best_scores, describe_site, fit_footage, vocabulary
+from edgeclip.calibration.decisions.background import (
+    FootageOptions,
+    best_scores,
+    describe_site,
+    fit_footage,
+    vocabulary,
+)
+from edgeclip.calibration.decisions.confidence import NONE, Labels
+from edgeclip.calibration.decisions.fit import FitOptions, fit_decisions
+from edgeclip.calibration.decisions.precision_bound import Bools
+from edgeclip.calibration.decisions.reliability import Bin, calibration_error, reliability, separation
+from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.decisions import Decisions, Doubles, look_at
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.evaluation.dataset import open_labelled
-from edgeclip.evaluation.metrics import wilson_interval
-from edgeclip.export.tables import table_for_bundle
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.evaluation.data.dataset import open_labelled
+from edgeclip.evaluation.statistics.metrics import wilson_interval
+from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray, PromptTable, make_classes
 from edgeclip.runtime.scoring import Scorer

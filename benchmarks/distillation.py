@@ -23,20 +23,20 @@ import numpy as np
 from rich.console import Console
 
 from edgeclip import Bundle, load_templates
-from edgeclip.devices.probe import Description, describe_machine, summary
-from edgeclip.evaluation.class_sets import class_prompts
-from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
-from edgeclip.export.export_bundle import export_bundle
+from edgeclip.devices.machine.probe import Description, describe_machine, summary
+from edgeclip.evaluation.data.class_sets import class_prompts
+from edgeclip.evaluation.statistics.paired import LabelledImages, PairedDifference, paired_difference
+from edgeclip.export.bundle import export_bundle
 from edgeclip.export.photographs import photographs
-from edgeclip.export.tables import table_for_bundle
+from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
-from edgeclip.runtime.engine import load_engine
+from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import list_labelled
 from edgeclip.training.load import load_model
+from edgeclip.training.loop.trainer import train_recipe
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.recipe_file import load_recipe
-from edgeclip.training.train import train_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("caltech101", "cifar10-test")

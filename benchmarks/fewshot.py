@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from edgeclip import Bundle, load_templates
-from edgeclip.evaluation.adapt import FewShotOptions, curve_lines, curve_of_bundle, plot_curves
+from edgeclip.evaluation.fewshot import FewShotOptions, curve_lines, curve_of_bundle, plot_curves
 from edgeclip.files import write_json, write_text
-from edgeclip.training.fewshot import METHODS
-from edgeclip.training.fewshot_curve import SHOTS, CurveOptions
+from edgeclip.training.adapt.curve import SHOTS, CurveOptions
+from edgeclip.training.adapt.fewshot import METHODS
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from edgeclip import Bundle, PromptTable, make_classes
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.gate import SceneGate

@@ -26,15 +26,15 @@ import msgspec
 import numpy as np
 
 from edgeclip import Bundle
-from edgeclip.devices.cuda import driver_cuda_version, find_gpu
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.machine.cuda import driver_cuda_version, find_gpu
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
 from edgeclip.errors import EdgeclipError
-from edgeclip.evaluation.bench_stats import compare_rounds
+from edgeclip.evaluation.statistics.rounds import compare_rounds
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
-from edgeclip.runtime.engine import engine_class, load_engine
-from edgeclip.runtime.golden import Golden, golden_of
-from edgeclip.runtime.proof import prove
+from edgeclip.runtime.engines.base import engine_class, load_engine
+from edgeclip.runtime.proof.golden import Golden, golden_of
+from edgeclip.runtime.proof.proof import prove
 
 _LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "numpy")
 _WARM_UP = 10

@@ -32,10 +32,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from edgeclip import PreprocessSpec
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
 from edgeclip.runtime.images import list_labelled
-from edgeclip.training.loader import PairLoader
-from edgeclip.training.pairs import open_pairs
+from edgeclip.training.data.loader import PairLoader
+from edgeclip.training.data.pairs import open_pairs
 from edgeclip.training.recipe import Augment, Data
 
 SHARDS = 4

@@ -27,23 +27,22 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.calibration.images import crops
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
-from edgeclip.export.cpu_layout import lay_out_for_cpu
-from edgeclip.export.export_bundle import calibration_inputs
-from edgeclip.export.golden import class_rows
-from edgeclip.export.graph_cost import graph_cost
-from edgeclip.export.merged_model import MergedModel, MergeReport
-from edgeclip.export.onnx_export import export_onnx
-from edgeclip.export.parity import check_parity
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.export.bundle import calibration_inputs
+from edgeclip.export.cost import graph_cost
+from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
+from edgeclip.export.int8.quantization import default_recipe, quantize
+from edgeclip.export.merge_tokens.model import MergedModel, MergeReport
+from edgeclip.export.onnx import export_onnx
 from edgeclip.export.photographs import photographs
-from edgeclip.export.quantization import default_recipe, quantize
+from edgeclip.export.proofs import check_parity, class_rows
 from edgeclip.export.variants import TOOLS
 from edgeclip.files import write_json
-from edgeclip.runtime.engine import load_engine
-from edgeclip.runtime.parity import LIMITS, compare_embeddings
+from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.proof.parity import LIMITS, compare_embeddings
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.model import ContrastiveModel
-from edgeclip.training.open_clip_model import OpenClipModel
+from edgeclip.training.towers.open_clip import OpenClipModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # tests/families.py: how random weights come to look trained is said once

@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py [BUNDLE ...] [--device x86-avx512-vnni --ghz 2.6] [--json FILE]
 
-Latencies of others come from ``edgeclip/devices/published.toml``, each with its source. Those of this machine are
+Latencies of others come from ``tests/devices/published.toml``, each with its source. Those of this machine are
 proofs of each bundle's variants (the median of single images). A build's memory is the peak of a process that builds a
 plan by TensorRT-RTX for compute capability 8.6, less that of one that loads the library alone. Prints the machine.
 """
@@ -20,16 +20,16 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.bundle import Bundle
-from edgeclip.devices.plan import plan
-from edgeclip.devices.plan_records import Demand
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.devices.profile import load_profile
-from edgeclip.devices.published import published_latencies
-from edgeclip.export.cost_of import cost_of_bundle
+from edgeclip.devices.catalogue.profile import load_profile
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.devices.plan.plan import plan
+from edgeclip.devices.plan.records import Demand
+from edgeclip.export.cost import cost_of_bundle
 from edgeclip.files import write_json
-from edgeclip.runtime.engine import engine_class
-from edgeclip.runtime.golden import golden_of
-from edgeclip.runtime.proof import prove
+from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.proof.golden import golden_of
+from edgeclip.runtime.proof.proof import prove
+from tests.devices.published import published_latencies
 
 _CPU_ENGINES = ("onnxruntime", "openvino")
 _BUILDER = "tensorrt-rtx"
@@ -99,7 +99,9 @@ def rows_here(bundle: Bundle, device: str, ghz: float) -> list[Row]:
 
 def build_rows(bundle: Bundle) -> list[BuildRow]:
     """Peak memory of building each variant that TensorRT-RTX is meant for."""
-    idle = peak_bytes([sys.executable, "-c", "import edgeclip.runtime.build, tensorrt_rtx as t; t.Builder(t.Logger())"])
+    idle = peak_bytes(
+        [sys.executable, "-c", "import edgeclip.runtime.engines.build, tensorrt_rtx as t; t.Builder(t.Logger())"]
+    )
     rows = []
     for variant in bundle.manifest.variants:
         if engine_class(_BUILDER).suits(variant):

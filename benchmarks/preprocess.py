@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from edgeclip import Bundle, PreprocessSpec
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.export.photographs import photographs
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.preprocess import BACKENDS, Pixels, Preprocessor, resized_size
+from edgeclip.runtime.preprocess.preprocess import BACKENDS, Pixels, Preprocessor, resized_size
 
 _REPEATS = 15
 _SIZES = ((1080, 1920), (720, 1280), (360, 640), (1920, 1080))

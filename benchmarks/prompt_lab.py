@@ -11,8 +11,8 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from edgeclip import Bundle, load_templates
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.evaluation.prompt_run import StudyOptions, study_bundle
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.evaluation.prompts.run import StudyOptions, study_bundle
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edgeclip import build_table, load_templates, make_classes
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.prompts import FloatArray, TextEncoder, unit_rows
 from edgeclip.training.load import load_model
 

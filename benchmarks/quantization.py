@@ -32,26 +32,26 @@ from rich.table import Table
 
 from edgeclip import Bundle, EncoderSpec
 from edgeclip.calibration.images import crops, sample_images
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
 from edgeclip.errors import EdgeclipError
-from edgeclip.export import onnx_export, simplify
-from edgeclip.export.cpu_layout import lay_out_for_cpu
-from edgeclip.export.export_bundle import calibration_inputs, onnx_metadata
-from edgeclip.export.golden import class_rows
-from edgeclip.export.lint import lint
-from edgeclip.export.parity import check_parity
+from edgeclip.export import onnx as onnx_export
+from edgeclip.export import onnx as simplify
+from edgeclip.export.bundle import calibration_inputs, onnx_metadata
+from edgeclip.export.half.precision import convert_precision
+from edgeclip.export.half.rounding import emulate
+from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
+from edgeclip.export.int8.quantization import DEFAULT_RECIPE, quantize
+from edgeclip.export.lint.lint import lint
 from edgeclip.export.photographs import photographs
-from edgeclip.export.precision import convert_precision
-from edgeclip.export.quantization import DEFAULT_RECIPE, quantize
-from edgeclip.export.rounding import emulate
+from edgeclip.export.proofs import check_parity, class_rows
 from edgeclip.export.variants import TOOLS
 from edgeclip.files import atomic_folder, cache_dir, write_json
 from edgeclip.prompts import FloatArray
-from edgeclip.runtime.engine import Engine, load_engine
+from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.images import Image
-from edgeclip.runtime.parity import LIMITS, ParityReport, compare_embeddings
+from edgeclip.runtime.proof.parity import LIMITS, ParityReport, compare_embeddings
 from edgeclip.spec import Precision
-from edgeclip.training import open_clip_model
+from edgeclip.training.towers.pretrained import open_clip as open_clip_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # tests/families.py: how random weights come to look trained is said once

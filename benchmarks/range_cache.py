@@ -3,7 +3,7 @@
     python benchmarks/range_cache.py --images FOLDER [--families ViT-B-32 RN50 starter] [--count 64] [--rounds 2]
         [--search starter] [--commands] [--json FILE]
 
-For each family and round the kept statistics are deleted, then ``edgeclip.export.quantization.quantize`` is called: on
+For each family and round the kept statistics are deleted, then ``quantize`` is called: on
 ``--count`` images, on the same again, and on twice as many. Libraries are loaded before. With ``--search``, the recipes
 that ``edgeclip quantize`` tries are gone through, with statistics kept from one to the next, and deleted before each.
 With ``--commands``, ``edgeclip export`` of the starter is run as a whole. Open_clip families have random weights, on
@@ -29,12 +29,11 @@ import msgspec
 
 from edgeclip import Bundle
 from edgeclip.calibration.images import sample_images
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
-from edgeclip.export.export_bundle import calibration_inputs
-from edgeclip.export.onnx_export import export_onnx
-from edgeclip.export.quantization import ESTIMATORS, QuantizationRecipe, default_recipe, is_transformer, quantize
-from edgeclip.export.search import ALPHAS
-from edgeclip.export.sensitivity import blocks
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.export.bundle import calibration_inputs
+from edgeclip.export.int8.quantization import ESTIMATORS, QuantizationRecipe, default_recipe, is_transformer, quantize
+from edgeclip.export.int8.search import ALPHAS, blocks
+from edgeclip.export.onnx import export_onnx
 from edgeclip.extras import require
 from edgeclip.files import cache_place, write_json
 from edgeclip.prompts import FloatArray

@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edgeclip import Bundle, PromptTable, make_classes
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.scoring import Scorer

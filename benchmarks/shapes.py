@@ -17,13 +17,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.training.checkpoint import load_checkpoint
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.training.checkpoint.checkpoint import load_checkpoint
+from edgeclip.training.loop.trainer import train_recipe
+from edgeclip.training.loop.validate import ZeroShot
 from edgeclip.training.recipe import Data, Recipe
 from edgeclip.training.recipe_file import load_recipe
-from edgeclip.training.shapes import CLASSES, held_out, write_shapes
-from edgeclip.training.train import train_recipe
-from edgeclip.training.validate import ZeroShot
+from tools.shapes import CLASSES, held_out, write_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,15 +22,15 @@ from wise_ft import image_folder
 
 from edgeclip import load_templates
 from edgeclip.calibration.images import sample_images
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.evaluation.zeroshot import evaluate_folder
-from edgeclip.export.export_bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.evaluation.accuracy.zeroshot import evaluate_folder
+from edgeclip.export.bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
 from edgeclip.export.photographs import photographs
-from edgeclip.runtime.parity import ParityReport
+from edgeclip.runtime.proof.parity import ParityReport
 from edgeclip.training.load import load_model
+from edgeclip.training.loop.trainer import train_recipe
 from edgeclip.training.recipe import Recipe
 from edgeclip.training.recipe_file import load_recipe
-from edgeclip.training.train import train_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip import Bundle
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.files import write_json
 from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.labeller import Labeller
+from edgeclip.runtime.page.sink import WebSink
 from edgeclip.runtime.regions import parse_tiles
-from edgeclip.runtime.sink_files import JsonlSink
-from edgeclip.runtime.source import SourceOptions, open_source
+from edgeclip.runtime.sinks.files import JsonlSink
+from edgeclip.runtime.sources.open import SourceOptions, open_source
 from edgeclip.runtime.stream import StreamOptions
-from edgeclip.runtime.web import WebSink
 
 
 def main() -> None:

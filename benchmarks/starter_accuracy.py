@@ -25,17 +25,17 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip import Bundle, load_templates
-from edgeclip.calibration.image_embeddings import image_embeddings
-from edgeclip.devices.probe import describe_machine, summary
-from edgeclip.evaluation.class_sets import class_prompts
-from edgeclip.evaluation.dataset import Items, open_captioned, open_labelled
-from edgeclip.evaluation.metrics import predictions, recall, text_to_image_ranks, top_k, wilson_interval
-from edgeclip.evaluation.paired import paired_difference
+from edgeclip.calibration.embeddings import image_embeddings
+from edgeclip.devices.machine.probe import describe_machine, summary
+from edgeclip.evaluation.data.class_sets import class_prompts
+from edgeclip.evaluation.data.dataset import Items, open_captioned, open_labelled
+from edgeclip.evaluation.statistics.metrics import predictions, recall, text_to_image_ranks, top_k, wilson_interval
+from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray, TextEncoder, build_table, make_classes, unit_rows
-from edgeclip.training.features import features_of
 from edgeclip.training.load import load_text_tower
-from edgeclip.training.towers import MiniLm, image_tower
+from edgeclip.training.loop.features import features_of
+from edgeclip.training.towers.pretrained import MiniLm, image_tower
 
 TOP = 10
 ONE_PROMPT = "a photo of a {}."

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
 from edgeclip.files import write_json
 
 _GIVE_UP_S = 120.0

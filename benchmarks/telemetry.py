@@ -25,14 +25,14 @@ import msgspec
 import numpy as np
 
 from edgeclip import Bundle
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
-from edgeclip.devices.sensors import Channel, FileSource, ValueFile
-from edgeclip.devices.sources import find_sources
-from edgeclip.devices.telemetry import INTERVAL_S, Telemetry
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.sensors.base import Channel, FileSource, ValueFile
+from edgeclip.devices.sensors.find import find_sources
+from edgeclip.devices.sensors.telemetry import INTERVAL_S, Telemetry
 from edgeclip.extras import require
 from edgeclip.files import write_json
-from edgeclip.runtime.choose import choose
 from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.proof.choose import choose
 
 _FILES = 24
 

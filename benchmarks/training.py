@@ -30,10 +30,10 @@ from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
 from rich.console import Console
 
-from edgeclip.devices.probe import describe_machine, installed_versions, summary
+from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.training.loop.trainer import train_recipe
 from edgeclip.training.recipe import Augment, Data, Log, Model, Optimizer, Recipe, Tower
-from edgeclip.training.shapes import write_shapes
-from edgeclip.training.train import train_recipe
+from tools.shapes import write_shapes
 
 LR, WEIGHT_DECAY, CLIP, CROP = 1e-4, 0.1, 1.0, (0.9, 1.0)
 

@@ -22,12 +22,11 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from edgeclip.evaluation.wise import WiseOptions, measure_wise, read_sets
-from edgeclip.evaluation.wise_report import save_wise, wise_lines
+from edgeclip.evaluation.wise import WiseOptions, measure_wise, read_sets, save_wise, wise_lines
 from edgeclip.files import write_json
+from edgeclip.training.adapt.wise import CheckpointsBetween
+from edgeclip.training.loop.trainer import train_recipe
 from edgeclip.training.recipe import Augment, Data, Log, Model, Optimizer, Recipe, Tower
-from edgeclip.training.train import train_recipe
-from edgeclip.training.wise_checkpoint import CheckpointsBetween
 
 TRAINED = r"^(blocks\.1[2-5]|head)\."
 

@@ -6,11 +6,10 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeclipError
 from edgeclip.prompts import PromptClass, PromptTable, build_table, load_templates, make_classes, parse_classes
 from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, Variant
+from edgeclip.version import __version__
 
 if _TYPE_CHECKING:
     from edgeclip.runtime.labeller import Labeller as _Labeller
-
-__version__ = "0.1.0"  # here, not asked of the installed package: that question costs a tenth of an import
 
 __all__ = [
     "Bundle",

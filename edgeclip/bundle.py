@@ -249,7 +249,7 @@ class Bundle:
 
 @contextmanager
 def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder to fill (end with :func:`write_manifest`); it becomes ``path`` only on success."""
+    """Yield a temporary folder to fill (end with ``write_manifest``); it becomes ``path`` only on success."""
     with atomic_folder(path, overwrite=overwrite) as folder:
         (folder / "image_encoder").mkdir()
         (folder / "prompts").mkdir()

@@ -21,7 +21,7 @@ _SETTLED_NS = 2_000_000_000
 
 
 def cache_dir(*parts: str) -> Path:
-    """Folder for what can be made again, made if it is not there: under :func:`cache_place`."""
+    """Folder for what can be made again, made if it is not there: under ``cache_place``."""
     folder = cache_place().joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -14,16 +14,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from edgeclip.class_names import SIMPLE_TEMPLATES as SIMPLE_TEMPLATES
+from edgeclip.class_names import PromptClass as PromptClass
+from edgeclip.class_names import load_templates as load_templates
+from edgeclip.class_names import make_classes as make_classes
+from edgeclip.class_names import parse_classes as parse_classes
 from edgeclip.decisions import Decisions, read_decisions, stored_decisions
 from edgeclip.errors import PromptError, TableError
 from edgeclip.files import atomic_file
 from edgeclip.key_cache import FloatArray as FloatArray
 from edgeclip.key_cache import KeyCache, require_unit
-from edgeclip.prompt_classes import PromptClass as PromptClass
-from edgeclip.prompt_classes import make_classes as make_classes
-from edgeclip.prompt_classes import parse_classes as parse_classes
-from edgeclip.templates import SIMPLE_TEMPLATES as SIMPLE_TEMPLATES
-from edgeclip.templates import load_templates as load_templates
 
 TABLE_FORMAT = "edgeclip.prompt-table.1"
 
@@ -45,7 +45,7 @@ class PromptTable:
         classes: C classes in row order.
         embeddings: (C, D) float32, rows of unit length.
         templates: prompt templates, ``{}`` standing for the name.
-        model_id: identity of the model that made the rows (:attr:`edgeclip.spec.ModelIdentity.id`).
+        model_id: identity of the model that made the rows (``ModelIdentity.id``).
         background: labels of rows that mean "nothing of interest"; a frame that is best described by one is unknown.
         thresholds: label to score in (0, 1] below which the class counts as absent; not every class needs one.
         adapted: how the rows were changed by labelled images, in words and digests; empty for rows of text alone.

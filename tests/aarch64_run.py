@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgeclip.devices.probe import describe_machine, summary
+from edgeclip.devices.machine.probe import describe_machine, summary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.aarch64_wheels import build_wheel

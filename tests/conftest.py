@@ -109,8 +109,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     pytest.importorskip("torch")
     pytest.importorskip("open_clip")
     pytest.importorskip("transformers")
-    from edgeclip.export.export_bundle import onnx_metadata
-    from edgeclip.export.onnx_export import export_onnx
+    from edgeclip.export.bundle import onnx_metadata
+    from edgeclip.export.onnx import export_onnx
     from tests.families import FAMILIES, as_if_trained
 
     folder = tmp_path_factory.mktemp("families")
@@ -229,9 +229,9 @@ def edit_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callab
 @pytest.fixture(scope="session")
 def _golden_bundle(_tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
-    from edgeclip.export.golden import make_golden
     from edgeclip.export.photographs import photographs
-    from edgeclip.runtime.golden import FILE
+    from edgeclip.export.proofs import make_golden
+    from edgeclip.runtime.proof.golden import FILE
 
     path = tmp_path_factory.mktemp("golden") / "tiny.edgeclip"
     shutil.copytree(_tiny_bundle, path)

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeclip.prompts import FloatArray
 from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
-from edgeclip.training.open_clip_model import OpenClipModel
+from edgeclip.training.towers.open_clip import OpenClipModel
 
 SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
 _BATCH = 16

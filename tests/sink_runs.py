@@ -11,8 +11,8 @@ import numpy as np
 from edgeclip import Bundle
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.records import Event, LabelledFrame, Scored
-from edgeclip.runtime.sink import Run, Sink, SinkThread, close_sinks
-from edgeclip.runtime.source import Frame, Source
+from edgeclip.runtime.sinks.base import Run, Sink, SinkThread, close_sinks
+from edgeclip.runtime.sources.open import Frame, Source
 from edgeclip.runtime.tables import TableSet
 
 

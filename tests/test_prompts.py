@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from edgeclip import Bundle, PromptTable, build_table, load_templates, make_classes, parse_classes
-from edgeclip.card import print_card
+from edgeclip.cli.card import print_card
 from edgeclip.errors import PromptError, TableError
 from edgeclip.prompts import FloatArray
 from tests.conftest import make_table
@@ -177,7 +177,7 @@ def test_background_is_listed_with_its_table_in_a_bundle(tiny_bundle: Path) -> N
 
 def test_background_is_of_the_table_and_not_of_its_cached_rows() -> None:
     pytest.importorskip("torch")
-    from edgeclip.export.tables import table_for_bundle
+    from edgeclip.export.prompt_table import table_for_bundle
 
     starter = Bundle.open("starter")
     empty, wall = make_classes(["empty room | vacant room", "wall"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import edgeclip
-from edgeclip.devices.cuda import driver_loads
+from edgeclip.devices.machine.cuda import driver_loads
 
 PACKAGE = Path(edgeclip.__file__).parent
 DEVICE_SIDE = {"runtime", "devices"}
@@ -93,7 +93,7 @@ def test_importing_stays_light(statement: str, forbidden: set[str]) -> None:
 
 @pytest.mark.skipif(driver_loads(), reason="this machine has NVIDIA's driver")
 def test_without_a_driver_cudas_bindings_are_not_loaded_to_look_for_a_gpu() -> None:
-    code = "import sys; from edgeclip.devices.cuda import find_gpu; print(find_gpu(), 'cuda' in sys.modules)"
+    code = "import sys; from edgeclip.devices.machine.cuda import find_gpu; print(find_gpu(), 'cuda' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "None False\n"
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeclip.calibration.chosen_set import IMAGES, ChosenImages, is_chosen_set
+from edgeclip.calibration.choice.chosen_set import IMAGES, ChosenImages, is_chosen_set
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import Image, is_image_name, read_image
 

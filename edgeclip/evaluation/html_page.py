@@ -59,7 +59,7 @@ def page(title: str, *sections: Markup, script: str = "", data: object = None) -
         script: the only one that the browser may run: its sha256 is in the policy.
         data: what the script reads as JSON from the element with the id ``data``.
     """
-    style = (resources.files("edgeclip") / "assets" / "report" / "page.css").read_text(encoding="utf-8")
+    style = (resources.files("edgeclip") / "evaluation" / "static" / "page.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     scripts = ""
     if script:

@@ -11,23 +11,22 @@ import numpy as np
 
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import sample_images
-from edgeclip.devices.probe import describe_machine
+from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import InputError
-from edgeclip.evaluation.class_sets import class_prompts
-from edgeclip.evaluation.paired import LabelledImages, PairedDifference, paired_difference
-from edgeclip.export.cpu_layout import lay_out_for_cpu
-from edgeclip.export.export_bundle import calibration_inputs
-from edgeclip.export.extend import extended
+from edgeclip.evaluation.data.class_sets import class_prompts
+from edgeclip.evaluation.statistics.paired import LabelledImages, PairedDifference, paired_difference
+from edgeclip.export.bundle import calibration_inputs, extended
+from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
+from edgeclip.export.int8.quantization import QuantizationRecipe, read_recipe
+from edgeclip.export.int8.search import Search, SearchResult
 from edgeclip.export.photographs import photographs
-from edgeclip.export.quantization import QuantizationRecipe, read_recipe
-from edgeclip.export.search import Search, SearchResult
-from edgeclip.export.tables import table_for_bundle
+from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import write_json
 from edgeclip.prompts import load_templates
-from edgeclip.runtime.engine import load_engine
-from edgeclip.runtime.golden import Golden, golden_of
+from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import list_labelled
+from edgeclip.runtime.proof.golden import Golden, golden_of
 
 REPORT = "reports/quantization.json"
 _INT8 = ("int8", "int8-cpu")
@@ -43,7 +42,7 @@ class QuantizeOptions:
         count: how many of them.
         max_drop: largest loss: percentage points of top-1 with ``data``, else 1 − cosine.
         data, class_names, templates: labelled images and how their classes are asked for; see
-            :func:`edgeclip.evaluation.zeroshot.evaluate_folder`.
+            ``evaluate_folder``.
         recipe: file of a recipe to replay; None to search for one.
         budget_s: no new trial is begun after that many seconds.
         seed: of the choice of calibration images.

@@ -1,4 +1,7 @@
-"""A folder, or nothing, in; real photographs on which an export is compared with its model, out."""
+"""The real photographs that scikit-image's wheel ships: known licences, and nothing to download.
+
+A folder, or nothing, in; real photographs on which an export is compared with its model, out.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,32 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import SourceError
-from edgeclip.photographs import COLOUR, photograph
-from edgeclip.runtime.images import list_images, read_image
+from edgeclip.extras import require
+from edgeclip.runtime.images import Image, list_images, read_image
+
+# Colour photographs of things, for checks that want realistic input.
+COLOUR = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
+
+
+def photograph(name: str) -> Image:
+    """One photograph as (H, W, 3) uint8 RGB.
+
+    Args:
+        name: file name in scikit-image's ``data`` folder.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
+        SourceError: the installed version does not ship that file.
+    """
+    skimage = require("skimage", purpose="get real photographs")
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise SourceError(f"scikit-image {skimage.__version__} does not ship {name}: install another version")
+    # Pillow, which scikit-image brings, reads them without a word; OpenCV's libpng complains of one's colour profile.
+    pillow = require("PIL.Image", purpose="read photographs", extra="demo")
+    with pillow.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
 
 Photograph = tuple[str, npt.NDArray[np.uint8]]
 

@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgeclip.devices.probe import describe_machine, installed_versions
+from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.export.cpu_layout import lay_out_for_cpu
-from edgeclip.export.lint import require_legal
-from edgeclip.export.precision import convert_precision
-from edgeclip.export.precision_plan import LowPrecision
-from edgeclip.export.quantization import DEFAULT_RECIPE, QuantizationRecipe, quantize
-from edgeclip.export.rounding import emulate
+from edgeclip.export.half.plan import LowPrecision
+from edgeclip.export.half.precision import convert_precision
+from edgeclip.export.half.rounding import emulate
+from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
+from edgeclip.export.int8.quantization import DEFAULT_RECIPE, QuantizationRecipe, quantize
+from edgeclip.export.lint.lint import require_legal
 from edgeclip.extras import require
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
-from edgeclip.runtime.engine import load_engine
-from edgeclip.runtime.golden import Golden
-from edgeclip.runtime.parity import LIMITS, Limits, ParityReport
+from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.proof.golden import Golden
+from edgeclip.runtime.proof.parity import LIMITS, Limits, ParityReport
 from edgeclip.spec import EncoderSpec, Precision, Variant
 
 TOOLS = ("edgeclip", "torch", "onnx", "onnxscript", "onnxruntime", "nncf", "open_clip_torch", "timm", "transformers")

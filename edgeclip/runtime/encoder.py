@@ -10,8 +10,8 @@ import numpy as np
 
 from edgeclip.bundle import Bundle
 from edgeclip.prompts import FloatArray, unit_rows
-from edgeclip.runtime.engine import ByteArray, Pending, load_engine
-from edgeclip.runtime.preprocess import Pixels, Preprocessor
+from edgeclip.runtime.engines.base import ByteArray, Pending, load_engine
+from edgeclip.runtime.preprocess.preprocess import Pixels, Preprocessor
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class ImageEncoder:
     Args:
         bundle: an opened bundle; the variant's files are checked against their hashes here.
         variant: name of the variant.
-        engine: name of the inference engine (see :data:`edgeclip.runtime.engine.ENGINES`).
+        engine: name of the inference engine (see ``ENGINES``).
         threads: CPU threads an inference; None for all that this process may use, shared by ``parallel`` inferences.
-        parallel: inferences that will be under way at once (see :meth:`start`).
+        parallel: inferences that will be under way at once (see ``start``).
 
     Raises:
         VariantError, IntegrityError, EngineError: as the bundle and the engine say.

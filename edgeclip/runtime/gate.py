@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images import opencv
-from edgeclip.runtime.preprocess import Pixels
+from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.spec import PreprocessSpec
 
 Cells: TypeAlias = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ class GateOptions:
     """When a frame counts as unchanged.
 
     Attributes:
-        threshold: grey levels; see :class:`SceneGate`.
+        threshold: grey levels; see ``SceneGate``.
         max_skip_s: encode at least so often, seconds; None for no such limit.
 
     Raises:
@@ -55,7 +55,7 @@ class SceneGate:
 
     Args:
         threshold: a frame is let through when a cell has changed by more than so many grey levels of luma.
-        max_skip_s: let a frame through at least so often, by the times given to :meth:`changed`.
+        max_skip_s: let a frame through at least so often, by the times given to ``changed``.
         spec: the encoder's, if it sees the whole frame: what its centre crop cuts off is then not looked at.
     """
 

@@ -87,7 +87,7 @@ def read_image(path: Path) -> Image:
 
 
 def decode_image(data: bytes, *, name: str) -> Image:
-    """Decode the bytes of an image file as :func:`read_image` does; ``name`` is for the error."""
+    """Decode the bytes of an image file as ``read_image`` does; ``name`` is for the error."""
     cv2 = opencv()
     if data.startswith(_JPEG_START) and _JPEG_END not in data[-65536:]:
         raise SourceError(f"{name} is a truncated JPEG ({len(data):,} bytes, no end marker): copy it again")

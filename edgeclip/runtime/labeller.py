@@ -9,9 +9,9 @@ from pathlib import Path
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError
 from edgeclip.prompts import PromptTable
-from edgeclip.runtime.choose import Choice, choose
-from edgeclip.runtime.sink import Sink
-from edgeclip.runtime.source import Source, SourceOptions, open_source
+from edgeclip.runtime.proof.choose import Choice, choose
+from edgeclip.runtime.sinks.base import Sink
+from edgeclip.runtime.sources.open import Source, SourceOptions, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
 
@@ -32,7 +32,7 @@ class Labeller:
         choice: what will run, and why.
 
     Raises:
-        EdgeclipError: as :func:`edgeclip.runtime.choose.choose`.
+        EdgeclipError: as ``choose``.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Labeller:
         """Label one or several sources; iterate over the result for events, or over its ``frames()``.
 
         Args:
-            sources: what :func:`edgeclip.runtime.source.open_source` takes, or opened sources.
+            sources: what ``open_source`` takes, or opened sources.
             table: name of a table of the bundle, a ``.safetensors`` file, a table, or several of these; may be left
                 out where the bundle has one only.
             realtime: play files as cameras.
-            options: rare knobs; ``variant`` and ``engine`` among them are those of :attr:`choice`.
+            options: rare knobs; ``variant`` and ``engine`` among them are those of ``choice``.
             source_options: rare knobs of opening the sources.
             sinks: where labelled frames go besides.
 
@@ -104,7 +104,7 @@ def find_tables(bundle: Bundle, wanted: TableLike | Sequence[TableLike] | None) 
 def find_tables_and_files(
     bundle: Bundle, wanted: TableLike | Sequence[TableLike] | None
 ) -> list[tuple[PromptTable, Path | None]]:
-    """The same, each with what :class:`edgeclip.runtime.table_watch.TableWatch` has to watch for changes of it."""
+    """The same, each with what ``TableWatch`` has to watch for changes of it."""
     if wanted is None:
         return [(bundle.table(), bundle.path)]
     several = [wanted] if isinstance(wanted, str | Path | PromptTable) else list(wanted)

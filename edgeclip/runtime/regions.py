@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.preprocess import Pixels
+from edgeclip.runtime.preprocess.preprocess import Pixels
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]

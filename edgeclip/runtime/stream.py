@@ -1,9 +1,11 @@
 """The loop: sources → gate, crop, resize → encoder → prompt tables → decisions → sinks, all at once, in order.
 
-One thread a source feeds (:mod:`edgeclip.runtime.feed`), one fills batches (:mod:`edgeclip.runtime.batching`), the
-engine has threads of its own, each sink has one (:mod:`edgeclip.runtime.sink`), and whoever iterates over the stream
-scores and decides. What is on its way is bounded by :class:`edgeclip.runtime.feed.Places`: a file waits for a place,
+One thread a source feeds (``runtime/pipeline.py``), one fills batches (``runtime/pipeline.py``), the
+engine has threads of its own, each sink has one (``runtime/sinks/base.py``), and whoever iterates over the stream
+scores and decides. What is on its way is bounded by ``Places``: a file waits for a place,
 a camera loses the frames that come meanwhile, and both are counted.
+
+The rare knobs of a stream, checked.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
@@ -22,22 +25,70 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ParityError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
-from edgeclip.runtime.batching import Batch, Batcher
+from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engine import engine_class
-from edgeclip.runtime.feed import End, Feeder, Places
-from edgeclip.runtime.gate import SceneGate
-from edgeclip.runtime.preprocess import Preprocessor
-from edgeclip.runtime.preprocess_gate import choose_backend
+from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.gate import GateOptions, SceneGate
+from edgeclip.runtime.pipeline import Batch, Batcher, End, Feeder, Places
+from edgeclip.runtime.preprocess.choose import choose_backend
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.in_the_loop import hold
 from edgeclip.runtime.records import Event, LabelledFrame
-from edgeclip.runtime.regions import whole
+from edgeclip.runtime.regions import Region, whole
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.sink import Run, Sink, SinkThread, close_sinks
-from edgeclip.runtime.source import Source
-from edgeclip.runtime.stream_options import StreamOptions
-from edgeclip.runtime.stream_proof import hold
+from edgeclip.runtime.sinks.base import Run, Sink, SinkThread, close_sinks
+from edgeclip.runtime.source_state import Track
+from edgeclip.runtime.sources.open import Source
 from edgeclip.runtime.tables import TableSet
-from edgeclip.runtime.track import Track
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Rare knobs of ``Stream``; the defaults suit one camera as well as one file.
+
+    Attributes:
+        variant, engine: what to run; ``choose`` finds the fastest that is proved here.
+        preprocess: ``"exact"``, ``"fast"``, or ``"auto"`` for the fast one where it was seen to agree with the other.
+        threads: CPU threads an inference; None for all, shared by what is under way at once.
+        parallel: batches in the engine at once; None for one where a source is live, which is soonest done, and for
+            what gets the most done otherwise.
+        batch: rows encoded together at most; None for one of each source where any is live, and 8 otherwise.
+        wait_ms: how long a frame of a camera waits for those of others, once the engine is free.
+        top_k: labels to report for a view.
+        limit: frames to take of each source.
+        regions: what to label in a frame; by default the whole of it.
+        gate: change in grey levels up to which a frame is not encoded; None to encode all.
+        gate_refresh_s: encode at least so often all the same, seconds of the source's time.
+        decision: smoothing, hysteresis, abstention.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    variant: str = "fp32"
+    engine: str = "onnxruntime"
+    preprocess: str = "auto"
+    threads: int | None = None
+    parallel: int | None = None
+    batch: int | None = None
+    wait_ms: float = 10.0
+    top_k: int = 5
+    limit: int | None = None
+    regions: tuple[Region, ...] = ()
+    gate: float | None = None
+    gate_refresh_s: float | None = None
+    decision: DecisionOptions = field(default_factory=DecisionOptions)
+
+    def __post_init__(self) -> None:
+        counts = {"threads": self.threads, "parallel": self.parallel, "batch": self.batch, "limit": self.limit}
+        for name, value in {**counts, "top": self.top_k}.items():
+            if value is not None and value < 1:
+                raise InputError(f"expected --{name} of at least 1, got {value}")
+        if self.gate is not None:
+            GateOptions(self.gate, self.gate_refresh_s)
+        if self.wait_ms < 0:
+            raise InputError(f"expected --wait-ms of at least 0, got {self.wait_ms}")
+
 
 __all__ = ["Stream", "StreamOptions"]
 
@@ -53,7 +104,7 @@ _JOIN_S = 5.0
 class Stream:
     """Labels the frames of one or several sources; to be iterated over once.
 
-    Iterating gives events as labels come and go; :meth:`frames` gives every labelled frame; :meth:`run` gives neither.
+    Iterating gives events as labels come and go; ``frames`` gives every labelled frame; ``run`` gives neither.
     The sources are closed at the end.
 
     Args:

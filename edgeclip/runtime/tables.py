@@ -1,14 +1,24 @@
-"""The prompt tables in use, each of which can be replaced between two frames."""
+"""The prompt tables in use, each of which can be replaced between two frames.
+
+Files of prompt tables on disk in; the tables of a running stream replaced as the files change.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import TableError
+from edgeclip.errors import EdgeclipError, TableError
+from edgeclip.manifest import MANIFEST
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
 
@@ -72,3 +82,135 @@ class TableSet:
         if found.said:
             self.said[table.name] = found.said
         return Scorer(table, self._bundle.manifest.encoder, found.decisions)
+
+
+Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
+
+
+class TableWatch:
+    """A thread that looks at the files from time to time; use it as a context, or ``start`` and ``close``.
+
+    Args:
+        tables: where changed tables go.
+        origins: name of a table to where it comes from: a ``.safetensors`` file, or the folder of a bundle that lists
+            it. Tables that are not named are left alone.
+        interval_s: how often to look, seconds.
+        on_change: called with the name after a table was replaced, on this thread.
+
+    Raises:
+        TableError: an origin of a table that is not among ``tables``.
+
+    A file must look the same twice in a row before it is read, so one that is being written is waited for. A table
+    that cannot be used is refused with one warning, and the old one stays until the file changes again.
+    """
+
+    def __init__(
+        self,
+        tables: TableSet,
+        origins: Mapping[str, Path],
+        *,
+        interval_s: float = 1.0,
+        on_change: Callable[[str], None] | None = None,
+    ) -> None:
+        if strange := sorted(set(origins).difference(tables.names)):
+            raise TableError(f"expected origins of the tables {', '.join(tables.names)}, got {', '.join(strange)}")
+        self._tables = tables
+        self._origins = dict(origins)
+        self._interval_s = interval_s
+        self._on_change = on_change
+        self._seen = {name: _stamp(path) for name, path in self._origins.items()}  # as last read
+        self._before = dict(self._seen)  # as last looked at
+        self._read = {name: scorer.table for name, scorer in zip(tables.names, tables.current(), strict=True)}
+        for name, path in self._origins.items():
+            if _content_hash(name, path) != self._read[name].content_hash:  # it changed after it had been loaded
+                self._seen[name] = None
+        # Of all that wakes a thread only this may be used where a signal has interrupted a use of it.
+        self._orders: queue.SimpleQueue[Literal["reload", "close"]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="edgeclip-tables", daemon=True)
+
+    def start(self) -> TableWatch:
+        """Begin to watch."""
+        self._thread.start()
+        return self
+
+    def reload(self) -> None:
+        """Read every file again soon, changed or not; may be called from a signal handler."""
+        self._orders.put("reload")
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._orders.put("close")
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    def __enter__(self) -> TableWatch:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                order = self._orders.get(timeout=self._interval_s)
+            except queue.Empty:
+                order = None
+            if order == "close":
+                return
+            for name, origin in self._origins.items():
+                self._look(name, origin, forced=order == "reload")
+
+    def _look(self, name: str, origin: Path, *, forced: bool) -> None:
+        stamp = _stamp(origin)
+        settled = stamp == self._before[name] and stamp is not None
+        self._before[name] = stamp
+        if not forced and (not settled or stamp == self._seen[name]):
+            return
+        self._seen[name] = stamp
+        try:
+            table = _load(name, origin)
+            if not forced and _same(table, self._read[name]):
+                return  # another table of the bundle has changed
+            self._tables.replace(name, table)
+        except (EdgeclipError, OSError) as error:
+            _log.warning("the new table %s is refused, the old one stays: %s", name, error)
+            return
+        self._read[name] = table
+        _log.info("table %s replaced: %d classes", name, len(table.classes))
+        if self._on_change:
+            self._on_change(name)
+
+
+def origins(tables: Sequence[str], bundle: Path, files: Mapping[str, Path] | None = None) -> dict[str, Path]:
+    """Where tables come from: those of ``files`` from their file, the others from the bundle."""
+    return {name: (files or {}).get(name, bundle) for name in tables}
+
+
+def _load(name: str, origin: Path) -> PromptTable:
+    return Bundle.open(origin).table(name) if origin.is_dir() else PromptTable.load(origin)
+
+
+def _same(one: PromptTable, other: PromptTable) -> bool:
+    # Rows too: those of one model may be made otherwise than from the prompts that the hash covers.
+    return one.content_hash == other.content_hash and np.array_equal(one.embeddings, other.embeddings)
+
+
+def _content_hash(name: str, origin: Path) -> str | None:
+    """What the origin says that its table is made of, without reading its rows; None if it cannot be told."""
+    try:
+        if origin.is_dir():
+            entries = Bundle.open(origin).manifest.tables
+            return next((entry.content_hash for entry in entries if entry.name == name), None)
+        with safe_open(origin, framework="np") as stored:
+            return (stored.metadata() or {}).get("content_hash")
+    except (EdgeclipError, OSError, SafetensorError):
+        return None  # the first look reads it, and says what is wrong
+
+
+def _stamp(origin: Path) -> Stamp | None:
+    """What tells a changed file from an unchanged one; None if there is none just now."""
+    try:
+        found = (origin / MANIFEST if origin.is_dir() else origin).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

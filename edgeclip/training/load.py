@@ -8,7 +8,7 @@ from pathlib import Path
 from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.spec import ModelIdentity
-from edgeclip.training.checkpoint_place import CONFIG, checkpoint_folder
+from edgeclip.training.checkpoint.files import CONFIG, checkpoint_folder
 from edgeclip.training.model import ContrastiveModel, TextTower
 
 HUB_PREFIX = "hf:"
@@ -71,7 +71,7 @@ def loader_of(name: str) -> str:
 
 
 def _open_clip(name: str, pretrained: str | None, seed: int) -> ContrastiveModel:
-    from edgeclip.training.open_clip_model import OpenClipModel
+    from edgeclip.training.towers.open_clip import OpenClipModel
 
     if pretrained is None:
         open_clip = require("open_clip", purpose="load an open_clip model")
@@ -85,31 +85,31 @@ def _open_clip(name: str, pretrained: str | None, seed: int) -> ContrastiveModel
 
 
 def _transformers(name: str, pretrained: str | None, seed: int) -> ContrastiveModel:  # noqa: ARG001
-    from edgeclip.training.transformers_model import TransformersModel
+    from edgeclip.training.towers.hugging_face import TransformersModel
 
     return TransformersModel(name.removeprefix(HUB_PREFIX))
 
 
 def _edgeclip(name: str, pretrained: str | None, seed: int) -> ContrastiveModel:  # noqa: ARG001
-    from edgeclip.training.checkpoint import load_checkpoint
+    from edgeclip.training.checkpoint.checkpoint import load_checkpoint
 
     return load_checkpoint(name)
 
 
 def _open_clip_text(name: str, pretrained: str | None, seed: int) -> TextTower:
-    from edgeclip.training.open_clip_model import OpenClipModel
+    from edgeclip.training.towers.open_clip import OpenClipModel
 
     return OpenClipModel(name, pretrained, seed=seed).text  # the text tower keeps no hold on the image tower
 
 
 def _transformers_text(name: str, pretrained: str | None, seed: int) -> TextTower:  # noqa: ARG001
-    from edgeclip.training.transformers_model import TransformersTextTower
+    from edgeclip.training.towers.hugging_face import TransformersTextTower
 
     return TransformersTextTower.load(name)
 
 
 def _edgeclip_text(name: str, pretrained: str | None, seed: int) -> TextTower:  # noqa: ARG001
-    from edgeclip.training.checkpoint import load_checkpoint_text
+    from edgeclip.training.checkpoint.checkpoint import load_checkpoint_text
 
     return load_checkpoint_text(name)
 

@@ -47,7 +47,7 @@ class TextModule(nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts as one tensor on the CPU, first axis N, that :meth:`forward` takes on any device and in any chunks.
+        """Texts as one tensor on the CPU, first axis N, that ``forward`` takes on any device and in any chunks.
 
         Raises:
             ModelError: the tokenizer's files cannot be had.
@@ -55,7 +55,7 @@ class TextModule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """What :meth:`tokenize` gives → features (N, T)."""
+        """What ``tokenize`` gives → features (N, T)."""
 
 
 class ContrastiveModel(ABC):
@@ -66,7 +66,7 @@ class ContrastiveModel(ABC):
         origin: how to load it again.
         encoder: preprocessing, width and scoring.
         text: the text side.
-        distilled_from: see :attr:`edgeclip.spec.ModelIdentity.distilled_from`.
+        distilled_from: see ``ModelIdentity.distilled_from``.
     """
 
     name: str
@@ -90,7 +90,7 @@ class ContrastiveModel(ABC):
     def exportable(self) -> nn.Module:
         """A module in eval mode, ready for export (branches merged, no in-place tricks): (N, 3, H, W) → (N, D) float32.
 
-        It may share weights with this model but never changes what :meth:`encode_image` returns.
+        It may share weights with this model but never changes what ``encode_image`` returns.
         """
 
     @abstractmethod
@@ -123,7 +123,7 @@ def weights_digest(modules: Sequence[nn.Module]) -> str:
 
 
 def states_digest(states: Sequence[Mapping[str, Tensor]]) -> str:
-    """:func:`weights_digest` of modules by their state dicts."""
+    """``weights_digest`` of modules by their state dicts."""
     digest = hashlib.sha256()
     for state in states:
         for name, tensor in sorted(state.items()):

@@ -1,6 +1,6 @@
 """The sections of a training recipe: frozen, with defaults that work; unknown keys are refused.
 
-A recipe is read from a short YAML file by :func:`edgeclip.training.recipe_file.load_recipe`.
+A recipe is read from a short YAML file by ``load_recipe``.
 """
 
 from __future__ import annotations

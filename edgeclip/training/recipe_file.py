@@ -6,26 +6,26 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from edgeclip.errors import RecipeError
 from edgeclip.extras import require
-from edgeclip.training.fewshot_recipe import FewShotRecipe
+from edgeclip.training.adapt.recipe import FewShotRecipe
 from edgeclip.training.recipe import Recipe
-from edgeclip.training.starter_recipe import StarterRecipe
 
-# By the key `task`; the starter and few-shot tables have ways of their own.
-_RECIPES: dict[str, type[Recipe] | type[StarterRecipe] | type[FewShotRecipe]] = {
+AnyRecipe = TypeVar("AnyRecipe", bound=msgspec.Struct)
+
+# By the key `task`; few-shot tables have a way of their own.
+_RECIPES: dict[str, type[Recipe] | type[FewShotRecipe]] = {
     "contrastive": Recipe,
     "distill": Recipe,
-    "starter": StarterRecipe,
     "fewshot": FewShotRecipe,
 }
 
 
-def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | StarterRecipe | FewShotRecipe:
+def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | FewShotRecipe:
     """Read and check a recipe.
 
     Args:
@@ -35,6 +35,11 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | Starte
     Raises:
         RecipeError: absent, not YAML, an unknown key (the nearest name is told) or a bad value.
     """
+    return check_recipe(read_tree(path, overrides=overrides), source=str(path))
+
+
+def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a recipe file with its overrides, not yet checked. Raises as ``load_recipe`` does."""
     yaml = require("yaml", purpose="read a recipe")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,10 +57,10 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | Starte
             _set(tree, key.split("."), yaml.safe_load(value) if value else "")
         except yaml.YAMLError as error:
             raise RecipeError(f"expected a YAML value in --set {override!r} ({str(error).splitlines()[0]})") from error
-    return check_recipe(tree, source=str(path))
+    return tree
 
 
-def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | StarterRecipe | FewShotRecipe:
+def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | FewShotRecipe:
     """Plain keys and values as a recipe.
 
     Args:
@@ -67,7 +72,11 @@ def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | StarterRecipe
     task = str(tree.get("task", "contrastive"))
     if task not in _RECIPES:
         raise RecipeError(f"{source}: expected task {', '.join(_RECIPES)}, got {task!r}{_nearest(task, _RECIPES)}")
-    recipe = _RECIPES[task]
+    return convert(tree, _RECIPES[task], source=source)
+
+
+def convert(tree: dict[str, Any], recipe: type[AnyRecipe], *, source: str) -> AnyRecipe:
+    """Plain keys and values as one kind of recipe. Raises as ``check_recipe`` does."""
     try:
         return msgspec.convert(_numbers(tree), recipe)
     except msgspec.ValidationError as error:

@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 from edgeclip.errors import RecipeError
 from edgeclip.spec import PreprocessSpec
-from edgeclip.training.build_towers import build_image_tower, build_text_tower
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Loss, Model, Tower
+from edgeclip.training.towers.build import build_image_tower, build_text_tower
 
 _TEXT_BATCH = 256
 
@@ -38,7 +38,7 @@ class TwoTower(nn.Module):
         logit_scale: logarithm of the inverse temperature.
         logit_bias: SigLIP's bias, or None.
         locked: which of ``image`` and ``text`` are locked.
-        max_logit_scale: that :meth:`clamp_logit_scale` clamps to.
+        max_logit_scale: that ``clamp_logit_scale`` clamps to.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TwoTower(nn.Module):
         return self.embedding_dim if isinstance(head, nn.Identity) else int(head.in_features)  # type: ignore[arg-type]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts as one tensor on the CPU, first axis N, for :meth:`encode_text`."""
+        """Texts as one tensor on the CPU, first axis N, for ``encode_text``."""
         return self.text.tokenize(texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class TwoTower(nn.Module):
         return embedding
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """What :meth:`tokenize` gives, or a locked tower's features (N, T) → (N, D), not normalised."""
+        """What ``tokenize`` gives, or a locked tower's features (N, T) → (N, D), not normalised."""
         features = tokens if tokens.is_floating_point() else self.text_features(tokens)
         embedding: Tensor = self.text_head(features)
         return embedding
@@ -133,7 +133,7 @@ class TwoTower(nn.Module):
         self.logit_scale.clamp_(max=math.log(self.max_logit_scale))
 
     def train(self, mode: bool = True) -> TwoTower:
-        """As :meth:`torch.nn.Module.train`; locked towers stay in eval mode."""
+        """As ``torch.nn.Module.train``; locked towers stay in eval mode."""
         super().train(mode)
         for side in self.locked:
             getattr(self, side).eval()
@@ -170,7 +170,7 @@ def build_two_tower(model: Model, *, seed: int, loss: Loss | None = None) -> Two
     """
     loss = loss or Loss()
     if model.start:
-        from edgeclip.training.checkpoint import load_two_tower  # which builds models itself
+        from edgeclip.training.checkpoint.checkpoint import load_two_tower  # which builds models itself
 
         return load_two_tower(model.start, model=model, loss=loss)
     with torch.random.fork_rng(devices=[]):

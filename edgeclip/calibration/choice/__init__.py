@@ -1,0 +1,1 @@
+"""Footage in; the images that INT8 ranges are measured on, and whether they cover other footage, out."""

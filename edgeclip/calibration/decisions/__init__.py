@@ -1,0 +1,1 @@
+"""Scores and who was right in; probabilities, thresholds and what is unknown, out."""

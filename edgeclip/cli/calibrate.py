@@ -1,0 +1,271 @@
+"""The commands that fit a bundle to its site: images to measure ranges on, whether they cover it, what scores mean.
+
+The commands that choose calibration images from footage, and say whether they cover other footage.
+
+The verb ``calibrate decisions``: a table and labelled images or footage in, decisions in the table out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeclip.bundle import Bundle
+from edgeclip.cli.common import BundleArgument, console, notices, progress_bars
+from edgeclip.errors import InputError
+from edgeclip.extras import require
+from edgeclip.prompts import PromptTable
+
+app = typer.Typer(
+    help="Fit a bundle to its site: calibration images, drift, decisions that mean something.", no_args_is_help=True
+)
+
+
+_BundleOption = Annotated[str, typer.Option(help="Whose encoder says what is alike: a bundle, or the word starter.")]
+_VariantOption = Annotated[str, typer.Option(help="Form of that encoder.")]
+_EngineOption = Annotated[str, typer.Option(help="Inference engine.")]
+_EveryOption = Annotated[float, typer.Option(metavar="S", help="Of videos and cameras, a frame every S seconds.")]
+_DurationOption = Annotated[
+    float | None,
+    typer.Option(metavar="S", help="Read S seconds of each video or camera. \\[all of a file, 60 of a camera]"),
+]
+_SeedOption = Annotated[int, typer.Option(help="Seed of what is held out and of ties.")]
+
+
+@app.command()
+def images(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE…", help="Folders, images, videos, cameras, RTSP: as for label."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("calib"),
+    count: Annotated[int, typer.Option(help="Images to choose.")] = 512,
+    bundle: _BundleOption = "starter",
+    variant: _VariantOption = "fp32",
+    engine: _EngineOption = "onnxruntime",
+    every: _EveryOption = 0.2,
+    duration: _DurationOption = None,
+    holdout: Annotated[float, typer.Option(help="Share of the footage that is held out to judge the choice by.")] = 0.2,
+    seed: _SeedOption = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
+) -> None:
+    """Choose calibration images from footage: no near-duplicates, all exposures and times, nothing left far from them.
+
+    The folder is what export, quantize and qat take as --calibration (qat: --images). Fewer images than asked for are
+    said, and are no error.
+    """
+    from edgeclip.calibration.choice.choose import ChooseOptions
+    from edgeclip.calibration.choice.footage import Sampling
+    from edgeclip.evaluation.calibration_images.run import calibrate_images
+
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
+    sampling = Sampling(every_s=every, duration_s=duration, holdout=holdout, seed=seed)
+    options = ChooseOptions(count=count, sampling=sampling, variant=variant, engine=engine)
+    with progress_bars() as bars:
+        task = bars.add_task("frames", total=None)
+        record = calibrate_images(
+            Bundle.open(bundle),
+            sources,
+            output,
+            options,
+            overwrite=overwrite,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    counts = record.counts
+    lines = [
+        f"{len(record.images)} images out of {counts.candidates:,} frames, {counts.near_duplicates:,} of them "
+        f"near-duplicates; {counts.held_out:,} held out",
+        "exposure: " + "; ".join(f"{name} {number}" for name, number in record.exposures.items()),
+    ]
+    if record.coverage:
+        lines.append(record.coverage.verdict)
+    lines.append(f"written: {output}, report in {output / 'coverage.html'}")
+    for note in record.notes:
+        notices.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def drift(
+    a: Annotated[str, typer.Argument(metavar="A", help="A folder that calibrate images wrote, or a source.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Footage to hold against it: a source, or such a folder.")],
+    bundle: _BundleOption = "starter",
+    variant: _VariantOption = "fp32",
+    engine: _EngineOption = "onnxruntime",
+    count: Annotated[int, typer.Option(help="Images to choose, where A is a source.")] = 256,
+    every: _EveryOption = 0.2,
+    duration: _DurationOption = None,
+    seed: _SeedOption = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page, e.g. drift.html.")] = None,
+) -> None:
+    """Whether calibration images chosen at one site cover the footage of another.
+
+    Exit code 0: covered, or unclear; 1: not covered; 2: the options or sources cannot be used.
+    """
+    from edgeclip.calibration.choice.choose import ChooseOptions
+    from edgeclip.calibration.choice.footage import Sampling
+    from edgeclip.evaluation.calibration_images.run import compare_sites
+
+    sampling = Sampling(every_s=every, duration_s=duration, seed=seed)
+    options = ChooseOptions(count=count, sampling=sampling, variant=variant, engine=engine)
+    with progress_bars() as bars:
+        task = bars.add_task("frames", total=None)
+        found = compare_sites(
+            Bundle.open(bundle),
+            a,
+            b,
+            options,
+            output=output,
+            json_file=json_file,
+            progress=lambda done: bars.update(task, completed=done),
+        )
+    console.print(found.verdict, markup=False, highlight=False, soft_wrap=True)
+    for item in found.exposure:
+        console.print(f"{item.name}: A {item.a[0]:.1f}, B {item.b[0]:.1f} grey levels", markup=False, highlight=False)
+    if output:
+        console.print(str(output), style="dim", markup=False, highlight=False, soft_wrap=True)
+    if found.covered == "no":
+        raise typer.Exit(1)
+
+
+@app.command()
+def decisions(
+    bundle: BundleArgument,
+    table: Annotated[str, typer.Option(help="A table of the bundle, or a .safetensors file.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled images: one folder a class, CSV, TSV, JSONL, shards; or reviewed lines of label."),
+    ] = None,
+    precision_target: Annotated[
+        float | None, typer.Option(help="Share of reported labels that is to be right. \\[0.95; --refit: as before]")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="How sure each promise is to be. \\[0.9; --refit: as before]")
+    ] = None,
+    names: Annotated[Path | None, typer.Option(help="Class names of folders: JSON folder → name or names.")] = None,
+    others: Annotated[
+        bool, typer.Option("--others", help="Labels that are not of the table are images of none of its classes.")
+    ] = False,
+    source: Annotated[str, typer.Option(help="Video or folder that reviewed lines are of, if they do not say.")] = "",
+    footage: Annotated[
+        list[str] | None, typer.Option(help="No labels: footage that shows next to nothing of the classes. Repeatable.")
+    ] = None,
+    label_rate: Annotated[float, typer.Option(help="With --footage: share of its frames that may get a label.")] = 0.01,
+    background: Annotated[
+        int, typer.Option(help="With --footage: words for what the site looks like, if the table has none.")
+    ] = 16,
+    every: Annotated[float, typer.Option(help="With --footage: take a frame so often, seconds.")] = 1.0,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit again on the same images, after a prompt edit or a new variant.")
+    ] = False,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Form of the encoder that will run; repeatable. \\[all for the engine]")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Inference engine. \\[onnxruntime; --refit: as before]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead of the table itself.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with reliability and every class.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of those names.")] = False,
+) -> None:
+    """Make scores probabilities, and find thresholds that promise a precision, for each variant that may run.
+
+    A label below its class's threshold is then reported as unknown. Decisions are kept in the table, bound to the
+    variant's graph and to the prompts; where either changes they are stale, which is said, until --refit.
+    """
+    require("scipy", purpose="fit decisions", extra="export")
+    from edgeclip.calibration.decisions.background import FootageOptions
+    from edgeclip.calibration.decisions.fit import FitOptions
+    from edgeclip.evaluation.decisions import calibrate
+    from edgeclip.evaluation.decisions.data import DataOptions, open_decision_data
+    from edgeclip.evaluation.decisions.report import as_json, decision_page, print_calibrated
+    from edgeclip.files import write_json, write_text
+
+    # What is asked for, before anything is computed.
+    given = [name for name, is_given in (("--data", data), ("--footage", footage), ("--refit", refit)) if is_given]
+    if len(given) != 1:
+        raise InputError(f"expected one of --data, --footage and --refit, got {' and '.join(given) or 'none of them'}")
+    if report and footage:
+        raise InputError(
+            "expected --report with labelled images, got --footage: there is no reliability without labels"
+        )
+    opened = Bundle.open(bundle)
+    loaded, in_bundle = _table(opened, table)
+    target = output or (None if in_bundle else Path(table))
+    if target is None and opened.is_starter:
+        raise InputError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
+    for file in (output, report, json_file):
+        if file and file.exists() and not overwrite:
+            raise InputError(f"{file} exists already: choose another name or pass --overwrite")
+
+    # The fit.
+    with progress_bars() as bars:
+        tasks = {}
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        variants = list(variant or ())
+        if refit:
+            earlier = next((each.facts for each in loaded.decisions if each.facts.data), None)
+            options = FitOptions(
+                precision_target or (earlier and earlier.target) or 0.95,
+                confidence or (earlier and earlier.confidence) or 0.9,
+            )
+            found = calibrate.refit(opened, loaded, options, variants=variants, engine=engine, progress=watch)
+        else:
+            engine = engine or "onnxruntime"
+            options = FitOptions(precision_target or 0.95, confidence or 0.9)
+            variants = calibrate.variants_to_fit(opened, variants, engine)
+            if data:
+                asked = DataOptions(data=data, names=str(names or ""), others=others, source=source)
+                images = open_decision_data(asked, loaded)
+                found = calibrate.calibrate_on_labels(
+                    opened, loaded, images, options, variants=variants, engine=engine, progress=watch
+                )
+            else:
+                found = calibrate.calibrate_on_footage(
+                    opened,
+                    loaded,
+                    footage or [],
+                    FootageOptions(label_rate, background),
+                    every_s=every,
+                    variants=variants,
+                    engine=engine,
+                    progress=watch,
+                )
+    print_calibrated(found, console)
+
+    # What is written.
+    if target:
+        found.table.save(target)
+    else:
+        opened.add_table(found.table, overwrite=True)
+    written = [str(target) if target else f"table {loaded.name} in {opened.path}"]
+    if report:
+        write_text(
+            report,
+            decision_page(found, bundle=opened.path.name, target=options.target, confidence=options.confidence),
+        )
+        written.append(str(report))
+    if json_file:
+        write_json(json_file, as_json(found))
+        written.append(str(json_file))
+    console.print("written: " + ", ".join(written), markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(bundle: Bundle, wanted: str) -> tuple[PromptTable, bool]:
+    """The table, and whether it is one of the bundle's."""
+    if not wanted.endswith(".safetensors"):
+        return bundle.table(wanted), True
+    table = PromptTable.load(Path(wanted))
+    bundle.check_table(table)
+    return table, False

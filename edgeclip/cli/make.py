@@ -1,0 +1,205 @@
+"""The commands that make things: a model, a bundle, INT8 variants, a device's engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeclip.bundle import Bundle
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
+from edgeclip.errors import InputError
+from edgeclip.extras import require
+
+_CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photographs]"
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
+    pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
+    variants: Annotated[
+        str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
+    ] = "",
+    target: Annotated[
+        str | None, typer.Option(help="Device to export for: makes the forms that pay there, and plans for it.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Images to measure ranges on. \\[crops of the photographs]")
+    ] = None,
+    merge_tokens: Annotated[
+        int,
+        typer.Option(metavar="R", help="Merge R alike tokens in each block of a ViT (ToMe): faster, less exact."),
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs."""
+    require("torch", purpose="export a model")
+    require("onnxscript", purpose="export a model")
+    from edgeclip.calibration.images import sample_images
+    from edgeclip.devices.catalogue.profile import load_profile
+    from edgeclip.devices.plan.plan import plan, variants_for
+    from edgeclip.export.bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
+    from edgeclip.export.cost import cost_of_bundle
+    from edgeclip.export.merge_tokens.model import MergedModel, merge_report
+    from edgeclip.export.photographs import photographs
+    from edgeclip.export.variants import check_variant_names
+    from edgeclip.training.load import load_model
+
+    names = split_names(variants)
+    check_variant_names(names)
+    profile = load_profile(target) if target else None
+    if profile:
+        names = variants_for(profile, names)
+    if calibration and not names:
+        raise InputError("expected --variants with --calibration, got none: fp32 needs no ranges")
+    path = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: choose another --output or pass --overwrite")
+    images = photographs(photos)
+    with console.status("loading the model") as status:
+        loaded = load_model(model, pretrained=pretrained, seed=seed)
+        if merge_tokens:
+            loaded = MergedModel(loaded, merge_tokens)
+        options = VariantOptions(
+            tuple(names), sample_images(calibration, CALIBRATION_IMAGES, seed=seed) if calibration else ()
+        )
+        bundle = export_bundle(
+            loaded, path, photos=images, variants=options, overwrite=overwrite, progress=status.update
+        )
+    from edgeclip.cli.card import print_card
+
+    print_card(bundle, console)
+    if report := merge_report(bundle):
+        console.print(report.line(), markup=False, highlight=False, soft_wrap=True)
+    if profile:
+        from edgeclip.cli.plan import print_plan
+
+        console.print()
+        print_plan(plan(cost_of_bundle(bundle), profile), console)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/scratch-vit.yaml.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+) -> None:
+    """Train a contrastive image–text model from a recipe; the result can be exported.
+
+    With several GPUs or machines: torchrun --nproc-per-node N -m edgeclip train …
+    """
+    require("torch", purpose="train a model", extra="train")
+    require("yaml", purpose="read a recipe")
+    from edgeclip.training.adapt.recipe import FewShotRecipe
+    from edgeclip.training.loop.trainer import train_recipe
+    from edgeclip.training.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides=set_ or [])
+    target = output or Path("runs") / loaded.name
+    if isinstance(loaded, FewShotRecipe):
+        from edgeclip.evaluation.fewshot import run_recipe
+
+        run_recipe(loaded, target, console=console, overwrite=overwrite)
+        return
+    train_recipe(loaded, target, console=console, overwrite=overwrite, resume=resume)
+    console.print(f"trained: {target}\nnext: edgeclip export {target}", highlight=False)
+
+
+def quantize(
+    bundle: BundleArgument,
+    variants: Annotated[str, typer.Option(help="Which to make: int8, int8-cpu or both.")] = "int8, int8-cpu",
+    calibration: Annotated[Path | None, typer.Option(help=_CALIBRATION_HELP)] = None,
+    count: Annotated[int, typer.Option(help="Calibration images.")] = 128,
+    max_drop: Annotated[
+        float, typer.Option(help="Largest loss: points of top-1 with --data, else 1 - cosine (mean-centred, mean).")
+    ] = 0.01,
+    data: Annotated[Path | None, typer.Option(help="Labelled images, one folder a class, to measure top-1 on.")] = None,
+    names: Annotated[Path | None, typer.Option(help="With --data, JSON: folder name → class name or names.")] = None,
+    templates: Annotated[str, typer.Option(help="With --data. " + TemplatesHelp)] = "simple",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Replay a recipe (or a report that holds one); no search.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds after which no new trial is begun.")] = 1800.0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of calibration images.")] = 0,
+) -> None:
+    """Add INT8 variants to a bundle: search for the recipe that quantizes most within a loss, or replay one."""
+    require("nncf", purpose="quantize")
+    from edgeclip.evaluation.quantize import QuantizeOptions, quantize_bundle
+    from edgeclip.export.bundle import require_writable
+
+    options = QuantizeOptions(
+        names=tuple(split_names(variants)),
+        calibration=calibration,
+        count=count,
+        max_drop=max_drop,
+        data=data,
+        class_names=names,
+        templates=templates,
+        recipe=recipe,
+        budget_s=budget,
+        seed=seed,
+    )
+    opened = Bundle.open(bundle)
+    require_writable(opened)
+    with notices.status("reading images") as status:
+        done = quantize_bundle(opened, options, progress=status.update)
+    for line in done.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def build(
+    bundle: BundleArgument,
+    variant: Annotated[str | None, typer.Option(help="Form of the encoder. \\[all that the engine is for]")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. \\[the best one here]")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="MIN,OPT,MAX", help="Batches of a TensorRT plan.")] = "1,1,8",
+    workspace: Annotated[
+        int | None, typer.Option(help="TensorRT's scratch memory, MiB. \\[half of what is free]")
+    ] = None,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="Build for another GPU, e.g. 8.6 (tensorrt-rtx only). \\[the one here]")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="A plan that later TensorRT versions load (tensorrt only).")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="A plan for every GPU from compute capability 8.0 on.")
+    ] = False,
+    strip: Annotated[bool, typer.Option("--strip", help="Leave the weights out; they are read at load.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Print the layers of a TensorRT plan.")] = False,
+) -> None:
+    """Compile a bundle's variants for this device, and prove each against FP32 on the golden images.
+
+    What is built is kept in a cache and found there by label; a changed variant, library, GPU or option builds anew.
+    """
+    from edgeclip.cli.build import build_and_prove
+    from edgeclip.runtime.engines.build import best_engine, suitable
+    from edgeclip.runtime.engines.tensorrt_options import BuildOptions
+
+    try:
+        smallest, best, largest = (int(size) for size in batch.split(","))
+    except ValueError:
+        raise InputError(f"expected --batch MIN,OPT,MAX, such as 1,1,8, got {batch!r}") from None
+    options = BuildOptions(
+        min_batch=smallest,
+        opt_batch=best,
+        max_batch=largest,
+        workspace_bytes=None if workspace is None else workspace << 20,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        strip=strip,
+        compute_capability=compute_capability,
+        detailed_layers=layers,
+    )
+    opened = Bundle.open(bundle)
+    chosen = engine or best_engine()
+    with progress_bars() as bars:
+        build_and_prove(
+            opened, [variant] if variant else suitable(opened, chosen), chosen, options, console=console, bars=bars
+        )

@@ -1,0 +1,4 @@
+"""This machine's files and libraries in; what it is, and which libraries load, out.
+
+Everything is read through a ``Tree`` (``tree.py``), so that a recorded machine can be read as this one.
+"""

@@ -1,0 +1,1 @@
+"""What a model costs and a device in; which variants run there, in how much memory and time, out."""

@@ -1,0 +1,184 @@
+"""A graph's cost, a device's profile and what is asked of it in; variants that are legal there, their memory, their
+speed as a range, how to build them, and whether the target is reachable, out.
+
+This machine in; its profile, and what of it is free for a model, out: what a plan for it starts from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from edgeclip.devices.catalogue.jetpack import JetPack, load_release, version_key
+from edgeclip.devices.catalogue.profile import DeviceProfile
+from edgeclip.devices.machine.clocks import read_clocks
+from edgeclip.devices.machine.cpu import read_cpu
+from edgeclip.devices.machine.machine import match_profile
+from edgeclip.devices.machine.memory import read_memory
+from edgeclip.devices.machine.tree import Tree, field
+from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.cost import GraphCost
+from edgeclip.devices.plan.memory import free_bytes, memory_of
+from edgeclip.devices.plan.records import Demand, Plan, VariantPlan
+from edgeclip.devices.plan.speed import CPU, GPU, Estimate, estimate
+from edgeclip.errors import InputError
+
+_OLDEST_PYTHON = (3, 10)
+_LARGEST_BATCH = 8  # that a plan takes when nothing else is asked for, as `edgeclip build` has it
+# Variant → precision of its products, the most exact first: those that are made for GPUs, and those for CPUs.
+FOR_GPU = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16", "int8": "int8"}
+FOR_CPU = {"fp32": "fp32", "bf16": "bf16", "int8-cpu": "int8"}
+_NOTHING_ASKED = Demand()
+
+
+def plan(cost: GraphCost, profile: DeviceProfile, demand: Demand = _NOTHING_ASKED) -> Plan:
+    """Plan for a device that need not be here.
+
+    Raises:
+        InputError: a JetPack that the device does not have.
+    """
+    release = _release(profile, demand)
+    free = free_bytes(profile, demand.memory_gib)
+    variants = tuple(
+        _variant(name, precision, cost, profile, demand, release, free)
+        for name, precision in (FOR_CPU if profile.kind == "cpu" else FOR_GPU).items()
+    )
+    chosen = recommended(variants)
+    return Plan(
+        device=profile.name,
+        title=profile.title,
+        demand=demand,
+        cost=cost,
+        release=release.version if release else None,
+        free_bytes=free,
+        variants=variants,
+        recommended=chosen.name if chosen else None,
+        verdict=verdict(chosen, demand, variants),
+        recipe=recipe(chosen, profile, free) if chosen else (),
+        notes=tuple(notes_on(cost, profile, demand, release, free)),
+    )
+
+
+def variants_for(profile: DeviceProfile, wanted: Sequence[str] = ()) -> list[str]:
+    """Forms to export beside FP32 for a device: those that pay there, or those wanted.
+
+    Raises:
+        InputError: one that is wanted and cannot run there.
+    """
+    known = FOR_CPU if profile.kind == "cpu" else FOR_GPU
+    pays = [each.name for each in profile.precisions if each.wise]
+    legal = [name for name, precision in known.items() if name != "fp32" and profile.allows(precision)]
+    if refused := [name for name in wanted if name not in legal]:
+        raise InputError(
+            f"expected variants that run on {profile.name} ({', '.join(legal) or 'fp32 alone'}), "
+            f"got {', '.join(refused)}"
+        )
+    return list(wanted) or [name for name in legal if known[name] in pays]
+
+
+def _release(profile: DeviceProfile, demand: Demand) -> JetPack | None:
+    if demand.jetpack is not None:
+        if demand.jetpack not in profile.jetpacks:
+            known = ", ".join(profile.jetpacks) or "none: it is no Jetson"
+            raise InputError(f"expected a JetPack of {profile.name}, got {demand.jetpack!r}: known are {known}")
+        return load_release(demand.jetpack)
+    releases = sorted((load_release(each) for each in profile.jetpacks), key=lambda each: version_key(each.version))
+    return releases[-1] if releases else None
+
+
+def _variant(
+    name: str,
+    precision: str,
+    cost: GraphCost,
+    profile: DeviceProfile,
+    demand: Demand,
+    release: JetPack | None,
+    free: int | None,
+) -> VariantPlan:
+    if why := _refusal(precision, profile, release):
+        return VariantPlan(name, precision, refused=why)
+    allowed = next(each for each in profile.precisions if each.name == precision)
+    batch = demand.batch or (1 if profile.kind == "cpu" else min(demand.cameras, _LARGEST_BATCH))
+    memory = memory_of(cost, precision, profile, batch=batch, cameras=demand.cameras)
+    speed = _speed(cost, precision, profile, demand, batch)
+    return VariantPlan(
+        name,
+        precision,
+        wise=allowed.wise,
+        why=allowed.why,
+        memory=memory,
+        fits=None if free is None else memory.running <= free,
+        estimate=speed,
+        reach=_reach(speed, demand),
+    )
+
+
+def _speed(cost: GraphCost, precision: str, profile: DeviceProfile, demand: Demand, batch: int) -> Estimate | None:
+    """None where the peak is not published, or a CPU's cores and clock were not given."""
+    peak = profile.peak(precision)
+    if peak is None or (peak.per == "core_ghz" and None in (demand.cores, demand.ghz)):
+        return None
+    bandwidth = profile.memory.bandwidth_gb_s
+    return estimate(
+        cost,
+        precision,
+        peak_tflops=peak.total(cores=demand.cores or 1, ghz=demand.ghz or 1.0),
+        bandwidth_gb_s=bandwidth.value if bandwidth else None,
+        batch=batch,
+        shares=CPU if profile.kind == "cpu" else GPU,
+    )
+
+
+def _refusal(precision: str, profile: DeviceProfile, release: JetPack | None) -> str | None:
+    """Why a precision cannot run there, or None."""
+    if release and release.python and version_key(release.python) < _OLDEST_PYTHON:
+        return f"JetPack {release.version} brings Python {release.python}; edgeclip needs 3.10 or later"
+    if not profile.allows(precision):
+        return f"{profile.title} has no {precision.upper()}"
+    if precision == "bf16" and release and release.tensorrt and version_key(release.tensorrt) < (10,):
+        return f"TensorRT {release.tensorrt} takes no BF16 from the graph: expected 10 or later"
+    return None
+
+
+def _reach(speed: Estimate | None, demand: Demand) -> str | None:
+    wanted = demand.images_per_s
+    if speed is None or wanted is None:
+        return None
+    if wanted <= speed.images_per_s.low:
+        return "yes"
+    return "perhaps" if wanted <= speed.images_per_s.high else "no"
+
+
+def profile_here(tree: Tree) -> DeviceProfile:
+    """The profile that a machine fits best.
+
+    Raises:
+        InputError: none does.
+    """
+    if (found := match_profile(tree)) is None:
+        raise InputError("no device profile fits this machine: name one with --device; edgeclip devices lists them")
+    return found
+
+
+def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
+    """A demand with what the machine itself can tell filled in: free memory, and a CPU's cores and clock.
+
+    What was asked for stays; a GPU with memory of its own does not show how much of it is free.
+    """
+    memory = read_memory(tree)
+    if demand.memory_gib is None and profile.kind != "gpu":
+        available = [gib for gib in (memory.available_gib, memory.limit_gib) if gib is not None]
+        demand = dataclasses.replace(demand, memory_gib=min(available, default=None))
+    if profile.kind == "cpu":
+        cpu = read_cpu(tree)
+        cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
+        demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
+    return demand
+
+
+def _ghz(tree: Tree) -> float | None:
+    """Highest clock of the cores; where cpufreq tells none, as in a virtual machine, what /proc/cpuinfo shows now."""
+    highest = [clock.max_mhz for clock in read_clocks(tree) if clock.name != "gpu" and clock.max_mhz]
+    now = field(tree.text("proc/cpuinfo"), "cpu MHz")
+    mhz = max(highest, default=float(now) if now else None)
+    return None if mhz is None else mhz / 1e3

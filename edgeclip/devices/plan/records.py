@@ -1,0 +1,109 @@
+"""What a plan is made of, as data: what is asked of a device, each variant's outlook there, the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeclip.devices.plan.cost import GraphCost
+from edgeclip.devices.plan.memory import Memory
+from edgeclip.devices.plan.speed import Estimate
+from edgeclip.errors import InputError
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is asked of the device.
+
+    Attributes:
+        cameras: streams that are labelled at once.
+        fps: frames of each camera that are labelled a second; None: as many as will go.
+        batch: images at once; None: one of each camera, at most 8, on a GPU, and 1 on a CPU.
+        jetpack: release on a Jetson; None for the newest that edgeclip runs on.
+        memory_gib: memory that is free for the model, GiB; None for what the device is sold with less its system.
+        cores, ghz: of a CPU, whose peaks depend on them.
+
+    Raises:
+        InputError: a value that is not above zero.
+    """
+
+    cameras: int = 1
+    fps: float | None = None
+    batch: int | None = None
+    jetpack: str | None = None
+    memory_gib: float | None = None
+    cores: int | None = None
+    ghz: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("cameras", "fps", "batch", "memory_gib", "cores", "ghz"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"expected {name.replace('_', ' ')} above 0, got {value}")
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Images to label a second, all cameras together."""
+        return None if self.fps is None else self.cameras * self.fps
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """One variant on the device.
+
+    Attributes:
+        refused: why it cannot run there; None if it can. What follows is then absent.
+        wise: whether it pays there, and ``why``.
+        memory: what it takes.
+        fits: whether that is free; None where it is not known what is.
+        estimate: of its speed; None where the profile has no peak of its precision.
+        reach: whether the demand is met: ``yes``, ``perhaps`` (its range holds the demand: measure), ``no``; None
+            where nothing was asked or nothing is known.
+    """
+
+    name: str
+    precision: str
+    refused: str | None = None
+    wise: bool = False
+    why: str = ""
+    memory: Memory | None = None
+    fits: bool | None = None
+    estimate: Estimate | None = None
+    reach: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it may run there and its memory is not known to be missing."""
+        return self.refused is None and self.fits is not False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to expect of an encoder on a device, before either has met.
+
+    Attributes:
+        device, title: the profile's.
+        release: of JetPack, on a Jetson.
+        free_bytes: memory free for the model; None where it is not known.
+        variants: the most exact first.
+        recommended: name of the most exact variant that pays and meets the demand for certain; else, of those that
+            pay, the one expected to be fastest; None where none can run.
+        verdict: one sentence.
+        recipe: commands, in order.
+        notes: what its owner should know.
+    """
+
+    device: str
+    title: str
+    demand: Demand
+    cost: GraphCost
+    release: str | None
+    free_bytes: int | None
+    variants: tuple[VariantPlan, ...]
+    recommended: str | None
+    verdict: str
+    recipe: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def variant(self, name: str) -> VariantPlan:
+        """The plan of one variant."""
+        return next(each for each in self.variants if each.name == name)

@@ -1,0 +1,1 @@
+"""A bundle and labelled images in, top-1, retrieval and confusions with intervals out."""

@@ -1,0 +1,1 @@
+"""Bundles and settings in; latency, throughput, memory and energy in turns, out."""

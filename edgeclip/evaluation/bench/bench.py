@@ -1,0 +1,330 @@
+"""Bundles in; how long each variant takes on each engine of this machine, measured in turns, out.
+
+Every round loads each setting anew, warms it up until it is stable and measures it, in an order drawn for the round:
+what drifts meets all settings alike, and what differs from load to load is in the interval. No time is left out.
+
+A bundle's variant and an engine in, the memory that they take in a process of their own out.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeclip.bundle import Bundle
+from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.sensors.energy import Energy, sum_of
+from edgeclip.devices.sensors.telemetry import Telemetry
+from edgeclip.errors import EdgeclipError, InputError, IntegrityError
+from edgeclip.evaluation.bench.records import BenchResult, Measured, Setting, Stage
+from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
+from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.engines.base import ENGINES, ByteArray, engine_class
+from edgeclip.runtime.images import opencv
+from edgeclip.runtime.proof.golden import Golden, decoded_images, golden_of
+from edgeclip.runtime.proof.proof import prove
+from edgeclip.runtime.scoring import Scorer
+
+_CODE = """
+import sys
+import numpy as np
+from edgeclip.bundle import Bundle
+from edgeclip.runtime.encoder import ImageEncoder
+bundle = Bundle.open(sys.argv[1])
+spec = bundle.manifest.encoder.preprocess
+images = np.zeros((int(sys.argv[4]), 3, spec.height, spec.width), np.float32)
+if sys.argv[3] != "none":
+    with ImageEncoder(bundle, sys.argv[2], engine=sys.argv[3]) as encoder:
+        for _ in range(2):
+            encoder.encode_preprocessed(images)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
+
+
+def memory_mb(bundle: Bundle, variant: str, engine: str, *, batch: int) -> float | None:
+    """Peak resident memory of loading the engine and running two batches, less a process without it, MB.
+
+    The engine's library is in it, memory of a GPU of its own is not.
+
+    Returns:
+        None where the process failed.
+    """
+    peaks = [_peak_kib(bundle, variant, name, batch) for name in (engine, "none")]
+    if None in peaks:
+        return None
+    with_engine, without = (peak for peak in peaks if peak is not None)
+    return round((with_engine - without) * 1024 / 1e6, 1)
+
+
+def _peak_kib(bundle: Bundle, variant: str, engine: str, batch: int) -> int | None:
+    """What Linux calls VmHWM: unlike ``ru_maxrss``, it does not begin with what the parent had taken."""
+    command = [sys.executable, "-c", _CODE, str(bundle.path), variant, engine, str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+STAGES: tuple[Stage, ...] = ("engine", "end-to-end", "pipelined")
+_WINDOW = 8  # batches whose median is compared with the last window's while warming up
+_STABLE = 0.03
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure and how long.
+
+    Attributes:
+        variants, engines: names; empty for all that the bundle has and that run here.
+        stages: of ``STAGES``.
+        batches, threads: to run each with; None in ``threads`` stands for all.
+        rounds: how often each is measured; intervals are over rounds.
+        seconds: that each is measured in a round.
+        warm_up_s: longest warm-up in a round.
+        frame: (height, width) of the frames of ``end-to-end``.
+        seed: of the order in which settings are measured.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    variants: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ("engine", "end-to-end")
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int | None, ...] = (None,)
+    rounds: int = 5
+    seconds: float = 1.0
+    warm_up_s: float = 5.0
+    frame: tuple[int, int] = (1080, 1920)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := [stage for stage in self.stages if stage not in STAGES]:
+            raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
+        if self.rounds < LEAST_ROUNDS:
+            raise InputError(f"expected at least {LEAST_ROUNDS} rounds for an interval, got {self.rounds}")
+        if min(self.batches, default=0) < 1 or not self.seconds > 0 or not self.warm_up_s >= 0:
+            raise InputError("expected batches of at least 1, and seconds above 0")
+        for name in self.engines:
+            engine_class(name)
+
+
+def bench(
+    bundles: Sequence[Bundle], options: BenchOptions, *, progress: Callable[[str, int, int], None] | None = None
+) -> BenchResult:
+    """Measure every setting that runs here.
+
+    A variant that disagrees with FP32 on this machine is refused, as ``edgeclip label`` would refuse it.
+
+    Args:
+        progress: called with (what is done, steps done, steps in all).
+
+    Raises:
+        InputError: no setting runs here; the first reasons are given.
+        IntegrityError: a file of a bundle was altered.
+    """
+    say = progress or (lambda _what, _done, _all: None)
+    settings, refused = [], []
+    of_model = {bundle.manifest.model.id: bundle for bundle in bundles}
+    if len(of_model) < len(bundles):
+        raise InputError("expected bundles of different models, got one twice: give each once")
+    for bundle in bundles:
+        for setting in settings_of(bundle, options):
+            if why := _refusal(bundle, setting):
+                refused.append((setting, why))
+            else:
+                settings.append(setting)
+    if not settings:
+        reasons = "; ".join(f"{setting}: {why}" for setting, why in refused[:3])
+        raise InputError(f"nothing to measure runs here: {reasons or 'no variant suits an engine that is installed'}")
+    rounds: dict[Setting, list[_Round]] = defaultdict(list)
+    order = random.Random(options.seed)
+    steps = options.rounds * len(settings)
+    with Telemetry() as telemetry:
+        for _ in range(options.rounds):
+            for setting in order.sample(settings, len(settings)):
+                say(str(setting), sum(map(len, rounds.values())), steps)
+                rounds[setting].append(_round(of_model[setting.model], setting, options, telemetry))
+        conditions = telemetry.conditions()
+    memory = {
+        key: memory_mb(of_model[key[0]], key[1], key[2], batch=key[3])
+        for key in dict.fromkeys(_memory_key(setting) for setting in settings)
+    }
+    measured = tuple(
+        Measured(
+            setting=setting,
+            ran_on=done[-1].ran_on,
+            rounds_ms=tuple(each.times_ms for each in done),
+            warm_up_s=round(sum(each.warm_up_s for each in done), 3),
+            stable=all(each.stable for each in done),
+            memory_mb=memory[_memory_key(setting)],
+            energy=_together([each.energy for each in done]),
+        )
+        for setting, done in rounds.items()
+    )
+    return BenchResult(
+        bundles={bundle.manifest.model.id: bundle.manifest.model.name for bundle in bundles},
+        measured=tuple(sorted(measured, key=lambda each: settings.index(each.setting))),
+        refused=tuple(refused),
+        machine=describe_machine(),
+        conditions=conditions,
+    )
+
+
+def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[Setting]:
+    """Every combination that is meant to go together, whether it runs here or not."""
+    spec = bundle.manifest.encoder.preprocess
+    names = options.variants or tuple(variant.name for variant in bundle.manifest.variants)
+    for variant in (bundle.variant(name) for name in names):
+        for engine in options.engines or tuple(ENGINES):
+            suits = engine_class(engine).suits(variant)
+            if not suits or not (options.engines or engine_class(engine).available()):
+                continue
+            for stage in options.stages:
+                for batch in options.batches:
+                    for threads in options.threads if engine_class(engine).on_cpu else (None,):
+                        yield Setting(
+                            model=bundle.manifest.model.id,
+                            variant=variant.name,
+                            engine=engine,
+                            stage=stage,
+                            batch=batch,
+                            threads=threads,
+                            size=(spec.height, spec.width),
+                            frame=options.frame if stage == "end-to-end" else None,
+                        )
+
+
+def _refusal(bundle: Bundle, setting: Setting) -> str:
+    """Why a setting is not measured, or nothing."""
+    if setting.batch > 1 and not bundle.variant(setting.variant).dynamic_batch:
+        return "the variant takes one image at a time"
+    if setting.stage == "end-to-end" and not bundle.manifest.tables:
+        return "the bundle has no prompt table to label with"
+    golden = golden_of(bundle)
+    if golden is None:
+        return "the bundle has no golden images to prove it on: export it again"
+    try:
+        proof = prove(bundle, setting.variant, setting.engine, golden)
+    except IntegrityError:
+        raise  # a bundle that cannot be trusted
+    except EdgeclipError as error:
+        return str(error)
+    return f"disagrees with fp32 here: {'; '.join(proof.failures)}" if proof.failures else ""
+
+
+@dataclass(frozen=True)
+class _Round:
+    ran_on: str
+    times_ms: tuple[float, ...]
+    warm_up_s: float
+    stable: bool
+    energy: Energy | None
+
+
+def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: Telemetry) -> _Round:
+    """Load a setting, warm it up, measure it."""
+    golden = golden_of(bundle)
+    assert golden is not None  # _refusal saw to it
+    with ExitStack() as stack:
+        encoder, run = _runner(bundle, setting, golden, stack)
+        begun = time.perf_counter()
+        stable = _warm_up(run, options.warm_up_s)
+        start = telemetry.mark()
+        times: list[float] = []
+        while len(times) < 2 or time.perf_counter() - start < options.seconds:
+            times.append(run() * 1e3)
+        energy = telemetry.energy(start, telemetry.mark())
+        return _Round(
+            ran_on=encoder.engine.describe(),
+            times_ms=tuple(round(each, 4) for each in times),
+            warm_up_s=start - begun,
+            stable=stable,
+            energy=None if isinstance(energy, str) else energy,
+        )
+
+
+def _runner(
+    bundle: Bundle, setting: Setting, golden: Golden, stack: ExitStack
+) -> tuple[ImageEncoder, Callable[[], float]]:
+    """What is called again and again: it runs one batch and gives the seconds that it took."""
+    pipelined = setting.stage == "pipelined"
+    precision = bundle.variant(setting.variant).precision
+    parallel = engine_class(setting.engine).best_parallel(precision) if pipelined else 1
+    encoder = stack.enter_context(
+        ImageEncoder(bundle, setting.variant, engine=setting.engine, threads=setting.threads, parallel=parallel)
+    )
+    small = decoded_images(golden.files, bundle.manifest.encoder.preprocess)  # (N, H, W, 3) uint8
+    batch = small[np.arange(setting.batch) % len(small)]
+    if setting.stage == "engine":
+        images = encoder.preprocess.normalise_batch(batch)
+        return encoder, lambda: _timed(lambda: encoder.engine.infer(images))
+    if setting.frame is not None:
+        frames = _enlarged(batch, setting.frame)
+        scorer = Scorer(bundle.table(bundle.manifest.tables[0].name), bundle.manifest.encoder)
+        return encoder, lambda: _timed(lambda: _label(encoder, scorer, frames))
+    encoder.engine.prepare(setting.batch)
+    return encoder, _pipeline(encoder, batch, parallel, stack)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _label(encoder: ImageEncoder, scorer: Scorer, frames: Sequence[ByteArray]) -> list[str]:
+    """Frames to their labels, as the loop does it for one batch."""
+    return [scorer.top(row, 1)[0].label for row in scorer.scores(encoder.encode(frames))]
+
+
+def _enlarged(small: ByteArray, size: tuple[int, int]) -> list[ByteArray]:
+    """Golden images as camera frames: (H, W, 3) uint8 RGB of ``size`` (height, width)."""
+    return [opencv().resize(image, size[::-1]) for image in small]
+
+
+def _pipeline(encoder: ImageEncoder, batch: ByteArray, parallel: int, stack: ExitStack) -> Callable[[], float]:
+    """Keeps ``parallel`` batches under way; a call takes the oldest and gives the time since the one before."""
+    under_way = deque(encoder.start(batch) for _ in range(parallel))
+    stack.callback(lambda: [pending.result() for pending in under_way])
+    last = time.perf_counter()
+
+    def run() -> float:
+        nonlocal last
+        under_way.popleft().result()
+        under_way.append(encoder.start(batch))
+        before, last = last, time.perf_counter()
+        return last - before
+
+    return run
+
+
+def _warm_up(run: Callable[[], float], limit_s: float) -> bool:
+    """Run until the median of a window is within 3 % of that of the window before; whether that came in time."""
+    start = time.perf_counter()
+    before = np.inf
+    while True:
+        window = float(np.median([run() for _ in range(_WINDOW)]))
+        if abs(window - before) <= _STABLE * before < np.inf:
+            return True
+        if time.perf_counter() - start > limit_s:
+            return False
+        before = window
+
+
+def _together(energies: Sequence[Energy | None]) -> Energy | None:
+    """The energy of several windows; None unless it is known of each."""
+    known = [each for each in energies if each is not None]
+    return sum_of(known) if known and len(known) == len(energies) else None
+
+
+def _memory_key(setting: Setting) -> tuple[str, str, str, int]:
+    return setting.model, setting.variant, setting.engine, setting.batch

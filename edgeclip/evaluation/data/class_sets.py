@@ -1,0 +1,179 @@
+"""Class folders and a file of names, or the usual name of a set, in; one prompt class a folder out. Templates likewise.
+
+The usual names are those of CLIP_benchmark: ``imagenet1k``, ``cifar10``, ``flowers``, … Its two files of names and
+templates, objects of set → list, can be given as they are; ImageNet's come with open_clip.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeclip.class_names import check_templates, read_json
+from edgeclip.errors import InputError, PromptError, SourceError
+from edgeclip.extras import require
+from edgeclip.prompts import PromptClass, load_templates, make_classes
+from edgeclip.training.data.labelled import read_class_names
+
+_IMAGENET = "imagenet1k"
+_ALIASES = {"imagenet": _IMAGENET, "imagenet-1k": _IMAGENET, "imagenet_1k": _IMAGENET}
+_NAMES, _TEMPLATES = "en_classnames.json", "en_zeroshot_classification_templates.json"
+# Sets whose classes are called as their own folders or labels are, so that CLIP_benchmark has templates only.
+_SELF_NAMED = frozenset(
+    {"cifar10", "cifar100", "food101", "sun397", "cars", "fgvc_aircraft", "dtd", "stl10", "resisc45"}
+)
+# What makers of shards put beside them, or beside the folder that they lie in.
+_BESIDE = ("classes.json", "classnames.txt")
+
+Names = list[list[str]]
+
+
+def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str = "") -> tuple[PromptClass, ...]:
+    """One class a folder: names from a file or a set, else the folder's name with underscores read as spaces.
+
+    Args:
+        names: JSON object of folder → name or list of names; or names in the order of the folders (a JSON list, or text
+            with one a line); or CLIP_benchmark's file, of which ``class_set`` is taken.
+        class_set: the usual name of a set whose names to take, ``imagenet`` say. Folders that are called like its
+            classes are found by name, others by their order, of which there must be as many. Of sets that have no other
+            names (``cifar10``) the folders' are taken.
+
+    Raises:
+        InputError: a folder without a name, another number of names, an unreadable file or an unknown set.
+    """
+    found = _names(names, class_set) if names or class_set else {}
+    if isinstance(found, Mapping):
+        if found and (missing := [folder for folder in folders if folder not in found]):
+            raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
+        return make_classes({folder: _several(found.get(folder, folder.replace("_", " "))) for folder in folders})
+    row_of = {plain_name(name): row for row, given in enumerate(found) for name in given}
+    if all(plain_name(folder) in row_of for folder in folders):
+        return make_classes({folder: found[row_of[plain_name(folder)]] for folder in folders})
+    if len(found) != len(folders):
+        raise InputError(
+            f"expected names for {len(folders)} classes ({', '.join(folders[:3])}, …), got the {len(found)} of "
+            f"{class_set or names}: give a JSON object of folder → name with --names"
+        )
+    return make_classes(dict(zip(folders, found, strict=True)))
+
+
+def set_prompts(
+    count: int, names: Path | None, *, class_set: str, what: str, beside: Path | None
+) -> tuple[PromptClass, ...]:
+    """The classes of labels that are numbers below ``count``, with all names of the file or set, whose order is theirs.
+
+    Args:
+        beside: a file of names to take where neither is given.
+
+    Raises:
+        SourceError: no names are given.
+        InputError: fewer names than labels, an unreadable file or an unknown set.
+    """
+    if not names and (not class_set or class_set in _SELF_NAMED):
+        names, class_set = beside, ""
+    if not names and not class_set:
+        raise SourceError(
+            f"expected the names of the classes 0 to {count - 1} of {what}, got none: put classes.json beside it, or "
+            "pass --names FILE or --classes SET"
+        )
+    found = _names(names, class_set)
+    if isinstance(found, Mapping):
+        found = [_several(found.get(str(index), "")) for index in range(max(count, len(found)))]
+    if len(found) < count or not all(all(given) for given in found):
+        raise InputError(
+            f"expected names of the classes 0 to {count - 1} of {what}, got {len(found)} of them or empty ones in "
+            f"{class_set or names}"
+        )
+    taken: Counter[str] = Counter()
+    classes = {}
+    for given in found:  # two classes of a set may share a name
+        taken[given[0]] += 1
+        classes[given[0] if taken[given[0]] == 1 else f"{given[0]} ({taken[given[0]]})"] = given
+    return make_classes(classes)
+
+
+def set_templates(name_or_file: str, class_set: str = "") -> tuple[str, ...]:
+    """Templates as ``load_templates`` gives them; also those of a set, and of a file of sets.
+
+    Args:
+        name_or_file: empty for those that are usual for ``class_set``, or ``simple`` where there is none.
+
+    Raises:
+        PromptError: no such file or set, or a template without exactly one placeholder.
+    """
+    key = _ALIASES.get(class_set, class_set)
+    path = Path(name_or_file)
+    if not name_or_file:
+        if not key:
+            return load_templates("simple")
+        if key == _IMAGENET:
+            return load_templates("imagenet")
+        path = _asset(_TEMPLATES, f"the templates of {class_set}", "--templates")
+    if path.suffix == ".json" and path.is_file() and isinstance(sets := read_json(path), dict):
+        return check_templates(_of_set(sets, key, path), str(path))
+    return load_templates(name_or_file)
+
+
+def names_beside(file: Path | None) -> Path | None:
+    """The file of class names that lies beside a file of images, or one folder up."""
+    places = [folder / name for folder in (file.parent, file.parent.parent) for name in _BESIDE] if file else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
+    """Names by folder, or in the order of labels."""
+    key = _ALIASES.get(class_set, class_set)
+    if path is None:
+        if key in _SELF_NAMED:
+            return {}
+        if key == _IMAGENET:
+            open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet class names")
+            return [[name] for name in open_clip.IMAGENET_CLASSNAMES]
+        path = _asset(_NAMES, f"the class names of {class_set}", "--names")
+    if path.suffix == ".txt":
+        return read_class_names(path)
+    try:
+        given = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"expected a JSON object of folder → class name at {path} ({error})") from error
+    if isinstance(given, dict) and key in _SELF_NAMED and key not in given and _IMAGENET in given:
+        return {}
+    if isinstance(given, dict) and key and (key in given or _of_sets(given)):
+        return [_several(name) for name in _of_set(given, key, path)]
+    if isinstance(given, dict):
+        return given
+    return read_class_names(path)
+
+
+def _of_sets(given: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, list) for value in given.values())
+
+
+def _of_set(sets: Mapping[str, Any], key: str, path: Path) -> list[str]:
+    if not key:
+        raise PromptError(f"expected the name of a set in {path}, got none: pass --classes, one of {', '.join(sets)}")
+    if not isinstance(sets.get(key), list):
+        raise PromptError(f"expected --classes out of {', '.join(sets)} in {path}, got {key!r}")
+    return [str(item) for item in sets[key]]
+
+
+def _asset(name: str, what: str, option: str) -> Path:
+    """A file of CLIP_benchmark's, if that is installed."""
+    found = importlib.util.find_spec("clip_benchmark")
+    for place in (found.submodule_search_locations or ()) if found else ():
+        if (path := Path(place) / "datasets" / name).is_file():
+            return path
+    raise PromptError(f"{what} come with clip_benchmark, which is not installed: pass {option} FILE (its {name}, say)")
+
+
+def _several(given: Any) -> list[str]:
+    return [given] if isinstance(given, str) else [str(name) for name in given]
+
+
+def plain_name(name: str) -> str:
+    """What a class or its folder is called, without regard to case and underscores."""
+    return name.replace("_", " ").strip().casefold()

@@ -1,0 +1,1 @@
+"""Labelled images, class names and templates in; which of them are worth having out."""

@@ -1,0 +1,306 @@
+"""What a robustness run found: its values, written and read as JSON, and the lines that people read.
+
+A robustness report in, its files out; the picture shows accuracy under shift and what a variant loses beyond.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeclip.devices.machine.probe import Description, summary
+from edgeclip.errors import InputError
+from edgeclip.evaluation.statistics.effective_robustness import Effective
+from edgeclip.evaluation.statistics.metrics import wilson_interval
+from edgeclip.evaluation.statistics.paired import ExtraLoss, PairedDifference
+from edgeclip.evaluation.wise import Accuracy
+from edgeclip.extras import require
+from edgeclip.files import atomic_file, write_json, write_text
+
+_Z95 = 1.959964
+
+
+class CorruptionResult(msgspec.Struct, frozen=True):
+    """One corruption. Lists of accuracies are in the order of the report's variants.
+
+    Attributes:
+        by_severity: for each of the report's severities, the variants' accuracies.
+        mean: over the severities.
+        extra: for each variant but the first, its extra loss against the first.
+    """
+
+    name: str
+    by_severity: list[list[Accuracy]]
+    mean: list[Accuracy]
+    extra: list[ExtraLoss]
+
+
+class ShiftResult(msgspec.Struct, frozen=True):
+    """One set of other images.
+
+    Attributes:
+        images, classes, unreadable: scored, among how many, and left out because they cannot be decoded.
+        images_id: digest of which images were scored.
+        top1: by variant.
+        clean_top1: by variant, on the clean images of the same classes, scored among these alone; None where the sets
+            have other classes.
+        difference: for each variant but the first, less the first, on this set.
+        extra: the same less the difference on all clean images.
+    """
+
+    name: str
+    images: int
+    classes: int
+    unreadable: int
+    images_id: str
+    top1: list[Accuracy]
+    clean_top1: list[float] | None
+    difference: list[PairedDifference]
+    extra: list[ExtraLoss]
+
+
+class EffectiveResult(msgspec.Struct, frozen=True):
+    """Effective robustness of a variant on ``shift``; where it cannot be told, ``reason`` says why."""
+
+    shift: str
+    variant: str
+    value: Effective | None = None
+    reason: str = ""
+
+
+class RobustnessReport(msgspec.Struct, frozen=True):
+    """All of it. Lists of accuracies are in the order of ``variants``, lists of losses in that of ``variants[1:]``.
+
+    Attributes:
+        n, unreadable, classes: clean images that were scored, that cannot be decoded, and classes.
+        images_id: digest of which images were scored; two reports are comparable if it is the same.
+        suite: version of the corruptions' pixels.
+        clean, corrupted: top-1 without corruption, and its mean over all corruptions and severities.
+        clean_difference: less the first variant, on clean images.
+        extra: loss under corruption beyond that on clean images, against the first variant.
+    """
+
+    model_id: str
+    data: str
+    n: int
+    unreadable: int
+    classes: int
+    images_id: str
+    variants: list[str]
+    severities: list[int]
+    seed: int
+    suite: int
+    templates: tuple[str, ...]
+    clean: list[Accuracy]
+    clean_difference: list[PairedDifference]
+    corrupted: list[Accuracy]
+    extra: list[ExtraLoss]
+    corruptions: list[CorruptionResult]
+    shifts: list[ShiftResult]
+    machine: Description
+    effective: list[EffectiveResult] = []
+
+
+def accuracy_of(hits: npt.NDArray[np.bool_]) -> Accuracy:
+    """Top-1 of hits (N,), or its mean over K conditions of the same images (K, N), with a 95 % interval.
+
+    One condition has Wilson's. For several, each image gives its mean and the images are what varies; two hits and two
+    misses are added, as Agresti and Coull (1998) do for a proportion.
+    """
+    if hits.ndim == 1:
+        return Accuracy(float(hits.mean()), wilson_interval(int(hits.sum()), len(hits)))
+    rates = np.concatenate([hits.mean(axis=0), [0, 0, 1, 1]])  # (N + 4,)
+    centre, half = float(rates.mean()), _Z95 * float(rates.std()) / math.sqrt(len(rates))
+    return Accuracy(float(hits.mean()), (max(0.0, centre - half), min(1.0, centre + half)))
+
+
+def read_report(path: Path) -> RobustnessReport:
+    """Read what ``--json`` wrote.
+
+    Raises:
+        InputError: absent, or not such a file.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RobustnessReport)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InputError(
+            f"expected the JSON of an earlier robustness run at {path} ({error}): make it with edgeclip robustness "
+            "--json"
+        ) from error
+
+
+def verdict(loss: ExtraLoss, *, variant: str, reference: str) -> str:
+    """One sentence: whether a variant suffers more from corruption than the reference does."""
+    low, high = loss.ci95
+    if high < 0:
+        return f"{variant} loses more than {reference} under corruption than it does on clean images: {loss}"
+    if low > 0:
+        return f"{variant} loses less than {reference} under corruption than it does on clean images: {loss}"
+    return f"no difference that these images can show between what corruption costs {variant} and {reference}: {loss}"
+
+
+def report_lines(report: RobustnessReport) -> list[str]:
+    """The report as text."""
+    lines = [
+        f"{report.data}: {report.n:,} images in {report.classes} classes"
+        + (f", {report.unreadable} could not be decoded" if report.unreadable else "")
+        + f"; seed {report.seed}",
+        "",
+        *_table(report),
+        "",
+    ]
+    for row, variant in enumerate(report.variants[1:]):
+        lines.append(f"{variant} less {report.variants[0]} on clean images: {report.clean_difference[row]}")
+        if report.corruptions:
+            lines.append(verdict(report.extra[row], variant=variant, reference=report.variants[0]))
+            intervals = [item.extra[row].ci95 for item in report.corruptions]
+            beyond = sum(not low <= 0 <= high for low, high in intervals)
+            lines.append(
+                f"single corruptions whose interval leaves zero out: {beyond} of {len(intervals)}; "
+                f"chance alone gives about {0.05 * len(intervals):.1f}"
+            )
+    lines += [line for shift in report.shifts for line in _shift_lines(shift, report.variants)]
+    lines += [_effective_line(item) for item in report.effective]
+    lines.append(f"model {report.model_id} on {summary(report.machine)}")
+    return lines
+
+
+def _table(report: RobustnessReport) -> list[str]:
+    """Clean, corrupted, and each corruption from the worst to the best; then the first variant by severity."""
+    first, *others = report.variants
+    width = max(len(name) for name in ["corrupted, mean", *(item.name for item in report.corruptions)])
+    beyond = [f"{name} less {first}, beyond clean, points" for name in others] if report.corruptions else []
+    lines = [
+        _row([f"{'top-1':<{width}}", *(f"{name:<21}" for name in report.variants), *beyond]),
+        _row([f"{'clean':<{width}}", *map(_cell, report.clean)]),
+    ]
+    if report.corruptions:
+        lines.append(_row([f"{'corrupted, mean':<{width}}", *map(_cell, report.corrupted), *map(_loss, report.extra)]))
+        for item in sorted(report.corruptions, key=lambda item: item.mean[0].top1):
+            lines.append(_row([f"{item.name:<{width}}", *map(_cell, item.mean), *map(_loss, item.extra)]))
+        lines += ["", f"top-1 of {first} by severity"]
+        lines.append(_row([" " * width, *(f"{severity:<5}" for severity in report.severities)]))
+        for item in report.corruptions:
+            cells = [f"{by_variant[0].top1:.3f}" for by_variant in item.by_severity]
+            lines.append(_row([f"{item.name:<{width}}", *cells]))
+    return lines
+
+
+def _shift_lines(shift: ShiftResult, variants: Sequence[str]) -> list[str]:
+    lines = [
+        f"{shift.name}: {shift.images:,} images in {shift.classes} classes"
+        + (f", {shift.unreadable} could not be decoded" if shift.unreadable else "")
+    ]
+    for row, variant in enumerate(variants):
+        line = f"  {variant}: {_cell(shift.top1[row]).rstrip()}"
+        if shift.clean_top1:
+            line += f"; clean images of these classes {shift.clean_top1[row]:.3f}"
+        if row:
+            line += (
+                f"; less {variants[0]} {shift.difference[row - 1]}; beyond that on clean images {shift.extra[row - 1]}"
+            )
+        lines.append(line)
+    return lines
+
+
+def _effective_line(item: EffectiveResult) -> str:
+    start = f"effective robustness of {item.variant} on {item.shift}: "
+    if item.value is None:
+        return start + f"not told, {item.reason}"
+    low, high = item.value.ci95
+    return start + (
+        f"{item.value.points:+.1f} points (95 % {low:+.1f} to {high:+.1f}; a line through {item.value.models} models "
+        f"predicts {item.value.predicted:.3f})"
+    )
+
+
+def _cell(accuracy: Accuracy) -> str:
+    return f"{accuracy.top1:.3f} ({accuracy.ci95[0]:.3f}–{accuracy.ci95[1]:.3f})  "
+
+
+def _loss(loss: ExtraLoss) -> str:
+    return f"{loss.points:+.2f} ({loss.ci95[0]:+.2f} to {loss.ci95[1]:+.2f})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "  ".join(cells).rstrip()
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, told apart by all
+_WIDTH, _ROW = 5.4, 0.33  # inches
+
+
+def plot_robustness(report: RobustnessReport, path: Path) -> None:
+    """Draw a report; the suffix of ``path`` chooses the format.
+
+    Left: top-1, clean, corrupted (mean over the severities with its 95 % interval, and a faint mark for each severity)
+    and on shift sets. Right, where there are several variants: extra loss against the first.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figures: Any = require("matplotlib.figure", purpose="draw a plot", extra="train")
+    ordered = sorted(report.corruptions, key=lambda item: -item.mean[0].top1)
+    rows: list[tuple[str, list[Accuracy]]] = [("clean", report.clean)]
+    rows += [(item.name, item.mean) for item in ordered]
+    rows += [("all corruptions", report.corrupted)] if ordered else []
+    rows += [(Path(shift.name).name or shift.name, shift.top1) for shift in report.shifts]
+    several = len(report.variants) > 1
+    figure = figures.Figure(figsize=(_WIDTH * (2 if several else 1), 1.3 + _ROW * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2 if several else 1, sharey=True, squeeze=False)[0]
+    for variant, name in enumerate(report.variants):
+        shift = _beside(variant, len(report.variants))
+        for row, (_, accuracies) in enumerate(rows):
+            _point(panels[0], accuracies[variant].top1, accuracies[variant].ci95, row + shift, _COLOURS[variant % 6])
+        for row, item in enumerate(ordered, start=1):
+            found = [by_variant[variant].top1 for by_variant in item.by_severity]
+            panels[0].plot(found, [row + shift] * len(found), "|", color=_COLOURS[variant % 6], alpha=0.5, ms=7)
+        panels[0].plot([], [], "o", color=_COLOURS[variant % 6], ms=4, label=name)
+    panels[0].set_yticks(range(len(rows)), [name for name, _ in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    panels[0].set_xlim(left=0)
+    severities = ", ".join(map(str, report.severities))
+    panels[0].set_xlabel("top-1 (bars: 95 %" + (f"; ticks: severities {severities})" if ordered else ")"))
+    panels[0].legend(fontsize=8, loc="upper left")
+    if several:
+        losses = [[], *(item.extra for item in ordered), *([report.extra] if ordered else [])]
+        losses += [shift.extra for shift in report.shifts]
+        for variant in range(1, len(report.variants)):
+            shift = _beside(variant - 1, len(report.variants) - 1)
+            for row, found_losses in enumerate(losses):
+                if found_losses:
+                    loss = found_losses[variant - 1]
+                    _point(panels[1], loss.points, loss.ci95, row + shift, _COLOURS[variant % 6])
+        panels[1].axvline(0, color="0.4", lw=0.8)
+        others = ", ".join(report.variants[1:])
+        panels[1].set_xlabel(f"points that {others} gains (+) or loses (-)\nagainst {report.variants[0]}, beyond clean")
+    for panel in panels:
+        panel.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"{Path(report.data).name}: {report.n:,} images, {report.classes} classes", fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def save_report(report: RobustnessReport, folder: Path) -> list[Path]:
+    """Write ``robustness.json``, ``.txt`` and ``.png`` into a folder; returns the paths."""
+    numbers, words, picture = (folder / f"robustness.{kind}" for kind in ("json", "txt", "png"))
+    write_json(numbers, report)
+    write_text(words, "\n".join(report_lines(report)) + "\n")
+    plot_robustness(report, picture)
+    return [numbers, words, picture]
+
+
+def _beside(index: int, count: int) -> float:
+    """Where a variant's mark lies within its row."""
+    return 0.0 if count == 1 else 0.36 * (index / (count - 1) - 0.5)
+
+
+def _point(panel: Any, value: float, interval: tuple[float, float], at: float, colour: str) -> None:
+    panel.hlines(at, *interval, color=colour, lw=1.2, alpha=0.7)
+    panel.plot([value], [at], "o", color=colour, ms=4)

@@ -1,0 +1,1 @@
+"""Hits, ranks and times in; shares, differences and their intervals out."""

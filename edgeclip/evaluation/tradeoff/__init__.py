@@ -1,0 +1,1 @@
+"""Accuracies and times of variants in, the one to ship and the evidence out."""

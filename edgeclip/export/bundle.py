@@ -1,0 +1,189 @@
+"""A ContrastiveModel in, a verified bundle out: FP32 proved equal to the model, variants proved against FP32.
+
+A bundle and a way to fill its folder in, the same bundle with more variants in its place out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeclip.bundle import Bundle, create_bundle
+from edgeclip.calibration.images import crops
+from edgeclip.devices.machine.probe import installed_versions
+from edgeclip.errors import BundleError
+from edgeclip.export.cost import graph_cost
+from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
+from edgeclip.export.merge_tokens.model import REPORT, MergedModel
+from edgeclip.export.onnx import OPSET, compact, export_onnx
+from edgeclip.export.photographs import Photograph
+from edgeclip.export.proofs import check_parity, class_rows, make_golden
+from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
+from edgeclip.files import atomic_folder, cache_dir, write_json
+from edgeclip.manifest import write_manifest
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.images import Image
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.golden import FILE as GOLDEN
+from edgeclip.runtime.proof.parity import Limits
+from edgeclip.spec import EncoderSpec, Manifest, Variant
+from edgeclip.training.model import ContrastiveModel
+
+CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class VariantOptions:
+    """Which variants to make beside FP32, and how.
+
+    Attributes:
+        names: of ``VARIANTS``.
+        calibration: images to measure ranges on; without any, random crops of the photographs.
+        recipe: how to quantize; None for ``default_recipe``.
+        limits: of the comparison with FP32, in place of each precision's own.
+    """
+
+    names: tuple[str, ...] = ()
+    calibration: Sequence[Image] = ()
+    recipe: QuantizationRecipe | None = None
+    limits: Limits | None = None
+
+
+def export_bundle(
+    model: ContrastiveModel,
+    path: Path,
+    *,
+    photos: Sequence[Photograph],
+    variants: VariantOptions = VariantOptions(),
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Export, compare and write a bundle; a failure leaves nothing behind, nor harms a bundle that was there.
+
+    Args:
+        photos: real photographs for the comparison (``photographs``).
+        variants: what to make beside FP32.
+        overwrite: replace a bundle at ``path``.
+        progress: called with a short sentence before each step.
+
+    Raises:
+        ModelError: the model cannot be exported.
+        ParityError: a graph disagrees with the model, or a variant with FP32.
+        LintError: a variant that TensorRT would refuse.
+        InputError: ``path`` exists already or cannot be written.
+    """
+    say = progress or (lambda _: None)
+    check_variant_names(variants.names)
+    with create_bundle(path, overwrite=overwrite) as folder:
+        say(f"exporting {model.name} to ONNX")
+        fp32 = folder / "image_encoder" / "fp32.onnx"
+        written = export_onnx(
+            model.exportable(), model.encoder, fp32, metadata=onnx_metadata(model.name, model.identity.id, "fp32")
+        )
+        say(f"comparing fp32 with the model on {len(photos)} photographs")
+        write_report(folder, "fp32", check_parity(model, fp32, photos))
+        graph_cost(fp32).save(folder)
+        made = [
+            Variant(
+                name="fp32",
+                file="image_encoder/fp32.onnx",
+                data_files=tuple(file.relative_to(folder).as_posix() for file in written[1:]),
+                precision="fp32",
+                opset=OPSET,
+            )
+        ]
+        say("encoding the golden images")
+        golden = make_golden(fp32, model.encoder, photos, class_rows(model.text, model.encoder.embedding_dim))
+        golden.save(folder / GOLDEN)
+        if isinstance(model, MergedModel):
+            say("comparing with the model before its tokens were merged")
+            write_json(folder / REPORT, model.report(photos, golden.classes))
+        if variants.names:
+            images = calibration_inputs(variants.calibration, photos, model.encoder)
+            recipe = variants.recipe or default_recipe(fp32)
+            materials = Materials(fp32, model.encoder, golden, images, recipe, variants.limits)
+            made += make_variants(variants.names, folder, materials, progress=say)
+        if len(written) == 1 and compact(fp32):
+            say("comparing fp32 again, its weights stored in 8 bits")
+            write_report(folder, "fp32", check_parity(model, fp32, photos))
+        write_manifest(
+            folder,
+            Manifest(
+                model=model.identity, encoder=model.encoder, variants=tuple(made), tools=installed_versions(TOOLS)
+            ),
+            scan=True,
+        )
+    return Bundle.open(path)
+
+
+def calibration_inputs(
+    images: Sequence[Image], photos: Sequence[Photograph], encoder: EncoderSpec, *, count: int = CALIBRATION_IMAGES
+) -> FloatArray:
+    """Images, or without any ``count`` random crops of the photographs, preprocessed: (N, 3, H, W) float32."""
+    views = images or crops([image for _, image in photos], count)
+    preprocessor = Preprocessor(encoder.preprocess)
+    return np.stack([preprocessor(view) for view in views])  # a chosen set decodes one at a time
+
+
+def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str]:
+    """What an ONNX file of ours says of itself in its ``metadata_props``."""
+    return {"edgeclip.model": model_name, "edgeclip.model_id": model_id, "edgeclip.variant": variant}
+
+
+@contextmanager
+def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, list[Variant]]]:
+    """Yield a copy of the bundle's folder, and a list to add variants to; it takes the bundle's place on success.
+
+    Args:
+        names: of the variants that will be made; those of the bundle that are called so are left out of the copy.
+
+    Raises:
+        BundleError: the bundle cannot be written to; see ``require_writable``.
+        IntegrityError: a file of the bundle does not match its hash.
+    """
+    require_writable(bundle)
+    manifest = bundle.manifest
+    kept = [variant for variant in manifest.variants if variant.name not in names]
+    dropped = {
+        file
+        for variant in manifest.variants
+        if variant not in kept
+        for file in (variant.file, *variant.data_files, f"reports/parity-{variant.name}.json")
+    }
+    with atomic_folder(bundle.path, overwrite=True) as folder:
+        for relative in bundle.verify():
+            if relative not in dropped:
+                _link(bundle.path / relative, folder / relative)
+        made: list[Variant] = []
+        yield folder, made
+        tools = {**manifest.tools, **installed_versions(TOOLS)}
+        write_manifest(folder, msgspec.structs.replace(manifest, variants=(*kept, *made), tools=tools), scan=True)
+
+
+def require_writable(bundle: Bundle) -> None:
+    """Refuse a bundle that nothing can be added to.
+
+    Raises:
+        BundleError: it is the shipped one, or was opened from a ``.tar``: the cache holds that under the tar's sha256.
+    """
+    if bundle.is_starter:
+        raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
+    if bundle.path.parent == cache_dir("bundles"):
+        raise BundleError("expected a bundle's folder to write to, got one in a .tar: unpack it first")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, where the file system can: a bundle may hold gigabytes, and files are never
+    written in place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,119 @@
+"""An FP32 ONNX graph and images in, the largest magnitude of every value that it computes out."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+
+from edgeclip.errors import InputError, ModelError
+from edgeclip.export.int8.statistics import Values, image_digest, open_store
+from edgeclip.export.onnx import save_graph
+from edgeclip.extras import require
+from edgeclip.files import external_data, sha256_file, sha256_json
+from edgeclip.prompts import FloatArray
+
+_LARGEST, _ELEMENTS, _FINITE = b"largest", b"elements", b"finite"
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """What a value was over all images.
+
+    Attributes:
+        largest: the largest magnitude; inf or NaN if the graph itself overflows.
+        elements: numbers for one image, at least 1.
+    """
+
+    largest: float
+    elements: int
+
+
+def measure_ranges(path: Path, images: FloatArray) -> dict[str, Range]:
+    """Run the graph on ONNX Runtime's CPU provider and look at every float32 value by its name.
+
+    Each value is reduced to its largest magnitude inside the graph, so memory does not grow with the number of values.
+    What an image gave is kept (``export/int8/statistics.py``): it is run once for a graph.
+
+    Args:
+        path: a graph with the input ``image``.
+        images: (N, 3, H, W) float32, preprocessed.
+
+    Raises:
+        InputError: no images, or not of the graph's shape.
+        ModelError: the graph does not run, or its embedding is not finite.
+    """
+    if images.ndim != 4 or not len(images):
+        raise InputError(f"expected preprocessed images (N, 3, H, W) to measure ranges on, got shape {images.shape}")
+    ir = require("onnx_ir", purpose="measure ranges", extra="export")
+    model = ir.load(path)
+    infer_types(model)
+    names = [value.name for value in _float_values(model)]
+    data = external_data(path)
+    graph = sha256_json([sha256_file(path), sha256_file(data) if data.exists() else None])
+    store = open_store("magnitudes", graph, ort.__version__)
+    found: list[Values] = []
+    with contextlib.ExitStack() as stack:
+        session: ort.InferenceSession | None = None
+        for image in images:
+            digest = image_digest(image[None])
+            known = store.get(digest)
+            if not known:
+                try:
+                    session = session or _load_probe(model, stack)
+                    *measured, embedding = session.run(None, {"image": image[None]})
+                except Exception as error:  # onnxruntime's exceptions share no base class
+                    raise ModelError(f"onnxruntime cannot run {path.name} to measure its ranges ({error})") from error
+                known = {
+                    _LARGEST: np.array(measured[: len(names)]),
+                    _ELEMENTS: np.array(measured[len(names) :]),
+                    _FINITE: np.isfinite(embedding).all(),
+                }
+                store.add(digest, known)
+            found.append(known)
+    if not all(known[_FINITE] for known in found):
+        raise ModelError(f"expected finite embeddings from {path.name}, got some that are not: it cannot be converted")
+    largest = np.max([known[_LARGEST] for known in found], axis=0)
+    sizes = found[0][_ELEMENTS]
+    return {
+        name: Range(largest=float(largest[index]), elements=max(1, int(sizes[index])))
+        for index, name in enumerate(names)
+    }
+
+
+def _load_probe(model: Any, stack: contextlib.ExitStack) -> ort.InferenceSession:
+    """The graph with, as outputs, each float value's largest magnitude, then each one's size, then its own."""
+    ir = require("onnx_ir", purpose="measure ranges", extra="export")
+    graph = model.graph
+    largest: list[Any] = []
+    sizes: list[Any] = []
+    for index, value in enumerate(_float_values(model)):
+        nodes = [ir.node("Abs", [value]), ir.node("Size", [value])]
+        nodes.append(ir.node("ReduceMax", [nodes[0].outputs[0]], attributes={"keepdims": 0}))
+        for kind, node, dtype, outputs in (
+            ("largest", nodes[2], ir.DataType.FLOAT, largest),
+            ("size", nodes[1], ir.DataType.INT64, sizes),
+        ):
+            output = node.outputs[0]
+            output.name, output.dtype, output.shape = f"edgeclip.{kind}.{index}", dtype, ir.Shape([])
+            outputs.append(output)
+        graph.extend(nodes)
+    graph.outputs[:] = [*largest, *sizes, *graph.outputs]
+    probe = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-"))) / "probe.onnx"
+    save_graph(model, probe)
+    return ort.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
+
+
+def infer_types(model: Any) -> None:
+    """Give an onnx_ir model's values types and shapes where the file lacks them and ONNX can tell."""
+    common = require("onnx_ir.passes.common", purpose="infer types", extra="export")
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _float_values(model: Any) -> list[Any]:
+    made = (value for node in model.graph for value in node.outputs)
+    return [value for value in (*model.graph.inputs, *made) if value.dtype is not None and value.dtype.name == "FLOAT"]

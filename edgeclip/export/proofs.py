@@ -1,0 +1,100 @@
+"""A model and its ONNX graph in, how well their embeddings of real photographs agree out; or a typed error.
+
+Photographs in, a bundle's golden set out: 64 views, the FP32 graph's embeddings of them, and classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edgeclip.bundle import Bundle
+from edgeclip.calibration.images import crops
+from edgeclip.errors import InputError, ModelError
+from edgeclip.export.photographs import Photograph
+from edgeclip.prompts import FloatArray, build_table
+from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.golden import COUNT, Golden, decoded_inputs, golden_files
+from edgeclip.runtime.proof.parity import LIMITS, Limits, ParityReport, compare_embeddings, worst_of
+from edgeclip.spec import EncoderSpec
+from edgeclip.training.model import ContrastiveModel, TextTower
+
+
+def check_parity(
+    model: ContrastiveModel, onnx_path: Path, photos: Sequence[Photograph], *, limits: Limits = LIMITS["fp32"]
+) -> ParityReport:
+    """Compare an ONNX file on ONNX Runtime's CPU provider with the model's own ``encode_image``.
+
+    Both see the same preprocessed photographs, the file one by one and all in one batch.
+
+    Raises:
+        ParityError: below the limit, with the worst images.
+        EngineError: the file does not load or run, or gives values that are not finite.
+    """
+    images = preprocess(photos, model.encoder)
+    reference = np.concatenate([model.encode_image(torch.from_numpy(image[None])).numpy() for image in images])
+    names = [name for name, _ in photos]
+    reports = [
+        compare_embeddings(reference, candidate, names, batch_size=size)
+        for size, candidate in run_onnx(onnx_path, images, model.encoder)
+    ]
+    return worst_of(reports).require(limits, what=f"{onnx_path.name} differs from {model.name}")
+
+
+def preprocess(photos: Sequence[Photograph], encoder: EncoderSpec) -> FloatArray:
+    """Photographs as one batch (N, 3, H, W) float32.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not photos:
+        raise InputError("expected photographs to compare on, got none")
+    preprocessor = Preprocessor(encoder.preprocess)
+    return np.stack([preprocessor(pixels) for _, pixels in photos])
+
+
+def run_onnx(path: Path, images: FloatArray, encoder: EncoderSpec) -> list[tuple[int, FloatArray]]:
+    """Embeddings (N, D) of all images at batch 1 and at batch N: [(batch size, rows)]."""
+    with load_engine("onnxruntime", path, encoder) as engine:
+        rows = [(1, np.concatenate([engine.infer(image[None]) for image in images]))]
+        if len(images) > 1:
+            rows.append((len(images), engine.infer(images)))
+    return rows
+
+
+_SEED = 20  # unlike that of the calibration's crops: what ranges were measured on proves little
+
+
+def make_golden(fp32: Path, encoder: EncoderSpec, photos: Sequence[Photograph], classes: FloatArray) -> Golden:
+    """Take all photographs, and random crops of them up to ``COUNT`` views, and encode them.
+
+    Args:
+        fp32: the FP32 graph, already proved against its model.
+        classes: (C, D) unit rows; see ``class_rows``.
+    """
+    names, images = [list(column)[:COUNT] for column in zip(*photos, strict=True)]
+    views = COUNT - len(images)
+    names += [f"{names[view % len(photos)]}, crop {view // len(photos) + 1}" for view in range(views)]
+    images += crops(images, views, seed=_SEED)
+    files = golden_files(images, encoder.preprocess)
+    inputs = decoded_inputs(files, encoder.preprocess)
+    with load_engine("onnxruntime", fp32, encoder) as engine:
+        embeddings = np.concatenate([engine.infer(image[None]) for image in inputs])
+    return Golden(tuple(names), files, embeddings, classes)
+
+
+def class_rows(text: TextTower, width: int) -> FloatArray:
+    """Rows (C, D) of the classes of the starter's table, by the model's own text encoder.
+
+    Returns:
+        (0, D) where the tokenizer's files cannot be had: agreement and margins are then not taken.
+    """
+    classes = Bundle.open("starter").table("objects").classes
+    try:
+        return build_table(text, classes, ("a photo of a {}.",), name="golden", model_id="").embeddings
+    except ModelError:
+        return np.zeros((0, width), np.float32)

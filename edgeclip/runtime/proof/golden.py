@@ -1,0 +1,143 @@
+"""Photographs and their FP32 embeddings, kept in a bundle: what an engine is proved on where no FP32 model can run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from edgeclip.bundle import Bundle
+from edgeclip.errors import IntegrityError
+from edgeclip.files import atomic_file
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.engines.base import ByteArray, Engine, normalise
+from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.parity import ParityReport, compare_embeddings, worst_of
+from edgeclip.spec import PreprocessSpec
+
+FILE = "golden/golden.safetensors"
+COUNT = 64
+_QUALITY = 90
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden images and what FP32 makes of them.
+
+    Attributes:
+        names: of the N photographs, for reports.
+        files: each photograph as a JPEG file of the encoder's size.
+        embeddings: (N, D) float32 of the FP32 graph on ONNX Runtime, not normalised.
+        classes: (C, D) float32 unit rows of a prompt table, to see whether decisions change; (0, D) if there was none.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[bytes, ...]
+    embeddings: FloatArray
+    classes: FloatArray
+
+    def save(self, path: Path) -> None:
+        """Write photographs, embeddings and classes to one ``.safetensors`` file, atomically."""
+        tensors: dict[str, np.typing.NDArray[Any]] = {
+            "jpeg": np.frombuffer(b"".join(self.files), np.uint8),
+            "ends": np.cumsum([len(file) for file in self.files]).astype(np.int64),
+            "embeddings": self.embeddings,
+            "classes": self.classes,
+        }
+        with atomic_file(path) as temporary:
+            safetensors.numpy.save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read what ``save`` wrote.
+
+        Raises:
+            IntegrityError: it is not such a file.
+        """
+        try:
+            with safetensors.safe_open(str(path), "numpy") as opened:
+                names = tuple(json.loads((opened.metadata() or {})["names"]))
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+            files = tuple(file.tobytes() for file in np.split(tensors["jpeg"], tensors["ends"][:-1]))
+            embeddings, classes = tensors["embeddings"], tensors["classes"]
+            if not 0 < len(names) == len(files) == len(embeddings) or embeddings.shape[1:] != classes.shape[1:]:
+                raise ValueError(
+                    f"{len(names)} names, {len(files)} images, embeddings {embeddings.shape}, classes {classes.shape}"
+                )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
+        return cls(names, files, embeddings, classes)
+
+    def inputs(self, spec: PreprocessSpec) -> FloatArray:
+        """The images as one preprocessed batch (N, 3, H, W) float32."""
+        return decoded_inputs(self.files, spec)
+
+    def compare(self, engine: Engine, *, dynamic_batch: bool = True) -> ParityReport:
+        """Hold an engine against the stored embeddings: all images one by one, some in one batch if that is allowed.
+
+        Raises:
+            EngineError: the engine fails, or gives values that are not finite.
+        """
+        inputs = self.inputs(engine.encoder.preprocess)
+        single = np.concatenate([engine.infer(image[None]) for image in inputs])
+        reports = [compare_embeddings(self.embeddings, single, self.names, batch_size=1, classes=self.classes)]
+        if dynamic_batch and len(inputs) > 1:
+            size = min(_BATCH, len(inputs))
+            together = np.concatenate([engine.infer(inputs[:size]), single[size:]])
+            reports.append(
+                compare_embeddings(self.embeddings, together, self.names, batch_size=size, classes=self.classes)
+            )
+        return worst_of(reports)
+
+
+def golden_of(bundle: Bundle) -> Golden | None:
+    """A bundle's golden images, checked against their hash; None if it has none."""
+    return Golden.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
+
+
+def golden_files(images: Sequence[Image], spec: PreprocessSpec) -> tuple[bytes, ...]:
+    """Frames of any size as the JPEG files of a golden set: resized and cropped for the encoder."""
+    cv2 = opencv()
+    preprocess = Preprocessor(spec)
+    files = []
+    for image in images:
+        small = cv2.cvtColor(preprocess.resize(image), cv2.COLOR_RGB2BGR)
+        done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        assert done  # a uint8 frame always encodes
+        files.append(bytes(data))
+    return tuple(files)
+
+
+def decoded_inputs(files: Sequence[bytes], spec: PreprocessSpec) -> FloatArray:
+    """JPEG files as one preprocessed batch (N, 3, H, W) float32.
+
+    Raises:
+        IntegrityError: one is no JPEG of the encoder's size.
+    """
+    return normalise(spec, decoded_images(files, spec))
+
+
+def decoded_images(files: Sequence[bytes], spec: PreprocessSpec) -> ByteArray:
+    """JPEG files as (N, H, W, 3) uint8 RGB.
+
+    Raises:
+        IntegrityError: one is no JPEG of the encoder's size.
+    """
+    cv2 = opencv()
+    images = []
+    for file in files:
+        image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) if file else None
+        # Not resized: it has the encoder's size, and a resize before a crop would cut it a second time.
+        if image is None or image.shape[:2] != (spec.height, spec.width):
+            raise IntegrityError(f"a golden image is no JPEG of {spec.height}x{spec.width}: copy the bundle again")
+        images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return np.stack(images)

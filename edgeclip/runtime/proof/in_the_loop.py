@@ -1,0 +1,97 @@
+"""A loaded encoder in; an error out unless it computes in the loop what it was proved to compute alone.
+
+An engine that agrees with FP32 one frame at a time may not do so as a stream uses it: bytes in, several frames in a
+batch, several batches at once. OpenVINO 2026.4 with two streams gave a CNN's FP32 graph embeddings with a cosine of
+0.04 to 1.0 to the right ones, differently each time it was loaded. So the loop's own way of calling is held against the
+bundle's golden images: all of them once, and two of them at every start.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.errors import ParityError
+from edgeclip.files import atomic_file, cache_dir, sha256_json
+from edgeclip.prompts import FloatArray, unit_rows
+from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
+from edgeclip.runtime.engines.base import ByteArray
+from edgeclip.runtime.proof.golden import decoded_images, golden_of
+from edgeclip.runtime.proof.parity import LIMITS
+from edgeclip.version import __version__
+
+_AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
+
+
+def hold(encoder: ImageEncoder, *, rows: int, parallel: int) -> None:
+    """Encode golden images as a stream would; nothing is done for a bundle that has none.
+
+    Args:
+        encoder: loaded for ``parallel`` batches at once; none of them under way.
+        rows: frames in a full batch.
+        parallel: batches at once.
+
+    Raises:
+        ParityError: an embedding is further from FP32's than the variant's precision allows.
+        EngineError: the engine fails.
+    """
+    kept = _kept(encoder, rows, parallel)
+    few = _read(kept)
+    if few is not None:
+        images, expected = few
+        # Every one of the batches that may be under way gets them.
+        together, expected = np.concatenate([images] * parallel), np.concatenate([expected] * parallel)
+        _check(encoder, together, expected, rows=min(rows, len(images)), parallel=parallel)
+        return
+    golden = golden_of(encoder.bundle)
+    if golden is None:
+        return
+    images = decoded_images(golden.files, encoder.bundle.manifest.encoder.preprocess)
+    expected = unit_rows(golden.embeddings)
+    _check(encoder, images, expected, rows=rows, parallel=parallel)
+    with atomic_file(kept) as temporary:
+        few_of = {"images": images[:_AT_EVERY_START], "expected": expected[:_AT_EVERY_START]}
+        safetensors.numpy.save_file({name: np.ascontiguousarray(few) for name, few in few_of.items()}, str(temporary))
+
+
+def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, rows: int, parallel: int) -> None:
+    got: list[FloatArray] = []
+    under_way: deque[PendingEmbeddings] = deque()
+    for first in range(0, len(images), rows):
+        if len(under_way) == parallel:
+            got.append(under_way.popleft().result()[0])
+        under_way.append(encoder.start(images[first : first + rows]))
+    got += [pending.result()[0] for pending in under_way]
+    cosine = float((np.concatenate(got) * expected).sum(axis=1).min())
+    least = LIMITS[encoder.variant.precision].min_cosine
+    if not cosine >= least:
+        at_once = f"{parallel} batches of {rows} at once" if parallel > 1 else f"batches of {rows}"
+        raise ParityError(
+            f"{encoder.variant.name} on {encoder.engine.name} in {at_once}: expected embeddings with a cosine of at "
+            f"least {least:g} to FP32's, got {cosine:.4f}: use another --engine or --variant"
+        )
+
+
+def _kept(encoder: ImageEncoder, rows: int, parallel: int) -> Path:
+    bundle, variant = encoder.bundle, encoder.variant
+    key = (
+        (variant, bundle.graph_digests(variant.name), bundle.manifest.encoder),
+        (encoder.engine.name, encoder.engine.threads, rows, parallel),
+        describe_machine(),
+        __version__,
+    )
+    return cache_dir("streams") / f"{sha256_json(key)}.safetensors"
+
+
+def _read(path: Path) -> tuple[ByteArray, FloatArray] | None:
+    """Images (N, H, W, 3) uint8 and their unit embeddings (N, D), or None if they were not kept."""
+    try:
+        tensors = safetensors.numpy.load_file(str(path))
+        return tensors["images"], tensors["expected"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None

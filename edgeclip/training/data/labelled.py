@@ -1,0 +1,120 @@
+"""Pairs with labels in, decoded images out, once and in the stored order: for features, validation and probes.
+
+A file of class names in, the names of each class in label order out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeclip.errors import PromptError, SourceError, TrainingError
+from edgeclip.prompts import parse_classes
+from edgeclip.runtime.images import Image, decode_image, read_image
+from edgeclip.training.data.pairs import Damaged, Pair, PairSource, Share, Tally
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image: its key in the source, (H, W, 3) uint8 RGB, and the index of its class."""
+
+    key: str
+    image: Image
+    label: int
+
+
+class LabelledSamples:
+    """Every labelled image of a source that can be read.
+
+    Attributes:
+        source: where they come from.
+        skipped: what the last pass left out because its image or label is missing or damaged.
+    """
+
+    def __init__(self, source: PairSource) -> None:
+        self.source = source
+        self.skipped = Tally()
+
+    def __iter__(self) -> Iterator[Sample]:
+        """One pass.
+
+        Raises:
+            TrainingError: nothing that can be read.
+        """
+        self.skipped, count = Tally(), 0
+        for item in self.source.read(Share()):
+            if isinstance(item, Damaged):
+                self.skipped.add(item)
+            elif item.label < 0:
+                self.skipped.add(Damaged(item.key, "label missing"))
+            else:
+                try:
+                    image = decoded(item)
+                except SourceError as error:
+                    self.skipped.add(Damaged(item.key, str(error)))
+                    continue
+                count += 1
+                yield Sample(item.key, image, item.label)
+        if not count:
+            raise TrainingError(f"no sample in {self.source.name} could be read ({self.skipped})")
+
+
+def decoded(pair: Pair) -> Image:
+    """The image of a pair, (H, W, 3) uint8 RGB.
+
+    Raises:
+        SourceError: missing, damaged or not an image.
+    """
+    return read_image(pair.image) if isinstance(pair.image, Path) else decode_image(pair.image, name=pair.key)
+
+
+def content_digest(source: PairSource) -> str:
+    """Hex sha256 of all that a source holds, whatever its form: keys, images, captions, labels. Reads it all."""
+    digest = hashlib.sha256()
+    for item in source.read(Share()):
+        digest.update(repr(item if isinstance(item, Damaged) else (item.key, item.captions, item.label)).encode())
+        if isinstance(item, Pair):
+            try:
+                digest.update(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
+            except OSError as error:
+                digest.update(str(error.strerror).encode())  # a missing image is part of what it holds
+    return digest.hexdigest()
+
+
+def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[str]]:
+    """Names of each class, in label order.
+
+    The file is a JSON list of names, of lists of names or of ``{"names": [...]}``; or text, one class a line with
+    its names joined by ``|``; or, where classes are folders, a JSON object of folder name → name or names.
+
+    Args:
+        folders: the class folders in label order, if classes are folders.
+
+    Raises:
+        TrainingError: absent, malformed, a class without a name, or another number of classes than folders.
+    """
+    try:
+        if path.suffix == ".txt" and path.is_file():
+            names = [list(item.names) for item in parse_classes(str(path))]
+        else:
+            names = _from_json(json.loads(path.read_text(encoding="utf-8")), folders)
+    except (OSError, ValueError, KeyError, PromptError) as error:
+        raise TrainingError(f"expected a JSON list of class names at {path} ({error})") from error
+    if not names or not all(all(each) and each for each in names):
+        raise TrainingError(f"expected a name for every class in {path}, got {len(names)} classes")
+    if folders and len(names) != len(folders):
+        raise TrainingError(f"expected names for {len(folders)} class folders in {path}, got {len(names)}")
+    return names
+
+
+def _from_json(loaded: object, folders: Sequence[str]) -> list[list[str]]:
+    if isinstance(loaded, dict) and folders:
+        loaded = [loaded[folder] for folder in folders]
+    names: list[list[str]] = []
+    for item in loaded if isinstance(loaded, list) else []:
+        given = item.get("names", []) if isinstance(item, dict) else item
+        names.append([given] if isinstance(given, str) else [str(name) for name in given])
+    return names

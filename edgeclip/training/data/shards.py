@@ -1,0 +1,211 @@
+"""WebDataset tars in (files, ``pipe:`` commands, addresses), their samples out, streamed.
+
+A sample is a run of files that share their name up to the first dot: an image, and ``.cls`` (a class index), ``.txt``
+(a caption) or ``.json`` (an object with a caption or captions).
+
+The package ``webdataset`` is not used: its pipelines cannot be taken up again at the sample, and it reads with
+``tarfile``, which takes damage in mid-archive for the end (see ``training/data/shards.py``). Its format is.
+
+The bytes of a tar in, read once from front to back; its files' names and contents out.
+
+The standard library's ``tarfile`` takes a damaged header in mid-archive for the end of it, so that a cut or overwritten
+shard would silently lose samples, and it keeps every member in memory. This reader parses headers with
+``tarfile.TarInfo`` but insists on the mark that ends an archive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import itertools
+import re
+import tarfile
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import msgspec
+
+from edgeclip.errors import TrainingError
+from edgeclip.files import sha256_json
+from edgeclip.runtime.images import IMAGE_SUFFIXES
+from edgeclip.runtime.sources.address import without_password
+from edgeclip.training.data.labelled import read_class_names
+from edgeclip.training.data.pairs import Classes, Damaged, Pair, PairSource, Share
+from edgeclip.training.data.patterns import expand, short_names
+from edgeclip.training.data.streams import is_local, open_stream
+from edgeclip.training.data.tables import CAPTION_KEYS, captions_of
+from edgeclip.training.recipe import Data
+
+_BLOCK = tarfile.BLOCKSIZE
+_GZIP = b"\x1f\x8b"
+_BUFFER_BYTES = 1 << 20
+
+
+def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], None, None]:
+    """Regular files of a tar, plain or gzipped, or of several in a row, in stored order.
+
+    Args:
+        name: of the archive, for messages.
+
+    Raises:
+        TrainingError: not a tar, damaged, or it ends early; what came before has been given by then.
+    """
+    buffered = io.BufferedReader(stream, _BUFFER_BYTES)  # type: ignore[type-var]
+    try:
+        if buffered.peek(2)[:2] == _GZIP:
+            yield from _files(gzip.GzipFile(fileobj=buffered))  # type: ignore[arg-type]
+        else:
+            yield from _files(buffered)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, ValueError) as error:
+        raise TrainingError(f"{name} is not a readable tar ({error}): copy or write it again") from error
+    finally:
+        buffered.detach()  # whoever opened the stream closes it
+
+
+def _files(stream: BinaryIO) -> Generator[tuple[str, bytes], None, None]:
+    at, ended = 0, False
+    changed: dict[str, str] = {}  # by pax and GNU headers, for the member that follows
+    while True:
+        header = stream.read(_BLOCK)
+        if len(header) < _BLOCK and not (ended and not header.strip(b"\0")):
+            what = "it is empty" if not at + len(header) else f"it ends after {at + len(header):,} bytes"
+            raise tarfile.ReadError(f"{what}, without the mark that ends an archive")
+        if not header:
+            return
+        at += len(header)
+        if ended := header.count(0) == len(header):
+            continue  # padding, or another archive behind this one
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
+        size = int(changed.get("size", member.size))
+        data = stream.read(size + -size % _BLOCK)
+        if len(data) < size + -size % _BLOCK:
+            raise tarfile.ReadError(f"it ends within {member.name}, after {at + len(data):,} bytes")
+        at += len(data)
+        if member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+            changed |= _pax(data[:size])
+        elif member.type == tarfile.GNUTYPE_LONGNAME:
+            changed["path"] = data[:size].rstrip(b"\0").decode("utf-8", "backslashreplace")
+        else:
+            if member.type in tarfile.REGULAR_TYPES:
+                yield changed.get("path", member.name), data[:size]
+            changed = {}
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """Records ``LENGTH KEY=VALUE\\n`` of a pax header."""
+    records: dict[str, str] = {}
+    while match := re.match(rb"(\d+) ([^=]+)=", data):
+        length = int(match[1])
+        records[match[2].decode()] = data[match.end() : length - 1].decode("utf-8", "backslashreplace")
+        data = data[length:] if length else b""
+    return records
+
+
+class ShardPairs(PairSource):
+    """Samples of WebDataset shards. Shards are shuffled whole and divided among the readers.
+
+    Args:
+        patterns: globs of tars relative to the working directory, ``pipe:`` commands or addresses; ``{000..123}`` and
+            ``{a,b}`` stand for several.
+        classes: names of each class, for samples with ``.cls``.
+        caption_key: key of the caption in ``.json`` files; by default the usual names.
+        labels_only: read only what class an image is of. A ``.cls`` that holds a name, no index, becomes its caption.
+
+    Attributes:
+        shards: paths, commands and addresses, in order.
+
+    Raises:
+        TrainingError: no shard matches.
+    """
+
+    streamed = True
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        *,
+        classes: Classes = (),
+        caption_key: str = "",
+        labels_only: bool = False,
+    ) -> None:
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self.name = ", ".join(without_password(pattern) for pattern in patterns)
+        self.shards = [shard for pattern in patterns for shard in expand(pattern)]
+        self._names = short_names(self.shards)
+        self.classes = classes
+        self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
+        self._labels_only = labels_only
+
+    def read(self, share: Share) -> Iterator[Pair | Damaged]:
+        """The share's shards one after the other; with fewer shards than readers, several readers divide a shard."""
+        order, count = share.order(len(self.shards)), len(self.shards)
+        if count >= share.parts:
+            mine, first, step = order[share.part :: share.parts], 0, 1
+        else:
+            mine = [order[share.part % count]]
+            first, step = share.part // count, len(range(share.part % count, share.parts, count))
+        for index in mine:
+            samples = self._samples(self.shards[index], self._names[index])
+            # A shard without samples is a writer's mistake, even beside good ones.
+            if (head := next(samples, None)) is None:
+                raise TrainingError(
+                    f"no sample in {without_password(self.shards[index])}: expected files like 000.jpg with 000.txt "
+                    "or 000.cls; leave it out or write it again"
+                )
+            yield from itertools.islice(itertools.chain([head], samples), first, None, step)
+
+    def identity(self) -> str:
+        """Of the shards' names, the sizes of files, and the classes; contents are not read."""
+        sizes = [Path(shard).stat().st_size if is_local(shard) else None for shard in self.shards]
+        return sha256_json([self._names, sizes, self.classes])
+
+    def _samples(self, shard: str, short: str) -> Iterator[Pair | Damaged]:
+        name = without_password(shard)
+        with open_stream(shard) as stream, contextlib.closing(tar_files(stream, name=name)) as files:
+            for key, group in itertools.groupby(_named(files), key=lambda item: item[0]):
+                content = {suffix: data for _, suffix, data in group}
+                if (sample := self._sample(f"{short}:{key}", content)) is not None:
+                    yield sample
+
+    def _sample(self, key: str, content: dict[str, bytes]) -> Pair | Damaged | None:
+        images = [data for suffix, data in content.items() if suffix in IMAGE_SUFFIXES]
+        said = content.keys() & {".txt", ".json", ".cls"}
+        if not images:
+            return Damaged(key, "no image") if said else None  # other files are none of ours
+        if self._labels_only:
+            return _labelled(key, images[0], content.get(".cls", b""))
+        try:
+            label = int(content[".cls"]) if ".cls" in content else -1
+            captions = [content[".txt"].decode()] if ".txt" in content else []
+            if ".json" in content:
+                described = msgspec.json.decode(content[".json"])
+                if any(key in described for key in self._caption_keys):  # img2dataset says the same in both
+                    captions += captions_of(described, self._caption_keys)
+        except (ValueError, TypeError) as error:  # msgspec's and Unicode's among them
+            return Damaged(key, str(error))
+        said_once = dict.fromkeys(text.strip() for text in captions)
+        return Pair(key, images[0], tuple(filter(None, said_once)), label)
+
+
+def open_shards(texts: Sequence[str], data: Data) -> ShardPairs:
+    """The shards of a recipe."""
+    classes = tuple(map(tuple, read_class_names(Path(data.classes)))) if data.classes else ()
+    return ShardPairs(texts, classes=classes, caption_key=data.caption_key)
+
+
+def _labelled(key: str, image: bytes, label: bytes) -> Pair | Damaged:
+    text = label.decode("utf-8", "replace").strip()
+    if not text:
+        return Damaged(key, "label missing")
+    return Pair(key, image, (), int(text)) if text.isdecimal() else Pair(key, image, (text,))
+
+
+def _named(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, str, bytes]]:
+    """(key, suffix, content): ``a/b.seg.png`` has the key ``a/b`` and the suffix ``.seg.png``."""
+    for path, data in files:
+        pure = PurePosixPath(path)
+        stem, dot, suffix = pure.name.partition(".")
+        if stem and dot:
+            yield str(pure.with_name(stem)), f".{suffix.lower()}", data

@@ -1,0 +1,157 @@
+"""The name of an architecture of timm or open_clip in, a tower of ours out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeclip.errors import ModelError, RecipeError
+from edgeclip.extras import require
+from edgeclip.spec import PreprocessSpec
+from edgeclip.training.model import TextModule
+from edgeclip.training.recipe import Tower
+from edgeclip.training.towers.open_clip import ImageTower as OpenClipImages
+from edgeclip.training.towers.open_clip import OpenClipModel, OpenClipTextTower
+from edgeclip.training.towers.pretrained import ImageTower
+from edgeclip.training.towers.quiet import downloads
+
+
+def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG001 - the caller has set torch's seed
+    """timm's ``name`` up to its pooled features.
+
+    ``pretrained`` is a tag of timm's or a weights file; ``options.image_size`` another input size than its own.
+
+    Raises:
+        RecipeError: timm has no such architecture, or an option that is not taken.
+        ModelError: its weights cannot be had.
+    """
+    timm = require("timm", purpose="build a timm image tower")
+    size = _image_size(tower)
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise RecipeError(
+            f"expected an architecture of timm, got {name!r}: did you mean {', '.join(near) or 'another'}?"
+        )
+    file = Path(tower.pretrained)
+    options: dict[str, Any] = {"num_classes": 0}
+    if tower.pretrained and file.is_file():
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}  # leaves its classifier out
+    elif tower.pretrained:  # a tag of the architecture
+        name, options["pretrained"] = f"{architecture}.{tower.pretrained}", True
+    with downloads(f"the timm tower {name}"):
+        try:
+            network = timm.create_model(name, **options, **({"img_size": size} if size else {}))
+        except TypeError:  # a convolutional network takes any size and has no such argument
+            network = timm.create_model(name, **options)
+    config = timm.data.resolve_model_data_config(network)
+    side = size or int(config["input_size"][-1])
+    preprocess = PreprocessSpec(
+        height=side,
+        width=side,
+        resize_to=max(side, math.floor(side / float(config["crop_pct"]))),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        mean=_three(config["mean"]),
+        std=_three(config["std"]),
+    )
+    return ImageTower(network, features_width(network, side), preprocess)
+
+
+def open_clip_image(name: str, tower: Tower, seed: int) -> ImageTower:
+    """The image side of open_clip's ``name``, its own projection included.
+
+    ``pretrained`` is a tag of open_clip's or a weights file; ``options.quick_gelu`` as ``OpenClipModel`` takes it.
+
+    Raises:
+        ModelError: unknown name or tag, or weights that cannot be had.
+        RecipeError: another option.
+    """
+    model = _open_clip(name, tower, seed)
+    (visual,) = model.image_modules()
+    return ImageTower(OpenClipImages(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
+
+
+class OpenClipText(TextModule):
+    """The text side of an open_clip model, its own projection included."""
+
+    projects = True
+
+    def __init__(self, text: OpenClipTextTower, width: int) -> None:
+        super().__init__()
+        (self.tower,) = text.modules()
+        self.width = width
+        self._text = text
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) int64, padded to the model's context."""
+        return self._text.tokenize(texts)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L) int64 → (N, T)."""
+        features: Tensor = self.tower(tokens)
+        return features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for part in self.tower.modules():
+            if hasattr(part, "grad_checkpointing"):
+                part.grad_checkpointing = enable  # type: ignore[assignment]
+
+
+def open_clip_text(name: str, tower: Tower, seed: int) -> TextModule:
+    """The text side of open_clip's ``name``; as ``open_clip_image``."""
+    model = _open_clip(name, tower, seed)
+    text = model.text
+    assert isinstance(text, OpenClipTextTower)
+    return OpenClipText(text, model.encoder.embedding_dim)
+
+
+def _open_clip(name: str, tower: Tower, seed: int) -> OpenClipModel:
+    quick_gelu = tower.options.get("quick_gelu", False)
+    if tower.options.keys() - {"quick_gelu"} or not isinstance(quick_gelu, bool):
+        raise RecipeError(
+            f"expected quick_gelu, true or false, as the only option of {tower.name}, got {tower.options}"
+        )
+    return OpenClipModel(name, tower.pretrained or None, seed=seed, quick_gelu=quick_gelu)
+
+
+def no_options(tower: Tower) -> None:
+    """Refuse options of a tower that takes none.
+
+    Raises:
+        RecipeError: there are some.
+    """
+    if tower.options:
+        raise RecipeError(
+            f"expected no options for the tower {tower.name}, got {', '.join(tower.options)}: remove them"
+        )
+
+
+def features_width(module: nn.Module, side: int) -> int:
+    """F, found by running one blank image of ``side`` pixels through an image tower."""
+    training = module.training
+    with torch.no_grad():
+        features: Tensor = module.eval()(torch.zeros(1, 3, side, side))
+    module.train(training)
+    if features.dim() != 2:
+        raise ModelError(f"expected pooled features (N, F) of an image tower, got shape {tuple(features.shape)}")
+    return features.shape[1]
+
+
+def _image_size(tower: Tower) -> int | None:
+    others = tower.options.keys() - {"image_size"}
+    size = tower.options.get("image_size")
+    if others or not (size is None or (isinstance(size, int) and size > 0)):
+        raise RecipeError(f"expected image_size in pixels as the only option of {tower.name}, got {tower.options}")
+    return size
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

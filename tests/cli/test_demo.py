@@ -1,0 +1,70 @@
+"""The demo films real photographs, labels the film and tells the truth about it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edgeclip import Bundle
+from edgeclip.cli.demo import FPS, SCENES, SECONDS_A_SCENE, SIZE, TABLE, judge, run_demo, views
+from edgeclip.runtime.images import read_image
+
+FRAMES = FPS * SECONDS_A_SCENE
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    run_demo(folder, variant="fp32", console=Console(file=io.StringIO()))
+    return folder
+
+
+def test_every_truth_is_in_the_table() -> None:
+    labels = Bundle.open("starter").table(TABLE).labels
+    assert {scene.truth for scene in SCENES} <= set(labels)
+    assert len(SCENES) == 8
+    assert len(labels) > 200
+
+
+def test_at_least_six_of_eight_scenes_are_right(output: Path) -> None:
+    scenes = json.loads((output / "result.json").read_text())["scenes"]
+    assert sum(scene["label"] == scene["truth"] for scene in scenes) >= 6
+
+
+def test_the_result_follows_from_the_labels(output: Path) -> None:
+    lines = [json.loads(line) for line in (output / "labels.jsonl").read_text().splitlines()]
+    assert len(lines) == FRAMES * len(SCENES)
+    assert judge(lines) == json.loads((output / "result.json").read_text())["scenes"]
+
+
+def test_a_wrong_label_is_shown_wrong() -> None:
+    lines: list[dict[str, object]] = [{"label": "dog"}] * (FRAMES * len(SCENES))
+    assert all(record["label"] == "dog" and record["frames_right"] == 0 for record in judge(lines))
+
+
+def test_film_overlay_and_contact_sheet_are_there(output: Path) -> None:
+    assert {path.name for path in output.iterdir()} == {
+        "camera.mp4",
+        "labels.jsonl",
+        "overlay.mp4",
+        "contact_sheet.png",
+        "result.json",
+    }
+    for name in ("camera.mp4", "overlay.mp4"):
+        with av.open(str(output / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == FRAMES * len(SCENES)
+    assert read_image(output / "contact_sheet.png").shape == (540, 1440, 3)
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.truth)
+def test_the_camera_moves_and_stays_inside_the_photograph(scene) -> None:
+    frames = list(views(scene))
+    assert len(frames) == FRAMES
+    assert frames[0].shape == (*SIZE, 3)
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 3

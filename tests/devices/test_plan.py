@@ -1,0 +1,264 @@
+"""Planning: what a graph costs, what a device makes of it, and what is said of devices that are not here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeclip.bundle import Bundle
+from edgeclip.devices.catalogue.profile import DeviceProfile, load_profile, load_profiles, profile_names
+from edgeclip.devices.machine.tree import Tree
+from edgeclip.devices.plan.cost import FILE, load_cost
+from edgeclip.devices.plan.memory import build_lacks, build_workspace
+from edgeclip.devices.plan.plan import demand_here, plan, profile_here, variants_for
+from edgeclip.devices.plan.records import Demand
+from edgeclip.devices.plan.speed import GPU, estimate
+from edgeclip.errors import BundleError, InputError, ModelError
+from edgeclip.export.cost import cost_of_bundle, cost_of_model, graph_cost
+from tests.cli.test_cli import edgeclip, refused
+from tests.devices.published import Latency, published_latencies
+from tests.machines import make
+
+onnx = pytest.importorskip("onnx", reason="counting needs edgeclip[export]")
+
+VIT_B_32 = next(each.cost for each in published_latencies() if each.model == "ViT-B-32")
+
+
+def graph(tmp_path: Path, text: str, **weights: tuple[int, ...]) -> Path:
+    """An ONNX file of ``text``, with weights of these shapes."""
+    path = tmp_path / "graph.onnx"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]>\n{text}')
+    for name, shape in weights.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    onnx.save(model, path)
+    return path
+
+
+def test_products_are_counted_by_hand(tmp_path: Path) -> None:
+    path = graph(
+        tmp_path,
+        """encoder (float[N,3,8,8] image) => (float[N,5] embedding) {
+            c = Conv <pads = [1,1,1,1], strides = [2,2]> (image, w)
+            r = Relu (c)
+            g = GlobalAveragePool (r)
+            f = Flatten (g)
+            embedding = MatMul (f, p)
+        }""",
+        w=(4, 3, 3, 3),
+        p=(4, 5),
+    )
+    cost = graph_cost(path)
+    assert cost.macs == 4 * 4 * 4 * 27 + 4 * 5
+    assert cost.weights == 4 * 27 + 20
+    assert cost.activation_peak == 3 * 64 + 64  # the image and what the convolution makes of it
+    assert cost.kernels == 3
+    assert cost.image_size == (8, 8)
+
+
+def test_a_grouped_convolution_and_a_transposed_product_are_counted_by_hand(tmp_path: Path) -> None:
+    path = graph(
+        tmp_path,
+        """encoder (float[N,4,2,2] image) => (float[N,6] embedding) {
+            c = Conv <group = 4> (image, w)
+            f = Flatten (c)
+            embedding = Gemm <transB = 1> (f, p)
+        }""",
+        w=(4, 1, 2, 2),
+        p=(6, 4),
+    )
+    assert graph_cost(path).macs == 4 * 4 + 4 * 6
+
+
+def test_a_batch_folded_into_another_dimension_is_one_image(tmp_path: Path) -> None:
+    path = graph(
+        tmp_path,
+        """encoder (float[N,4,2,2] image) => (float[N,16] embedding)
+        <int64[2] rows = {-1, 4}, int64[2] flat = {-1, 16}> {
+            r = Reshape (image, rows)
+            m = MatMul (r, p)
+            embedding = Reshape (m, flat)
+        }""",
+        p=(4, 4),
+    )
+    cost = graph_cost(path)
+    assert (cost.macs, cost.activation_peak) == (4 * 4 * 4, 32)
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="expected an ONNX file"):
+        graph_cost(tmp_path / "x.onnx")
+
+
+def test_the_starters_cost_is_in_its_bundle_and_is_what_its_graph_gives() -> None:
+    bundle = Bundle.open("starter")
+    written = load_cost(bundle.path)
+    assert written == graph_cost(bundle.variant_path("fp32")) == cost_of_bundle(bundle)
+    # Weights in 8 bits are counted as weights once, their scales not at all: EfficientNet-Lite0 has 4.65 M with its
+    # classifier, the projections to 200 dimensions the rest.
+    assert written is not None
+    assert 5.0e6 < written.weights < 5.3e6
+    assert 0.38e9 < written.macs < 0.41e9
+
+
+def test_a_cost_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / FILE).write_text('{"macs": 1}')
+    with pytest.raises(BundleError, match="export the bundle again"):
+        load_cost(tmp_path)
+
+
+@pytest.mark.slow
+def test_vit_b_32_is_planned_by_its_name_alone() -> None:
+    cost = cost_of_model("ViT-B-32")
+    assert cost == msgspec.structs.replace(VIT_B_32, operators=cost.operators)
+    assert set(VIT_B_32.operators) < set(cost.operators)
+
+
+@pytest.mark.parametrize(
+    "published",
+    published_latencies(),
+    ids=lambda each: f"{each.device} {each.model} {each.precision} batch {each.batch}",
+)
+def test_a_published_latency_lies_within_the_range_of_its_plan(published: Latency) -> None:
+    demand = Demand(batch=published.batch)
+    planned = plan(published.cost, load_profile(published.device), demand).variant(published.precision).estimate
+    assert planned is not None
+    assert planned.latency_ms.low <= published.ms <= planned.latency_ms.high
+    assert planned.latency_ms.high < 8 * planned.latency_ms.low, "too wide to say anything"
+
+
+def test_a_larger_batch_takes_longer_and_gets_more_done() -> None:
+    one, eight = (
+        estimate(VIT_B_32, "fp16", peak_tflops=10, bandwidth_gb_s=68, batch=batch, shares=GPU) for batch in (1, 8)
+    )
+    assert one.latency_ms.low < eight.latency_ms.low < 8 * one.latency_ms.low
+    assert one.images_per_s.high < eight.images_per_s.high
+
+
+def test_at_batch_one_a_jetson_waits_for_weights_and_at_32_for_arithmetic() -> None:
+    bound = [
+        estimate(VIT_B_32, "fp16", peak_tflops=10, bandwidth_gb_s=68, batch=batch, shares=GPU).bound_by
+        for batch in (1, 32)
+    ]
+    assert bound == ["reading weights", "arithmetic"]
+
+
+@pytest.mark.parametrize("profile", load_profiles(), ids=lambda profile: profile.name)
+def test_every_device_can_be_planned_for(profile: DeviceProfile) -> None:
+    made = plan(VIT_B_32, profile, Demand(cameras=4, fps=30))
+    assert made.verdict
+    for each in made.variants:
+        assert (each.refused is None) == (each.memory is not None)
+    if made.recommended:
+        assert made.variant(made.recommended).usable
+        assert made.recipe
+
+
+def test_the_demand_decides() -> None:
+    orin = load_profile("orin-nano-8gb")
+    assert plan(VIT_B_32, orin, Demand(fps=5)).variant("fp16").reach == "yes"
+    assert plan(VIT_B_32, orin, Demand(cameras=40, fps=30)).variant("fp16").reach == "no"
+    assert "out of reach" in plan(VIT_B_32, orin, Demand(cameras=40, fps=500)).verdict
+
+
+def test_the_most_exact_variant_that_surely_meets_the_demand_is_recommended() -> None:
+    made = plan(VIT_B_32, load_profile("orin-nano-8gb"), Demand(fps=5))
+    assert made.recommended == "fp16"
+
+
+def test_what_does_not_fit_is_said_and_not_recommended() -> None:
+    huge = msgspec.structs.replace(VIT_B_32, weights=20_000_000_000)
+    made = plan(huge, load_profile("orin-nano-8gb"), Demand())
+    assert made.variant("fp32").fits is False
+    assert made.recommended is None
+    assert "memory" in made.verdict
+
+
+def test_an_old_jetson_is_refused_with_the_reason() -> None:
+    made = plan(VIT_B_32, load_profile("jetson-nano"), Demand())
+    assert made.recommended is None
+    assert "Python 3.6" in made.verdict
+
+
+def test_a_build_that_lacks_memory_begins_with_swap() -> None:
+    made = plan(VIT_B_32, load_profile("orin-nano-8gb"), Demand(memory_gib=1.5))
+    assert any("swapon" in command for command in made.recipe)
+    assert not any("swapon" in c for c in plan(VIT_B_32, load_profile("orin-nano-8gb"), Demand()).recipe)
+
+
+def test_a_cpus_speed_takes_its_cores_and_clock() -> None:
+    profile = load_profile("x86-avx512-vnni")
+    assert plan(VIT_B_32, profile, Demand()).variant("int8-cpu").estimate is None
+    made = plan(VIT_B_32, profile, Demand(cores=2, ghz=2.6))
+    assert made.variant("int8-cpu").estimate is not None
+
+
+@pytest.mark.parametrize("wrong", [{"cameras": 0}, {"fps": -1.0}, {"batch": 0}, {"memory_gib": float("nan")}])
+def test_a_demand_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="above 0"):
+        Demand(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_jetpack_that_the_device_lacks_is_refused() -> None:
+    with pytest.raises(InputError, match="known are"):
+        plan(VIT_B_32, load_profile("orin-nano-8gb"), Demand(jetpack="4.6"))
+
+
+def test_a_target_makes_the_variants_that_pay_there() -> None:
+    assert variants_for(load_profile("orin-nano-8gb")) == ["fp16", "bf16", "int8"]
+    assert variants_for(load_profile("x86-avx512-vnni")) == ["int8-cpu"]
+    with pytest.raises(InputError, match="int8-cpu"):
+        variants_for(load_profile("orin-nano-8gb"), ["int8-cpu"])
+
+
+def test_a_build_leaves_room_for_its_own_copies_where_memory_is_shared() -> None:
+    free, graph_bytes = 4 << 30, 900 << 20
+    assert build_workspace(free, graph_bytes, shared=False) == free // 2
+    assert build_workspace(free, graph_bytes, shared=True) == free - 4 * graph_bytes
+    assert build_workspace(1 << 30, graph_bytes, shared=True) == 64 << 20
+    assert build_lacks(4 << 30, graph_bytes) == 0
+    assert build_lacks(1 << 30, graph_bytes) == 4 * graph_bytes + (64 << 20) - (1 << 30)
+
+
+def test_the_command_prints_the_plan_and_the_same_as_json() -> None:
+    asked = ("plan", "starter", "--device", "orin-nano-8gb", "--cameras", 4, "--fps", 30)
+    printed = edgeclip(*asked)
+    found = json.loads(edgeclip(*asked, "--json"))
+    assert found["device"] == "orin-nano-8gb"
+    assert found["demand"]["cameras"] == 4
+    assert found["verdict"].split(":")[0] == found["recommended"]
+    assert found["verdict"] in " ".join(printed.split())
+    assert {each["name"] for each in found["variants"]} == {"fp32", "fp16", "bf16", "int8"}
+
+
+def test_the_command_names_the_nearest_device_and_refuses_a_model_that_is_not_there() -> None:
+    assert "orin-nano" in refused("plan", "starter", "--device", "orin-nanno")
+    assert "missing.edgeclip" in refused("plan", "missing.edgeclip", "--device", "orin-nano-8gb")
+
+
+def test_a_plan_for_this_machine_takes_its_free_memory_cores_and_clock() -> None:
+    found = json.loads(edgeclip("plan", "starter", "--json"))
+    assert found["device"] in profile_names()
+    if load_profile(found["device"]).kind == "cpu":
+        assert found["demand"]["cores"] >= 1
+        assert found["free_bytes"] > 0
+
+
+def test_a_plan_for_a_recorded_jetson_takes_the_memory_that_linux_can_give(tmp_path: Path) -> None:
+    tree = Tree(make("orin-nano-jp62", tmp_path))
+    profile = profile_here(tree)
+    assert profile.name == "orin-nano-8gb"
+    demand = demand_here(Demand(fps=5), profile, tree)
+    assert demand.memory_gib is not None
+    assert 0 < demand.memory_gib < 8
+    assert demand_here(Demand(memory_gib=1.0), profile, tree).memory_gib == 1.0
+
+
+def test_a_machine_without_a_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--device"):
+        profile_here(Tree(tmp_path))

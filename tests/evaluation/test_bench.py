@@ -1,0 +1,164 @@
+"""Benchmarks: intervals hold what they promise, comparisons claim no noise, and every time that was taken is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeclip import Bundle
+from edgeclip.devices.sensors.energy import Energy, sum_of, t95
+from edgeclip.errors import InputError
+from edgeclip.evaluation.bench.bench import BenchOptions, bench
+from edgeclip.evaluation.bench.card import compare
+from edgeclip.evaluation.bench.records import load_result
+from edgeclip.evaluation.statistics.rounds import compare_rounds, interval_of_rounds
+from tests.cli.test_cli import edgeclip, refused
+from tests.conftest import add_variant, edit_weight
+
+QUICK = BenchOptions(engines=("onnxruntime",), rounds=3, seconds=0.02, warm_up_s=0.1, frame=(90, 160))
+
+
+def test_students_t_is_the_tables() -> None:
+    for freedom, value in ((1, 12.706), (2, 4.303), (4, 2.776), (7, 2.365), (12, 2.179), (1e9, 1.960)):
+        assert t95(freedom) == pytest.approx(value, rel=0.004)
+
+
+def test_an_interval_over_rounds_holds_the_truth_19_times_in_20() -> None:
+    random = np.random.default_rng(0)
+    held = sum(10.0 in interval_of_rounds(10.0 + random.normal(size=5)) for _ in range(2000))
+    assert 0.93 < held / 2000 < 0.97
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_no_difference_is_claimed_of_noise_more_than_once_in_20(paired: bool) -> None:
+    random = np.random.default_rng(1)
+    drift = random.normal(scale=0.1, size=(2000, 5)) if paired else np.zeros((2000, 5))
+    claimed = sum(
+        compare_rounds(
+            np.exp(slow + random.normal(scale=0.05, size=5)),
+            np.exp(slow + random.normal(scale=0.05, size=5)),
+            paired=paired,
+        ).differs
+        for slow in drift
+    )
+    assert claimed / 2000 < 0.065
+
+
+def test_a_difference_is_measured_through_drift_that_both_see() -> None:
+    random = np.random.default_rng(2)
+    slow = np.exp(random.normal(scale=0.3, size=8))
+    ratio = compare_rounds(10 * slow, 13 * slow * np.exp(random.normal(scale=0.01, size=8)), paired=True)
+    assert ratio.low < 1.3 < ratio.high
+    assert ratio.differs
+    assert "as slow" in str(ratio)
+    assert "1.3" in str(ratio)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_rounds_that_are_all_alike_are_compared_without_an_interval(paired: bool) -> None:
+    same = compare_rounds([2.0] * 3, [2.0] * 3, paired=paired)
+    assert (same.low, same.ratio, same.high) == (1.0, 1.0, 1.0)
+    assert not same.differs
+    assert compare_rounds([2.0] * 3, [4.0] * 3, paired=paired).differs
+
+
+def test_energies_of_windows_add_up_and_a_sensors_own_error_does_not_average_out() -> None:
+    one = Energy(
+        joules=10.0,
+        error_j=0.5,
+        sampling_j=0.3,
+        sensor_j=0.4,
+        seconds=1.0,
+        covers=("VDD_IN",),
+        method="trapezoid",
+        readings=10,
+    )
+    four = sum_of([one] * 4)
+    assert (four.joules, four.seconds) == (40.0, 4.0)
+    assert four.sampling_j == pytest.approx(0.6)
+    assert four.sensor_j == pytest.approx(1.6)
+    assert four.error_j == pytest.approx(np.hypot(0.6, 1.6))
+    with pytest.raises(InputError, match="same sensors"):
+        sum_of([one, msgspec.structs.replace(one, covers=("GPU",))])
+
+
+def test_every_stage_batch_and_thread_is_measured_and_no_time_left_out(golden_bundle: Path, tmp_path: Path) -> None:
+    every = ("engine", "end-to-end", "pipelined")
+    options = dataclasses.replace(QUICK, stages=every, batches=(1, 2), threads=(1, 2))
+    result = bench([Bundle.open(golden_bundle)], options)
+    assert len(result.measured) == 3 * 2 * 2
+    assert {each.setting.threads for each in result.measured} == {1, 2}
+    for each in result.measured:
+        assert len(each.rounds_ms) == 3
+        assert all(len(times) >= 2 for times in each.rounds_ms)
+        assert each.percentile_ms(50) <= each.percentile_ms(90) <= each.percentile_ms(99)
+        assert each.p50.low <= each.p50.mean <= each.p50.high
+        assert each.memory_mb is not None
+        assert each.memory_mb > 0
+        assert each.images_per_s == pytest.approx(each.setting.batch * 1e3 / np.mean(np.concatenate(each.rounds_ms)))
+    assert result.machine["cores_usable"]
+    assert "power" in result.conditions.absent or result.conditions.energy
+    (tmp_path / "result.json").write_bytes(msgspec.json.encode(result))
+    assert load_result(tmp_path / "result.json") == result
+
+
+def test_a_result_compared_with_itself_does_not_differ(golden_bundle: Path) -> None:
+    result = bench([Bundle.open(golden_bundle)], QUICK)
+    assert all(ratio.ratio == pytest.approx(1.0) and not ratio.differs for _, ratio in compare(result, result))
+
+
+def test_what_cannot_run_is_told_with_its_reason(golden_bundle: Path) -> None:
+    bundle = Bundle.open(golden_bundle)
+    with pytest.raises(InputError, match=r"nothing to measure.*GPU|nothing to measure.*onnxruntime"):
+        bench([bundle], dataclasses.replace(QUICK, engines=("onnxruntime-cuda",)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rounds": 2}, "at least 3 rounds"),
+        ({"stages": ("whole",)}, "engine, end-to-end, pipelined"),
+        ({"batches": (0,)}, "at least 1"),
+        ({"seconds": 0.0}, "above 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BenchOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_variant_that_disagrees_with_fp32_is_not_timed(golden_bundle: Path) -> None:
+    reverse = edit_weight("projection", lambda weight: weight[::-1])
+    spoilt = add_variant(golden_bundle, "spoilt", reverse, precision="fp32")
+    result = bench([spoilt], QUICK)
+    assert {each.setting.variant for each in result.measured} == {"fp32"}
+    assert {setting.variant for setting, why in result.refused if "disagrees" in why} == {"spoilt"}
+
+
+def test_a_bundle_without_golden_images_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="golden images"):
+        bench([Bundle.open(tiny_bundle)], QUICK)
+
+
+def test_one_bundle_twice_is_refused(golden_bundle: Path) -> None:
+    bundle = Bundle.open(golden_bundle)
+    with pytest.raises(InputError, match="once"):
+        bench([bundle, bundle], QUICK)
+
+
+def test_the_command_measures_writes_and_compares(golden_bundle: Path, tmp_path: Path) -> None:
+    quick = ("--engines", "onnxruntime", "--rounds", 3, "--seconds", 0.02, "--frame", "160x90")
+    printed = edgeclip("bench", golden_bundle, *quick, "--json", tmp_path / "a.json")
+    assert "p50" in printed
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert {each["setting"]["stage"] for each in found["measured"]} == {"engine", "end-to-end"}
+    assert "95 %" in edgeclip("bench", "--compare", tmp_path / "a.json", tmp_path / "a.json")
+    (tmp_path / "c.json").write_text("{}")
+    assert "edgeclip bench --json" in refused("bench", "--compare", tmp_path / "a.json", tmp_path / "c.json")
+    assert "WxH" in refused("bench", golden_bundle, "--frame", "large")
+    assert "starter" in refused("bench")

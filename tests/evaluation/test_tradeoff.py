@@ -1,0 +1,356 @@
+"""Trade-offs: noise beats nobody, limits are kept, the page gives the same answer, and the runtime does as advised."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeclip import Bundle
+from edgeclip.errors import BundleError, InputError, IntegrityError
+from edgeclip.evaluation.bench.records import load_result
+from edgeclip.evaluation.statistics.paired import paired_difference
+from edgeclip.evaluation.statistics.rounds import Interval, compare_rounds
+from edgeclip.evaluation.tradeoff.decide import decide, misses
+from edgeclip.evaluation.tradeoff.records import Accuracy, Limits, Pair, Point, Verdict, load_tradeoff
+from edgeclip.manifest import read_manifest, write_manifest
+from edgeclip.runtime.images import write_image
+from edgeclip.runtime.proof.choose import (
+    FILE,
+    Recommendation,
+    add_recommendation,
+    choose,
+    recommendations,
+    recommended_here,
+    this_machine,
+)
+from tests.chromium import Chromium
+from tests.cli.test_cli import edgeclip, refused
+
+IMAGES = 1000
+
+
+class World:
+    """Points with made-up times and hits, compared as real ones are."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self._known: dict[str, tuple[list[float], np.ndarray]] = {}
+        self._random = np.random.default_rng(0)
+
+    def add(self, label: str, ms: float, right: int, *, mb: float = 100.0, noise: float = 0.0) -> None:
+        """A point whose first ``right`` images of 1000 are right; rounds differ by ``noise``, a share."""
+        rounds = [ms * float(np.exp(self._random.normal(scale=noise))) for _ in range(5)]
+        hits = np.arange(IMAGES) < right
+        self._known[label] = rounds, hits
+        accuracy = Accuracy(
+            data="made", top1=right / IMAGES, ci95=(right / IMAGES - 0.03, right / IMAGES + 0.03), n=IMAGES
+        )
+        self.points.append(
+            Point(
+                label=label,
+                bundle="b",
+                model="m",
+                size=(8, 8),
+                variant=label,
+                engine="e",
+                latency_ms=Interval(float(np.mean(rounds)), min(rounds), max(rounds)),
+                p99_ms=ms,
+                images_per_s=1e3 / ms,
+                memory_mb=mb,
+                energy_j=None,
+                accuracies=(accuracy,),
+            )
+        )
+
+    def pairs(self) -> list[Pair]:
+        """Of each two points, the second to the first."""
+        return [self._pair(one, other) for one, other in itertools.combinations(self.points, 2)]
+
+    def _pair(self, one: Point, other: Point) -> Pair:
+        latency = compare_rounds(self._known[one.label][0], self._known[other.label][0], paired=True)
+        accuracy = paired_difference(self._known[one.label][1], self._known[other.label][1])
+        sure = accuracy.ci95[0] > 0 or accuracy.ci95[1] < 0
+        verdicts: dict[str, Verdict] = {
+            "latency": "same" if not latency.differs else "worse" if latency.ratio > 1 else "better",
+            "accuracy": "same" if not sure else "better" if accuracy.points > 0 else "worse",
+            "memory": "same" if one.memory_mb == other.memory_mb else "worse" if less(one, other) else "better",
+        }
+        return Pair(first=one.label, second=other.label, latency=latency, accuracy=accuracy, verdicts=verdicts)
+
+
+def less(one: Point, other: Point) -> bool:
+    """Whether the first takes less memory."""
+    return (one.memory_mb or 0) < (other.memory_mb or 0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_worse_in_nothing_and_better_in_something_beats(order: int) -> None:
+    world = World()
+    world.add("fast", 10, 700)
+    world.add("slow", 20, 700)
+    world.add("good", 30, 800)
+    decision = decide(world.points[::order], world.pairs(), Limits())
+    assert decision.beaten_by == {"slow": ("fast",)}
+
+
+def test_within_noise_nobody_beats_nobody() -> None:
+    world = World()
+    world.add("one", 10.0, 700, noise=0.2)
+    world.add("other", 10.2, 701, noise=0.2)
+    decision = decide(world.points, world.pairs(), Limits())
+    assert decision.beaten_by == {}
+    assert decision.label == "other"  # as fast as can be told, and no less accurate
+
+
+def test_of_what_is_level_in_time_and_accuracy_the_smaller_is_taken() -> None:
+    world = World()
+    world.add("large", 10.0, 701, mb=140)
+    world.add("small", 10.01, 700, mb=48, noise=0.01)
+    assert decide(world.points, world.pairs(), Limits()).label == "small"
+
+
+def test_what_is_beaten_itself_drops_nobody() -> None:
+    """A noisy point is level with a faster and with a slower one; these two are not level with each other."""
+    world = World()
+    world.add("fast", 10.0, 600, mb=200)
+    world.add("noisy", 10.5, 600, mb=50, noise=0.3)
+    world.add("good", 12.0, 800, mb=50)
+    decision = decide(world.points, world.pairs(), Limits())
+    assert decision.beaten_by == {"noisy": ("good",)}
+
+
+def test_an_accuracy_that_is_not_measurably_lower_is_not_paid_for() -> None:
+    world = World()
+    world.add("fp32", 20, 701)
+    world.add("int8", 10, 700)
+    world.add("tiny", 5, 500)
+    decision = decide(world.points, world.pairs(), Limits())
+    assert decision.label == "int8"
+    said = " ".join(decision.why)
+    assert "fp32: 2.00 times as slow, 0.10 points more accurate (within noise)" in said
+    assert "tiny: 2.00 times as fast, 20.00 points less accurate." in said
+
+
+@pytest.mark.parametrize(
+    ("limits", "label"),
+    [
+        (Limits(), "good"),
+        (Limits(max_latency_ms=25), "middle"),
+        (Limits(max_latency_ms=12), "fast"),
+        (Limits(min_accuracy=0.55), "middle"),
+        (Limits(min_accuracy=0.4), "fast"),
+        (Limits(max_memory_mb=150), "fast"),
+        (Limits(max_latency_ms=25, min_accuracy=0.65), None),
+        (Limits(max_memory_mb=10), None),
+    ],
+)
+def test_limits_are_kept(limits: Limits, label: str | None) -> None:
+    world = World()
+    world.add("fast", 10, 500, mb=100)
+    world.add("middle", 20, 600, mb=200)
+    world.add("good", 40, 700, mb=300)
+    decision = decide(world.points, world.pairs(), limits)
+    assert decision.label == label
+    if label is None:
+        assert "Nothing measured is within the limits" in decision.why[0]
+        assert len(decision.misses) == 3
+    else:
+        assert not misses(next(point for point in world.points if point.label == label), limits)
+
+
+def test_a_limit_within_noise_is_said_to_be() -> None:
+    world = World()
+    world.add("one", 10, 700, noise=0.3)
+    (point,) = world.points
+    decision = decide(world.points, [], Limits(max_latency_ms=point.latency_ms.mean + 1e-6, min_accuracy=0.69))
+    assert "time is within noise of the limit" in " ".join(decision.why)
+    assert "accuracy is within noise of the limit" in " ".join(decision.why)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_latency_ms": 0.0}, {"max_memory_mb": -1.0}, {"min_accuracy": 60.0}, {"min_accuracy": 0.0}]
+)
+def test_limits_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected --m"):
+        Limits(**wrong)
+
+
+# The whole, on real models
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of real photographs, each cut out in six ways."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp("labelled")
+    for label, image in (("cat", data.chelsea()), ("coffee cup", data.coffee()), ("rocket", data.rocket())):
+        for index in range(6):
+            (folder / label).mkdir(exist_ok=True)
+            write_image(folder / label / f"{index}.png", np.ascontiguousarray(image[5 * index :, 7 * index :]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle of one's own, and the report on it."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("tradeoff")
+    bundle = folder / "mine.edgeclip"
+    shutil.copytree(Bundle.open("starter").path, bundle)
+    said = edgeclip(
+        *("tradeoff", str(bundle), "--data", str(photos), "--shift", str(photos), "--max-memory-mb", "100000"),
+        *("--engines", "onnxruntime", "--rounds", "3", "--seconds", "0.05", "--apply", "-o", str(folder / "report")),
+    )
+    assert "Ship starter" in said
+    assert "written into" in said
+    return bundle, folder / "report"
+
+
+def test_a_reports_figures_are_those_of_bench_and_eval(report: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
+    bundle, folder = report
+    tradeoff, benchmark = load_tradeoff(folder / "tradeoff.json"), load_result(folder / "bench.json")
+    timed = {(each.setting.variant, each.setting.engine): each for each in benchmark.measured}
+    assert {(point.variant, point.engine) for point in tradeoff.points} == set(timed)
+    for point in tradeoff.points:
+        measured = timed[point.variant, point.engine]
+        assert point.latency_ms == measured.p50
+        assert point.memory_mb == measured.memory_mb
+        found = tmp_path / f"{point.variant}.json"
+        edgeclip("eval", str(bundle), "--data", str(photos), "--variant", point.variant, "--json", str(found))
+        evaluated = json.loads(found.read_text())
+        for accuracy in point.accuracies:
+            assert (accuracy.top1, accuracy.n) == (evaluated["top1"], 18)
+            assert list(accuracy.ci95) == pytest.approx(evaluated["ci95"])
+    (pair,) = tradeoff.pairs
+    rounds = [[np.median(times) for times in timed[name, "onnxruntime"].rounds_ms] for name in ("fp32", "int8-cpu")]
+    names = {point.label: point.variant for point in tradeoff.points}
+    if (names[pair.first], names[pair.second]) == ("int8-cpu", "fp32"):
+        rounds.reverse()
+    assert pair.latency.ratio == pytest.approx(np.exp(np.mean(np.log(rounds[1]) - np.log(rounds[0]))))
+
+
+def test_the_runtime_runs_what_was_recommended(report: tuple[Path, Path]) -> None:
+    bundle, folder = report
+    opened = Bundle.open(bundle)
+    assert FILE in set(opened.verify())
+    tradeoff = load_tradeoff(folder / "tradeoff.json")
+    assert tradeoff.decision.label is not None
+    point = tradeoff.point(tradeoff.decision.label)
+    choice = choose(opened)
+    assert (choice.variant, choice.engine) == (point.variant, point.engine)
+    assert choice.why.startswith("recommended: Ship starter")
+    assert not choose(opened, variant="fp32").why.startswith("recommended")
+    assert f"recommended  {point.variant} on {point.engine}" in edgeclip("inspect", str(bundle))
+
+
+def test_times_are_not_taken_twice(report: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
+    bundle, folder = report
+    other = tmp_path / "report"
+    shutil.copytree(folder, other)
+    arguments = ("tradeoff", str(bundle), "--data", str(photos), "--engines", "onnxruntime", "-o", str(other))
+    before = (other / "bench.json").read_bytes()
+    said = edgeclip(*arguments, "--rounds", "3", "--max-latency-ms", "0.001")
+    assert "times are those of" in said.replace("\n", " ")
+    assert "Nothing measured is within the limits" in said
+    assert (other / "bench.json").read_bytes() == before
+    said = edgeclip(*arguments, "--variants", "fp32", "--rounds", "3", "--seconds", "0.02")
+    assert "timed anew" in said.replace("\n", " ")
+    assert len(load_result(other / "bench.json").measured) == 1
+
+
+def test_the_page_answers_as_the_report_and_again_for_other_limits(report: tuple[Path, Path], tmp_path: Path) -> None:
+    if not shutil.which("chromium"):
+        pytest.skip("needs Debian's chromium, which is not installed")
+    _, folder = report
+    tradeoff = load_tradeoff(folder / "tradeoff.json")
+    with Chromium(tmp_path / "profile") as chromium:
+        chromium.open((folder / "tradeoff.html").as_uri(), width=1000)
+        chromium.wait_for("document.querySelectorAll('#chart .point').length > 0")
+        assert chromium.evaluate("document.querySelectorAll('#chart .point').length") == len(tradeoff.points)
+        assert chromium.evaluate("document.getElementById('answer').textContent").endswith(tradeoff.decision.label)
+        assert chromium.evaluate("document.documentElement.scrollWidth") == 1000
+        assert chromium.evaluate("performance.getEntriesByType('resource').length") == 0
+        fastest = min(tradeoff.points, key=lambda point: point.latency_ms.mean)
+        chromium.evaluate(
+            "(() => { const e = document.getElementById('max-latency'); "
+            f"e.value = {fastest.latency_ms.mean + 1e-6}; e.dispatchEvent(new Event('input')); }})()"
+        )
+        assert chromium.evaluate("document.getElementById('answer').textContent").endswith(fastest.label)
+        chromium.evaluate(
+            "(() => { const e = document.getElementById('min-accuracy'); "
+            "e.value = 1.5; e.dispatchEvent(new Event('input')); })()"
+        )
+        assert "Nothing measured" in chromium.evaluate("document.getElementById('answer').textContent")
+
+
+def made(**changed: Any) -> Recommendation:
+    """A recommendation for this machine."""
+    given: dict[str, Any] = {
+        "machine": this_machine(),
+        "variant": "fp16",
+        "engine": "onnxruntime",
+        "why": "Ship it.",
+        "data": "photos",
+        "top1": 0.5,
+        "n": 10,
+        "latency_ms": 1.0,
+        "stage": "engine",
+        "limits": {},
+    }
+    return Recommendation(**{**given, **changed})
+
+
+def test_advice_for_another_machine_does_not_count_and_stays(golden_bundle: Path) -> None:
+    elsewhere = made(machine={"board": "another"}, variant="fp32")
+    bundle = add_recommendation(Bundle.open(golden_bundle), elsewhere)
+    assert recommended_here(bundle) is None
+    bundle = add_recommendation(bundle, made(variant="fp32"))
+    bundle = add_recommendation(bundle, made())
+    assert [found.variant for found in recommendations(Bundle.open(golden_bundle))] == ["fp32", "fp16"]
+    choice = choose(bundle)
+    assert (choice.variant, choice.engine, choice.why) == ("fp16", "onnxruntime", "recommended: Ship it.")
+
+
+@pytest.mark.parametrize("named", [{"variant": "gone"}, {"engine": "onnxruntime-cuda"}, {"engine": "no-such"}])
+def test_advice_that_cannot_be_followed_is_passed_over(golden_bundle: Path, named: dict[str, str]) -> None:
+    bundle = add_recommendation(Bundle.open(golden_bundle), made(**named))
+    choice = choose(bundle)
+    assert not choice.why.startswith("recommended")
+    assert choice.proofs
+
+
+def test_altered_or_strange_advice_is_refused(golden_bundle: Path) -> None:
+    bundle = add_recommendation(Bundle.open(golden_bundle), made())
+    (golden_bundle / FILE).write_text("{}")
+    with pytest.raises(IntegrityError, match="was altered"):
+        choose(bundle)
+    with pytest.raises(BundleError, match="edgeclip tradeoff again"):
+        recommendations(bundle.add_file(FILE, msgspec.json.encode({"recommendations": [1]})))
+    with pytest.raises(IntegrityError, match="inside the bundle"):
+        bundle.add_file("../outside.json", b"{}")
+    with pytest.raises(BundleError, match="read-only"):
+        Bundle.open("starter").add_file(FILE, b"{}")
+
+
+def test_bad_input_is_refused_before_anything_runs(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    write_manifest(tiny_bundle, msgspec.structs.replace(manifest, tables=()))
+    out = tmp_path / "out"
+    data = ("--data", str(photos), "-o", str(out))
+    assert "read-only" in refused("tradeoff", "starter", *data, "--apply")
+    assert "expected --min-accuracy as a share" in refused("tradeoff", "starter", *data, "--min-accuracy", "60")
+    assert "expected stages of" in refused("tradeoff", "starter", *data, "--stage", "all")
+    assert "at least 3 rounds" in refused("tradeoff", "starter", *data, "--rounds", "1")
+    assert "got one twice" in refused("tradeoff", "starter", "starter", *data, "--rounds", "3")
+    assert "expected a prompt table in tiny.edgeclip" in refused("tradeoff", tiny_bundle, *data)
+    (tmp_path / "file").write_text("")
+    assert "got the file" in refused("tradeoff", "starter", "--data", photos, "-o", tmp_path / "file")
+    assert not out.exists()
