@@ -116,10 +116,11 @@ def as_image(image: Any) -> Image:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
-                f"expected an image as (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}: convert it, several as a list"
+                f"expected an image as (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}: "
+                "convert it, several as a list"
             )
         return image
-    if type(image).__module__.partition(".")[0] == "PIL" or hasattr(image, "getexif"):
+    if any(base.__module__ == "PIL.Image" for base in type(image).__mro__):
         from PIL import ImageOps  # it is there: the image is one of its
 
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -17,7 +17,7 @@ from edgeclip.extras import require
 from edgeclip.prompts import FloatArray, PromptTable, TextEncoder, unit_rows
 from edgeclip.runtime.decision import Decider, DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import Image, as_image
+from edgeclip.runtime.images import as_image
 from edgeclip.runtime.proof.choose import Choice, choose
 from edgeclip.runtime.records import Scored
 from edgeclip.runtime.scoring import Scorer
@@ -27,7 +27,7 @@ from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as PillowImage
+    pass
 
 TableLike = str | Path | PromptTable
 ImageLike = "str | os.PathLike[str] | Image | PillowImage"
@@ -250,6 +250,33 @@ class Labeller:
         return self._scorers[key]
 
 
+def open(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+) -> Labeller:
+    """Open a bundle for labelling, with the fastest variant and engine that are proved on this machine.
+
+    ::
+
+        with edgeclip.open("starter") as labeller:
+            print(labeller.classify("photo.jpg", table="objects").label)
+            for frame in labeller.stream("rtsp://camera/stream", table="objects"):
+                print(frame.label, frame.score)
+
+    Args:
+        bundle: a folder, a ``.tar``, the word ``starter``, or an opened bundle.
+        variant, engine: restrict the choice.
+        threads: CPU threads an inference; None for all.
+
+    Raises:
+        EdgeclipError: the bundle cannot be trusted, or nothing in it runs here.
+    """
+    return Labeller(bundle, variant=variant, engine=engine, threads=threads)
+
+
 def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     """A list of images as it is, a single one as a list of one."""
     if isinstance(images, list | tuple):
@@ -257,9 +284,7 @@ def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     return [images]  # type: ignore[list-item]
 
 
-def _opened(
-    source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None
-) -> Source:
+def _opened(source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, str | os.PathLike | int) and not isinstance(source, bool):

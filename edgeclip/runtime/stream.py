@@ -1,7 +1,7 @@
 """The loop: sources → gate, crop, resize → encoder → prompt tables → decisions → sinks, all at once, in order.
 
-One thread a source feeds, one fills batches (both ``runtime/pipeline.py``), the engine has threads of its own, each sink
-has one (``runtime/sinks/base.py``), and whoever iterates over the stream scores and decides. What is on its way is
+One thread a source feeds, one fills batches (both ``runtime/pipeline.py``), the engine has threads of its own, each
+sink has one (``runtime/sinks/base.py``), and whoever iterates over the stream scores and decides. What is on its way is
 bounded by ``Places``: a file waits for a place, a camera loses the frames that come meanwhile, and both are counted.
 """
 
