@@ -104,9 +104,7 @@ def export(
         say("loading the model")
         model = load_model(model, pretrained=pretrained, seed=seed)
     elif pretrained is not None:
-        raise InputError(
-            f"expected pretrained with a name, got {pretrained!r} with a loaded model: leave it out"
-        )
+        raise InputError(f"expected pretrained with a name, got {pretrained!r} with a loaded model: leave it out")
     if merge_tokens:
         model = MergedModel(model, merge_tokens)
     options = VariantOptions(tuple(names), images)
