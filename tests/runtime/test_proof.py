@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from edgeclip import Bundle, EncoderSpec
+from edgeclip import Bundle
+from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import (
     BundleError,
     EngineError,
@@ -34,7 +35,7 @@ from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.engines import plan_cache
-from edgeclip.runtime.engines.base import ENGINES, load_engine
+from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
@@ -114,17 +115,10 @@ class CountingEngine(OrtEngine):
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
     loads: ClassVar[list[str]] = []
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, threads=threads, parallel=parallel)
-        self.loads.append(path.stem)
+    def _load(self) -> None:
+        self.precision = "fp32"  # ONNX Runtime takes other types than those it has fast kernels for
+        super()._load()
+        self.loads.append(self.path.stem)
 
 
 @pytest.fixture
@@ -132,7 +126,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The only engines are ONNX Runtime's, for fp32 alone, and one that counts, for all; its loads."""
     for name in set(ENGINES) - {"onnxruntime"}:
         monkeypatch.delitem(ENGINES, name)
-    monkeypatch.setitem(ENGINES, "counting", f"{__name__}:CountingEngine")
+    where = f"{__name__}:CountingEngine"
+    monkeypatch.setitem(ENGINES, "counting", EngineEntry("counting", where, module="counting", packages=("counting",)))
     monkeypatch.setattr(CountingEngine, "loads", [])
     return CountingEngine.loads
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle
+from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import ParityError
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import ENGINES, FloatArray
+from edgeclip.runtime.engines.base import FloatArray
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.proof.in_the_loop import hold
 from edgeclip.runtime.sources.open import open_source
@@ -43,7 +44,10 @@ class BatchingEngine(OrtEngine):
 @pytest.fixture(autouse=True)
 def _engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for engine in (RacingEngine, BatchingEngine):
-        monkeypatch.setitem(ENGINES, engine.name, f"{__name__}:{engine.__name__}")
+        entry = EngineEntry(
+            engine.name, f"{__name__}:{engine.__name__}", module="onnxruntime", packages=("onnxruntime",)
+        )
+        monkeypatch.setitem(ENGINES, engine.name, entry)
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
 
 

@@ -29,7 +29,7 @@ class PlanKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Everything that decides what a plan is.
 
     Attributes:
-        engine: name of the inference engine, as in ``edgeclip.runtime.engines.base.ENGINES``.
+        engine: name of the inference engine, as in ``edgeclip/engine_list.py``.
         library_version: of the library that compiled the plan.
         variant_sha256: of the ONNX graph, as ``graph_sha256`` computes it.
         device: what the plan runs on (``"sm86"``, a CPU's name).

@@ -16,13 +16,13 @@ import msgspec
 import numpy as np
 
 from edgeclip.devices.machine.cuda import Gpu, call, cuda_runtime, find_gpu, require_gpu
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import Engine, FloatArray
 from edgeclip.runtime.engines.plan_cache import PlanKey, read_record
-from edgeclip.runtime.engines.tensorrt_api import LIBRARIES, Library, load_library, parser_errors
+from edgeclip.runtime.engines.tensorrt_api import Library, load_library, parser_errors
 from edgeclip.runtime.engines.tensorrt_options import runs_on
-from edgeclip.spec import EncoderSpec, Precision
 
 
 @dataclass(frozen=True)
@@ -135,26 +135,18 @@ class TensorRtEngine(Engine):
     name = "tensorrt"
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    def _load(self) -> None:
+        encoder = self.encoder
         gpu = require_gpu(f"run the engine {self.name}")
         self._library = load_library(self.name)
-        plan, key = find_plan(self._library, path, gpu)
-        self._said = f"{self._library.title}, {gpu.name} ({gpu.sm}), {precision}"
+        plan, key = find_plan(self._library, self.path, gpu)
+        self._said = f"{self._library.title}, {gpu.name} ({gpu.sm}), {self.precision}"
         with ExitStack() as stack:
             # Freed in reverse: the context and its plan before the memory and the stream that they use.
             self._cuda = cuda_runtime()
             self._stream = call(self._cuda.cudaStreamCreate)
             stack.callback(call, self._cuda.cudaStreamDestroy, self._stream)
-            loaded = load_plan(self._library, plan, path)
+            loaded = load_plan(self._library, plan, self.path)
             engine = loaded.engine
             self._min_batch, self._max_batch = _batches(engine)
             size = encoder.preprocess
@@ -177,7 +169,7 @@ class TensorRtEngine(Engine):
     @classmethod
     def available(cls) -> bool:
         """Whether the library and cuda-bindings are installed and CUDA sees a GPU."""
-        if importlib.util.find_spec(LIBRARIES[cls.name]) is None:
+        if importlib.util.find_spec(engine_entry(cls.name).module) is None:
             return False
         try:
             return find_gpu() is not None

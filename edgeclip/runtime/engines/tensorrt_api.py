@@ -20,12 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.extras import require
 from edgeclip.spec import Precision
-
-# Name of the engine -> module.
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 _KEPT_MESSAGES = 1000
 _SHOWN_MESSAGES = 20
@@ -85,13 +83,11 @@ def load_library(name: str) -> Library:
     """Import a TensorRT library; every call returns the same handle, as TensorRT keeps the first logger for good.
 
     Raises:
-        EngineError: no such library, or it is installed but does not load.
+        EngineError: no such engine, or its library is installed but does not load.
         MissingExtraError: it is not installed.
     """
-    if name not in LIBRARIES:
-        raise EngineError(f"expected a TensorRT library out of {', '.join(LIBRARIES)}, got {name!r}")
     try:
-        trt = require(LIBRARIES[name], purpose=f"use {name}")
+        trt = require(engine_entry(name).module, purpose=f"use {name}")
     except MissingExtraError as error:
         if name == "tensorrt" and Path("/etc/nv_tegra_release").exists():
             raise MissingExtraError(

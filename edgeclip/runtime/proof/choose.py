@@ -20,6 +20,7 @@ import msgspec
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
+from edgeclip.engine_list import ENGINES
 from edgeclip.errors import (
     BundleError,
     EdgeclipError,
@@ -29,7 +30,7 @@ from edgeclip.errors import (
     MissingExtraError,
     ParityError,
 )
-from edgeclip.runtime.engines.base import ENGINES, engine_class
+from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.proof import Proof, prove
 
