@@ -13,7 +13,7 @@ from edgeclip.devices.machine import probe
 from edgeclip.devices.machine.machine import read_machine
 from edgeclip.devices.machine.software import Software, try_libraries
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.machine.try_library import libraries
+from edgeclip.devices.machine.try_library import trials
 from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.extras import require
@@ -85,7 +85,7 @@ def install(folder: Path, package: str, version: str) -> None:
 
 
 def found_by_doctor(tmp_path: Path) -> list[Finding]:
-    mine = [library for library in libraries() if library.name == "mine"]
+    mine = [trial for trial in trials() if trial.name == "mine"]
     software = Software("3.12", True, True, True, try_libraries(mine), {}, (), (), None)
     facts = Facts(read_machine(Tree(tmp_path)), software, None)
     return [*engines(facts), *broken(facts)]

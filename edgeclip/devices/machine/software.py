@@ -18,7 +18,7 @@ import msgspec
 
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.machine.tree import without_home
-from edgeclip.devices.machine.try_library import Library, Tried, libraries
+from edgeclip.devices.machine.try_library import Trial, Tried, trials
 from edgeclip.files import cache_place
 
 # Packages that bring the same module, of which the last one installed wins.
@@ -104,7 +104,7 @@ def read_software(devices: Iterable[str] = ()) -> Software:
         environment=sys.prefix != sys.base_prefix,
         system_python=sys.base_prefix == "/usr",
         system_packages=sys.prefix == "/usr" or any(path.endswith("/dist-packages") for path in sys.path),
-        libraries=try_libraries(libraries()),
+        libraries=try_libraries(trials()),
         packages=installed_versions(name for names in _SAME_MODULE for name in names),
         missing_groups=_missing_groups(),
         closed_devices=tuple(path for path in devices if not os.access(path, os.R_OK | os.W_OK)),
@@ -112,14 +112,14 @@ def read_software(devices: Iterable[str] = ()) -> Software:
     )
 
 
-def try_libraries(wanted: Iterable[Library]) -> tuple[Tried, ...]:
+def try_libraries(wanted: Iterable[Trial]) -> tuple[Tried, ...]:
     """Try libraries, each in a process of its own: one that crashes or hangs is told as that."""
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         return tuple(pool.map(_try, wanted))
 
 
-def _try(library: Library) -> Tried:
-    name, module, asks = library
+def _try(trial: Trial) -> Tried:
+    name, module, asks = trial
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     try:
         done = subprocess.run(

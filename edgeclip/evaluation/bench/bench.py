@@ -30,7 +30,7 @@ from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import ByteArray, engine_class
 from edgeclip.runtime.images import opencv
-from edgeclip.runtime.proof.golden import Golden, decoded_images, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, decoded_images, golden_of
 from edgeclip.runtime.proof.proof import prove
 from edgeclip.runtime.scoring import Scorer
 
@@ -254,7 +254,7 @@ def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: T
 
 
 def _runner(
-    bundle: Bundle, setting: Setting, golden: Golden, stack: ExitStack
+    bundle: Bundle, setting: Setting, golden: GoldenImages, stack: ExitStack
 ) -> tuple[ImageEncoder, Callable[[], float]]:
     """What is called again and again: it runs one batch and gives the seconds that it took."""
     pipelined = setting.stage == "pipelined"

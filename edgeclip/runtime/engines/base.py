@@ -26,8 +26,6 @@ from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
-
-
 # Name of the variant whose INT8 layout is made for CPU kernels: its zero-points and unsigned activations are not
 # what device compilers take.
 CPU_LAYOUT = "int8-cpu"

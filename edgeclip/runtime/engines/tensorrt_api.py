@@ -4,7 +4,7 @@
 strongly typed networks: there the graph's types are only hints, and builder flags allow the lower precision.
 Names were checked against the bindings 8.6.1, 10.3.0, 10.13.3 and 11.4.0 and against tensorrt_rtx 1.7.1.
 
-A plain callback in, TensorRT's progress monitor out; and Ctrl-C that stops a build instead of getting lost in it.
+A build's progress goes to a plain callback, and Ctrl-C stops it instead of getting lost in it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from edgeclip.spec import Precision
 
 _KEPT_MESSAGES = 1000
 _SHOWN_MESSAGES = 20
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a phase, the steps done in it and all its steps. Phases nest."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,6 @@ def _message_log(trt: Any) -> Any:
             return list(dict.fromkeys(self.messages))[-_SHOWN_MESSAGES:]
 
     return MessageLog()
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a phase, the steps done in it and all its steps. Phases nest."""
 
 
 class Interrupted:

@@ -35,7 +35,7 @@ _HEIGHT, _WIDTH = 1080, 1920
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class BackendChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which backend is used, and what was measured.
 
     Attributes:
@@ -67,7 +67,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return f"preprocess {self.backend}: fast is {measured}, beyond the limits"
 
 
-def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast"] | str = "auto") -> Choice:
+def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast"] | str = "auto") -> BackendChoice:
     """Measure whether the encoder may use ``fast``; taken from the cache if nothing that matters has changed.
 
     Args:
@@ -79,7 +79,7 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
         EngineError: the encoder fails.
     """
     if wanted == "exact":
-        return Choice(backend="exact")
+        return BackendChoice(backend="exact")
     if wanted != "auto" and wanted not in BACKENDS:
         raise InputError(f"expected a preprocessing backend of auto, {', '.join(BACKENDS)}, got {wanted!r}")
     path = _kept(encoder)
@@ -92,7 +92,7 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
     return choice
 
 
-def measure(encoder: ImageEncoder) -> Choice:
+def measure(encoder: ImageEncoder) -> BackendChoice:
     """Both backends on every test picture, the worst of each figure."""
     spec = encoder.preprocess.spec
     exact, fast = Preprocessor(spec, "exact"), Preprocessor(spec, "fast")
@@ -103,7 +103,7 @@ def measure(encoder: ImageEncoder) -> Choice:
     # One at a time, as a camera's frames come: an engine may have to compile something for several.
     pairs = zip(*([encoder.start(one[None]).result()[0][0] for one in small] for small in (expected, got)), strict=True)
     cosine = min(float(left @ right) for left, right in pairs)
-    measured = Choice(backend="fast", difference=round(float(difference), 4), cosine=round(cosine, 6))
+    measured = BackendChoice(backend="fast", difference=round(float(difference), 4), cosine=round(cosine, 6))
     return measured if measured.passed else msgspec.structs.replace(measured, backend="exact")
 
 
@@ -169,8 +169,8 @@ def _kept(encoder: ImageEncoder) -> Path:
     return cache_dir("preprocess") / f"{sha256_json(key)}.json"
 
 
-def _read(path: Path) -> Choice | None:
+def _read(path: Path) -> BackendChoice | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Choice)
+        return msgspec.json.decode(path.read_bytes(), type=BackendChoice)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

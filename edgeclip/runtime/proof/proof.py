@@ -12,12 +12,12 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import MissingExtraError
 from edgeclip.files import cache_dir, sha256_json, write_json
 from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
-from edgeclip.runtime.proof.golden import FILE, Golden
+from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
 from edgeclip.spec import Variant
 from edgeclip.version import __version__
@@ -43,7 +43,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityReport
     latency_ms: float
     machine: Description
-    conditions: Conditions | None = None
+    conditions: MeasurementConditions | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -55,7 +55,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.latency_ms:.1f} ms an image, cosine to fp32 at least {self.parity.min_cosine:.4f}{agreement}"
 
 
-def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads: int | None = None) -> Proof:
+def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, threads: int | None = None) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
     The cache is keyed by the variant, what its encoder takes, its and the golden set's sha256, the engine with its
@@ -89,7 +89,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
     return proof
 
 
-def timed(engine: Engine, golden: Golden) -> tuple[float, Conditions]:
+def timed(engine: Engine, golden: GoldenImages) -> tuple[float, MeasurementConditions]:
     """Median time of one image, milliseconds, once the engine has warmed up; and what the machine was doing then."""
     from edgeclip.devices.sensors.telemetry import (
         Telemetry,  # here: a start that finds its proofs in the cache needs none

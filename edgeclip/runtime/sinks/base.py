@@ -21,7 +21,7 @@ from edgeclip.errors import EdgeclipError
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region
-from edgeclip.runtime.sources.open import Frame, Source
+from edgeclip.runtime.sources.base import Frame, Source
 from edgeclip.runtime.tables import TableSet
 
 _log = logging.getLogger("edgeclip")

@@ -5,8 +5,6 @@ present and not a growing past. What can be left undone for frames that nobody w
 JPEG) is done when a frame is taken.
 
 To add a kind of camera: subclass ``Connection`` in a file of its own and fill ``read`` and ``close``.
-
-A slot between two threads: what is put replaces what was there, what is taken was not taken before.
 """
 
 from __future__ import annotations
@@ -23,57 +21,11 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions
 
-Item = TypeVar("Item")
-
-
-class LatestFrame(Generic[Item]):
-    """Holds the latest item only, and counts those that nobody took in time.
-
-    Attributes:
-        dropped: items that were replaced before anyone took them.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._item: Item | None = None
-        self._ended = False
-        self.dropped = 0
-
-    def put(self, item: Item) -> None:
-        """Offer an item; it goes nowhere once the stream has ended."""
-        with self._changed:
-            if self._ended:
-                return
-            self.dropped += self._item is not None
-            self._item = item
-            self._changed.notify_all()
-
-    def end(self) -> None:
-        """No more items will come; one that is still there can be taken."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Wait for an item or the end."""
-        with self._changed:
-            self._changed.wait_for(self._there)
-
-    def take(self) -> Item | None:
-        """The latest item, waiting for it if need be; None once the stream has ended."""
-        with self._changed:
-            self._changed.wait_for(self._there)
-            item, self._item = self._item, None
-            return item
-
-    def _there(self) -> bool:
-        return self._item is not None or self._ended
-
-
 _log = logging.getLogger("edgeclip")
 
 _STALL_S = 5.0
 _CLOSE_WAIT_S = 1.0
+Item = TypeVar("Item")
 
 
 class Lost(Exception):
@@ -322,3 +274,47 @@ class LiveSource(Source):
             _log.warning("%s is lost (%s); trying again", self.name, loss)
         self.state = f"lost, trying again in {wait_s:.1f} s"
         self._stopping.wait(wait_s)
+
+
+class LatestFrame(Generic[Item]):
+    """Holds the latest item only, and counts those that nobody took in time.
+
+    Attributes:
+        dropped: items that were replaced before anyone took them.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._item: Item | None = None
+        self._ended = False
+        self.dropped = 0
+
+    def put(self, item: Item) -> None:
+        """Offer an item; it goes nowhere once the stream has ended."""
+        with self._changed:
+            if self._ended:
+                return
+            self.dropped += self._item is not None
+            self._item = item
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more items will come; one that is still there can be taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for an item or the end."""
+        with self._changed:
+            self._changed.wait_for(self._there)
+
+    def take(self) -> Item | None:
+        """The latest item, waiting for it if need be; None once the stream has ended."""
+        with self._changed:
+            self._changed.wait_for(self._there)
+            item, self._item = self._item, None
+            return item
+
+    def _there(self) -> bool:
+        return self._item is not None or self._ended

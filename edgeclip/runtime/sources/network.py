@@ -17,7 +17,7 @@ from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Shot
-from edgeclip.runtime.sources.video import Pacer, Played, VideoSource, reason_of, upright
+from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, upright
 
 # After "#", since what follows "?" belongs to the server.
 OPTIONS = {
@@ -26,11 +26,9 @@ OPTIONS = {
     "give_up": SECONDS,
     "timeout": SECONDS,
 }
-
 _STALL_S = 5.0
 _HLS_STALL_S = 20.0  # the next segment may be that far away
 _HLS_SLIP_S = 2.0
-
 # FFmpeg's names; see https://ffmpeg.org/ffmpeg-protocols.html#rtsp and https://ffmpeg.org/ffmpeg-formats.html
 # FFmpeg's "nobuffer" is not here: it throws away what was read to find out the codec, and with it the first keyframe,
 # which was seen to cost 2.5 s until the next one. Our reader takes what is buffered faster than it comes anyway.
@@ -41,6 +39,95 @@ _RTSP = {  # the camera's SDP says what the codec is, so nothing has to be analy
     "allowed_media_types": "video",
 }
 _IN_ORDER = {"reorder_queue_size": "0", "max_delay": "0"}  # TCP has nothing to reorder
+
+
+def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
+    """Open ``rtsp://``, ``rtsps://``, ``http://`` or ``https://``, with options after ``#``.
+
+    Returns:
+        A live source; over HTTP a ``VideoSource`` if what is there has an end (a file, a finished HLS playlist).
+
+    Raises:
+        SourceError: nothing can be opened there, or it is no video.
+    """
+    address, _, query = text.partition("#")
+    given = read_options(text, query, OPTIONS)
+    transport = given.get("transport", "tcp")
+    options = replace(
+        options,
+        stall_s=given.get("stall", options.stall_s),
+        give_up_s=given.get("give_up", options.give_up_s),
+        open_timeout_s=given.get("timeout", options.open_timeout_s),
+    )
+    name = short_name(address)
+    first: Any = _open(address, transport, options)
+    if _is_file(first):
+        video = VideoSource(
+            name, address, options, container=first, open_again=lambda: _open(address, transport, options)
+        )
+        if not realtime:
+            return video
+        return LiveSource(
+            name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
+        )
+    waiting = [first]
+
+    def connect(stopping: threading.Event) -> Connection:
+        container = waiting.pop() if waiting else _open(address, transport, options)
+        if _is_file(container):
+            container.close()
+            raise Ended  # a live HLS playlist that was finished while we read it
+        return NetworkStream(
+            container, _transport_text(address, container, transport), _stall_s(container, options), stopping
+        )
+
+    return LiveSource(name, connect, options=options, reconnect=options.reconnect is not False)
+
+
+def _open(address: str, transport: str, options: SourceOptions) -> Any:
+    rtsp = address.startswith("rtsp")
+    hls = urlsplit(address).path.endswith(".m3u8")
+    container = _open_once(address, transport, options, _HLS_STALL_S if hls else _STALL_S, quick=not hls)
+    if not rtsp and not hls and (container.format.name == "hls" or _is_file(container)):
+        # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
+        container.close()
+        container = _open_once(address, transport, options, _HLS_STALL_S, quick=False)
+    if not container.streams.video:
+        container.close()
+        raise SourceError(f"expected a video stream at {without_password(address)}, got one without video")
+    return container
+
+
+def _open_once(address: str, transport: str, options: SourceOptions, stall_s: float, *, quick: bool) -> Any:
+    settings = dict(_QUICK) if quick else {}
+    if address.startswith("rtsp"):
+        settings = {**_RTSP, "rtsp_transport": transport, **(_IN_ORDER if transport == "tcp" else {})}
+    try:
+        return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
+    except av.error.ExitError as error:
+        reason, cause = f"no answer within {options.open_timeout_s:g} s", error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason, cause = reason_of(error), error
+    raise SourceError(
+        f"expected a video stream at {without_password(address)}, got: {reason}; check the address, user and password"
+    ) from cause
+
+
+def _is_file(container: Any) -> bool:
+    """Whether what was opened has an end: an image, or what knows its duration and is no stream by its nature."""
+    name = container.format.name
+    return name.endswith("_pipe") or (name not in ("rtsp", "mpjpeg") and bool(container.duration))
+
+
+def _stall_s(container: Any, options: SourceOptions) -> float:
+    return options.stall_s or (_HLS_STALL_S if container.format.name == "hls" else _STALL_S)
+
+
+def _transport_text(address: str, container: Any, transport: str) -> str:
+    scheme = address.partition("://")[0]
+    if scheme.startswith("rtsp"):
+        return f"{scheme} over {transport}"
+    return f"{container.format.name} over {scheme}"
 
 
 class NetworkStream(Connection):
@@ -115,90 +202,3 @@ class NetworkStream(Connection):
         if packet.size == 0:
             raise Lost("the stream ended")
         return packet
-
-
-def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
-    """Open ``rtsp://``, ``rtsps://``, ``http://`` or ``https://``, with options after ``#``.
-
-    Returns:
-        A live source; over HTTP a ``VideoSource`` if what is there has an end (a file, a finished HLS playlist).
-
-    Raises:
-        SourceError: nothing can be opened there, or it is no video.
-    """
-    address, _, query = text.partition("#")
-    given = read_options(text, query, OPTIONS)
-    transport = given.get("transport", "tcp")
-    options = replace(
-        options,
-        stall_s=given.get("stall", options.stall_s),
-        give_up_s=given.get("give_up", options.give_up_s),
-        open_timeout_s=given.get("timeout", options.open_timeout_s),
-    )
-    name = short_name(address)
-    first: Any = _open(address, transport, options)
-    if _is_file(first):
-        video = VideoSource(
-            name, address, options, container=first, open_again=lambda: _open(address, transport, options)
-        )
-        if not realtime:
-            return video
-        return LiveSource(name, lambda stopping: Played(video, stopping, paced=True), options=options, reconnect=False)
-    waiting = [first]
-
-    def connect(stopping: threading.Event) -> Connection:
-        container = waiting.pop() if waiting else _open(address, transport, options)
-        if _is_file(container):
-            container.close()
-            raise Ended  # a live HLS playlist that was finished while we read it
-        return NetworkStream(
-            container, _transport_text(address, container, transport), _stall_s(container, options), stopping
-        )
-
-    return LiveSource(name, connect, options=options, reconnect=options.reconnect is not False)
-
-
-def _open(address: str, transport: str, options: SourceOptions) -> Any:
-    rtsp = address.startswith("rtsp")
-    hls = urlsplit(address).path.endswith(".m3u8")
-    container = _open_once(address, transport, options, _HLS_STALL_S if hls else _STALL_S, quick=not hls)
-    if not rtsp and not hls and (container.format.name == "hls" or _is_file(container)):
-        # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
-        container.close()
-        container = _open_once(address, transport, options, _HLS_STALL_S, quick=False)
-    if not container.streams.video:
-        container.close()
-        raise SourceError(f"expected a video stream at {without_password(address)}, got one without video")
-    return container
-
-
-def _open_once(address: str, transport: str, options: SourceOptions, stall_s: float, *, quick: bool) -> Any:
-    settings = dict(_QUICK) if quick else {}
-    if address.startswith("rtsp"):
-        settings = {**_RTSP, "rtsp_transport": transport, **(_IN_ORDER if transport == "tcp" else {})}
-    try:
-        return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
-    except av.error.ExitError as error:
-        reason, cause = f"no answer within {options.open_timeout_s:g} s", error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason, cause = reason_of(error), error
-    raise SourceError(
-        f"expected a video stream at {without_password(address)}, got: {reason}; check the address, user and password"
-    ) from cause
-
-
-def _is_file(container: Any) -> bool:
-    """Whether what was opened has an end: an image, or what knows its duration and is no stream by its nature."""
-    name = container.format.name
-    return name.endswith("_pipe") or (name not in ("rtsp", "mpjpeg") and bool(container.duration))
-
-
-def _stall_s(container: Any, options: SourceOptions) -> float:
-    return options.stall_s or (_HLS_STALL_S if container.format.name == "hls" else _STALL_S)
-
-
-def _transport_text(address: str, container: Any, transport: str) -> str:
-    scheme = address.partition("://")[0]
-    if scheme.startswith("rtsp"):
-        return f"{scheme} over {transport}"
-    return f"{container.format.name} over {scheme}"

@@ -1,7 +1,4 @@
-"""A video file in; every frame of it, in order and upright, out.
-
-A video file or a pipe in; its frames as a camera would have delivered them out.
-"""
+"""A video file in; every frame of it, in order and upright, out; or, in real time, the frames that a camera would give."""
 
 from __future__ import annotations
 
@@ -22,6 +19,22 @@ from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_
 from edgeclip.runtime.sources.live import Connection, Ended, Shot
 
 _log = logging.getLogger("edgeclip")
+
+
+def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
+    """Open a video file, losslessly or, in real time, as a camera.
+
+    Raises:
+        SourceError: it is no video.
+    """
+    video = VideoSource(path.name, str(path), options)
+    if not realtime:
+        return video
+    from edgeclip.runtime.sources.live import LiveSource
+
+    return LiveSource(
+        video.name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
+    )
 
 
 class VideoSource(Source):
@@ -174,22 +187,6 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
-    """Open a video file, losslessly or, in real time, as a camera.
-
-    Raises:
-        SourceError: it is no video.
-    """
-    video = VideoSource(path.name, str(path), options)
-    if not realtime:
-        return video
-    from edgeclip.runtime.sources.live import LiveSource
-
-    return LiveSource(
-        video.name, lambda stopping: Played(video, stopping, paced=True), options=options, reconnect=False
-    )
-
-
 class Pacer:
     """Waits until a frame is due, by its presentation time.
 
@@ -217,7 +214,7 @@ class Pacer:
         return due
 
 
-class Played(Connection):
+class SourceConnection(Connection):
     """A source that is read losslessly, as a connection.
 
     Args:
