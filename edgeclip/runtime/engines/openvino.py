@@ -170,7 +170,7 @@ class OpenVinoEngine(Engine):
             key = self._plan_key(kind, single=single)
             built = kind == _FLOATS and single  # what `edgeclip build` makes; looked for and checked already
             blob = self.blob if built else plan_cache.find(key)
-            compiled = self._load(key, blob) if blob else None
+            compiled = self._imported(key, blob) if blob else None
             if compiled is None:
                 self.blob = None if built else self.blob
                 start = time.perf_counter()
@@ -230,7 +230,7 @@ class OpenVinoEngine(Engine):
             },
         )
 
-    def _load(self, key: plan_cache.PlanKey, blob: Path) -> Any:
+    def _imported(self, key: plan_cache.PlanKey, blob: Path) -> Any:
         """The compiled model that the cache has under ``key``, or None if OpenVINO does not take it."""
         try:
             return self._core.import_model(blob.read_bytes(), self.device, self._properties)
