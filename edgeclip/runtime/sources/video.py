@@ -1,4 +1,4 @@
-"""A video file in; every frame of it, in order and upright, out; or, in real time, frames as a camera would give them."""
+"""A video file in; every frame of it, in order and upright, out; or, in real time, frames as a camera gives them."""
 
 from __future__ import annotations
 
