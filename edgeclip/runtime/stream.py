@@ -32,7 +32,7 @@ from edgeclip.runtime.gate import GateOptions, SceneGate
 from edgeclip.runtime.pipeline import Batch, Batcher, End, Places, SourceThread
 from edgeclip.runtime.preprocess.choose import choose_backend
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
-from edgeclip.runtime.proof.in_the_loop import hold
+from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region, whole
 from edgeclip.runtime.scoring import Scorer
@@ -205,7 +205,7 @@ class Stream:
             rows = rows if encoder.variant.dynamic_batch else 1
             encoder.engine.prepare(rows)
             try:
-                hold(encoder, rows=rows, parallel=parallel)
+                prove_in_the_loop(encoder, rows=rows, parallel=parallel)
             except ParityError as error:
                 if parallel == 1:
                     raise

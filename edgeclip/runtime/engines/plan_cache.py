@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.files import atomic_file, cache_dir, external_data, sha256_file, sha256_json, write_json
+from edgeclip.files import atomic_file, cache_dir, external_data, read_json, sha256_file, sha256_json, write_json
 from edgeclip.spec import Sha256
 
 Option = str | int | float | bool | None
@@ -130,10 +130,7 @@ def remove(key: PlanKey) -> None:
 
 def read_record(path: Path) -> PlanRecord | None:
     """The sidecar of the plan at ``path``; None if there is none that this version of edgeclip can read."""
-    try:
-        return msgspec.json.decode(path.with_name(_SIDECAR).read_bytes(), type=PlanRecord)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_json(path.with_name(_SIDECAR), PlanRecord)
 
 
 def records(engine: str, variant_sha256: str) -> list[PlanRecord]:

@@ -9,7 +9,7 @@ sharp edges over it; and, where the bundle has golden images, those photographs 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import av
 import msgspec
@@ -19,14 +19,12 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.files import cache_dir, sha256_json, write_json
+from edgeclip.files import cache_dir, read_json, sha256_json, write_json
+from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.runtime.preprocess.preprocess import BACKENDS, Pixels, Preprocessor
 from edgeclip.runtime.proof.golden import FILE, golden_of
 from edgeclip.version import __version__
-
-if TYPE_CHECKING:
-    from edgeclip.runtime.encoder import ImageEncoder
 
 MAX_DIFFERENCE = 1.0
 MIN_COSINE = 0.999
@@ -83,7 +81,7 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
     if wanted != "auto" and wanted not in BACKENDS:
         raise InputError(f"expected a preprocessing backend of auto, {', '.join(BACKENDS)}, got {wanted!r}")
     path = _kept(encoder)
-    choice = _read(path)
+    choice = read_json(path, BackendChoice)
     if choice is None:
         choice = measure(encoder)
         write_json(path, choice)
@@ -167,10 +165,3 @@ def _kept(encoder: ImageEncoder) -> Path:
         (MAX_DIFFERENCE, MIN_COSINE, _VERSION, __version__),
     )
     return cache_dir("preprocess") / f"{sha256_json(key)}.json"
-
-
-def _read(path: Path) -> BackendChoice | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=BackendChoice)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None

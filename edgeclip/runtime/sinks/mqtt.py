@@ -21,8 +21,7 @@ import msgspec
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame
-from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sinks.slug import slugs
+from edgeclip.runtime.sinks.base import Run, Sink, slugs
 from edgeclip.runtime.sources.base import Frame
 from edgeclip.version import __version__
 

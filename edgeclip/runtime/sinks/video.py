@@ -14,9 +14,8 @@ from edgeclip.errors import InputError
 from edgeclip.files import atomic_file
 from edgeclip.runtime.records import LabelledFrame
 from edgeclip.runtime.regions import Region
-from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sinks.base import Run, Sink, slugs
 from edgeclip.runtime.sinks.overlay import draw_record, fit
-from edgeclip.runtime.sinks.slug import slugs
 from edgeclip.runtime.sources.base import Frame, Source
 
 _SUFFIXES = (".mp4", ".mkv", ".mov")

@@ -16,7 +16,7 @@ import numpy as np
 from edgeclip.errors import InputError, SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import Connection, Ended, Shot
+from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Shot
 
 _log = logging.getLogger("edgeclip")
 
@@ -30,8 +30,6 @@ def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
     video = VideoSource(path.name, str(path), options)
     if not realtime:
         return video
-    from edgeclip.runtime.sources.live import LiveSource
-
     return LiveSource(
         video.name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
     )
