@@ -200,7 +200,9 @@ def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names fit for files, topics and identifiers, by the name they stand for: letters, digits, ``.``, ``_`` and ``-`` only, never empty, never twice.
+    """Names fit for files, topics and identifiers, by the name that each stands for.
+
+    They are of letters, digits, ``.``, ``_`` and ``-`` only, never empty, never twice.
 
     >>> slugs(["yard", "front door", "front/door"])
     {'yard': 'yard', 'front door': 'front_door', 'front/door': 'front_door_2'}
