@@ -28,6 +28,7 @@ import numpy as np
 from edgeclip import Bundle
 from edgeclip.devices.machine.cuda import driver_cuda_version, find_gpu
 from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.engine_list import engine_packages
 from edgeclip.errors import EdgeclipError
 from edgeclip.evaluation.statistics.rounds import compare_rounds
 from edgeclip.files import write_json
@@ -36,7 +37,7 @@ from edgeclip.runtime.engines.base import engine_class, load_engine
 from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 from edgeclip.runtime.proof.proof import prove
 
-_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "numpy")
+_LIBRARIES = (*engine_packages(), "torch", "numpy")
 _WARM_UP = 10
 Infer = Callable[[FloatArray], FloatArray]
 

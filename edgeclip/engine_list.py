@@ -144,6 +144,11 @@ def engine_entry(name: str) -> EngineEntry:
     return ENGINES[name]
 
 
+def built_engines() -> tuple[str, ...]:
+    """Names of the engines that are built before they run."""
+    return tuple(entry.name for entry in ENGINES.values() if entry.builds)
+
+
 def engine_packages() -> tuple[str, ...]:
     """The packages of all engines, each once."""
     return tuple(dict.fromkeys(package for entry in ENGINES.values() for package in entry.packages))

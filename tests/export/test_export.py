@@ -254,7 +254,7 @@ NAMES = ("a", "b", "c", "d")
 
 
 def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> ParityLimits:
-    """ParityLimits that every number reaches, but for those given."""
+    """Limits that every number reaches, but for those given."""
     return ParityLimits(
         min_cosine=min_cosine,
         p01_cosine=-1,

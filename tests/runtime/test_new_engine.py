@@ -14,12 +14,12 @@ from edgeclip.devices.machine.machine import read_machine
 from edgeclip.devices.machine.software import Software, try_libraries
 from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.machine.try_library import trials
-from edgeclip.engine_list import ENGINES, EngineEntry
+from edgeclip.engine_list import ENGINES, EngineEntry, built_engines
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.extras import require
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine
-from edgeclip.runtime.engines.build import best_engine, build_variant, built_engines
+from edgeclip.runtime.engines.build import best_engine, build_variant
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.proof.choose import candidates, choose
 from edgeclip.runtime.proof.golden import golden_of

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import TypeAlias
 
 from edgeclip.bundle import Bundle
-from edgeclip.engine_list import ENGINES, engine_entry
+from edgeclip.engine_list import built_engines, engine_entry
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.engines.tensorrt_api import Progress
@@ -74,11 +74,6 @@ def build_variant(
         engine, path, bundle.manifest.encoder, described.precision, options or BuildOptions(), progress
     )
     return Built(plan, plan.stat().st_size, reused, time.perf_counter() - start, notes)
-
-
-def built_engines() -> tuple[str, ...]:
-    """Names of the engines that are built before they run."""
-    return tuple(entry.name for entry in ENGINES.values() if entry.builds)
 
 
 def best_engine() -> str:
