@@ -94,17 +94,6 @@ class LabelDecision:
     calibrated: bool = False
 
 
-@dataclass
-class _Stay:
-    """A class that is there, or may be about to: times in seconds, ``seen_s`` of its last frame at ``leave``."""
-
-    start_s: float
-    seen_s: float
-    score: float
-    peak: float
-    entered: bool = False
-
-
 class SourceState:
     """What is remembered of one source between its frames: a decider for each table and region, the last embeddings.
 
@@ -207,6 +196,17 @@ class SourceState:
                 scorer, of_table[row], frame=frame.index, time_s=frame.time_s, top_k=self._top_k
             )
         return decisions
+
+
+@dataclass
+class _Stay:
+    """A class that is there, or may be about to: times in seconds, ``seen_s`` of its last frame at ``leave``."""
+
+    start_s: float
+    seen_s: float
+    score: float
+    peak: float
+    entered: bool = False
 
 
 class Decider:
