@@ -94,7 +94,7 @@ def measure(encoder: ImageEncoder) -> BackendChoice:
     """Both backends on every test picture, the worst of each figure."""
     spec = encoder.preprocess.spec
     exact, fast = Preprocessor(spec, "exact"), Preprocessor(spec, "fast")
-    pictures = [*probe_pictures(), *_golden_wall(encoder.bundle)]
+    pictures = [*synthetic_frames(), *_golden_wall(encoder.bundle)]
     expected = np.stack([exact.resize(picture) for picture in pictures])
     got = np.stack([fast.resize(picture) for picture in pictures])
     difference = np.abs(expected.astype(np.int16) - got).mean(axis=(1, 2, 3)).max()
@@ -105,7 +105,7 @@ def measure(encoder: ImageEncoder) -> BackendChoice:
     return measured if measured.passed else msgspec.structs.replace(measured, backend="exact")
 
 
-def probe_pictures() -> list[Pixels]:
+def synthetic_frames() -> list[Pixels]:
     """Video frames (YUV 4:2:0) of common sizes, upright ones too, and an RGB array; always the same."""
     picture = _picture()
     frames: list[Pixels] = []

@@ -40,7 +40,7 @@ class BadFrame(Exception):
     """One frame could not be decoded; the next may be."""
 
 
-class Shot(NamedTuple):
+class Received(NamedTuple):
     """What a connection delivers.
 
     Attributes:
@@ -70,7 +70,7 @@ class Connection(ABC):
     stall_s = _STALL_S
 
     @abstractmethod
-    def read(self) -> Shot | None:
+    def read(self) -> Received | None:
         """Wait for the next frame, ``stall_s`` at most; None where something came that is no whole frame.
 
         Raises:
@@ -103,7 +103,7 @@ Connect: TypeAlias = Callable[[threading.Event], Connection]
 
 class _Pending(NamedTuple):
     number: int
-    shot: Shot
+    received: Received
     time_s: float
     connection: Connection
 
@@ -156,11 +156,11 @@ class LiveSource(Source):
         self._start()
         while (pending := self._slot.take()) is not None:
             try:
-                pixels = pending.connection.finish(pending.shot.raw)
+                pixels = pending.connection.finish(pending.received.raw)
             except BadFrame:
                 self._count_failed()
                 continue
-            yield Frame(pending.number, pending.time_s, pixels, captured=pending.shot.captured)
+            yield Frame(pending.number, pending.time_s, pixels, captured=pending.received.captured)
         if self._failure is not None:
             raise SourceError(f"{self.name} stopped giving frames: {self._failure}") from self._failure
 
@@ -222,13 +222,13 @@ class LiveSource(Source):
                 else:
                     opened = started
                 assert self._connection is not None
-                for shot in self._shots(self._connection, opened):
+                for received in self._receive(self._connection, opened):
                     self.reconnects += attempts > 0
                     attempts = 0
                     last = time.perf_counter()
                     self.state = "streaming"
-                    time_s = shot.time_s if shot.time_s is not None else last - started
-                    self._slot.put(_Pending(index, shot, round(time_s, 6), self._connection))
+                    time_s = received.time_s if received.time_s is not None else last - started
+                    self._slot.put(_Pending(index, received, round(time_s, 6), self._connection))
                     self.dropped = self._slot.dropped
                     index += 1
             except (Lost, SourceError) as loss:
@@ -240,18 +240,18 @@ class LiveSource(Source):
                 self._wait(loss, attempts, time.perf_counter() - last)
                 attempts += 1
 
-    def _shots(self, connection: Connection, opened: float) -> Iterator[Shot]:
+    def _receive(self, connection: Connection, opened: float) -> Iterator[Received]:
         last = opened
         while not self._stopping.is_set():
             try:
-                shot = connection.read()
+                received = connection.read()
             except BadFrame:
                 self._count_failed()
-                shot = None
+                received = None
             finally:
                 self._count_failed(connection.take_failed())
-            if shot is not None:
-                yield shot
+            if received is not None:
+                yield received
                 last = time.perf_counter()
             elif time.perf_counter() - last > connection.stall_s:
                 raise Lost(f"no frame for {connection.stall_s:g} s")

@@ -16,7 +16,7 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Shot
+from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
 from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, upright
 
 # After "#", since what follows "?" belongs to the server.
@@ -155,12 +155,12 @@ class NetworkStream(Connection):
         # HLS comes a segment at a time, and would otherwise be over before anyone looked at its second frame.
         self._pacer = Pacer(stopping, slip_s=_HLS_SLIP_S) if container.format.name == "hls" else None
 
-    def read(self) -> Shot | None:
+    def read(self) -> Received | None:
         """The next frame; for JPEG, its packet."""
         if not self._decoded:
             packet = self._next_packet()
             if self._jpeg is not None:
-                return Shot(packet, time.perf_counter())
+                return Received(packet, time.perf_counter())
             try:
                 self._decoded.extend(packet.decode())
             except av.error.FFmpegError as error:
@@ -169,7 +169,7 @@ class NetworkStream(Connection):
                 return None
         frame = self._decoded.popleft()
         due = self._pacer.wait(float(frame.time)) if self._pacer and frame.time is not None else time.perf_counter()
-        return Shot(frame, due)
+        return Received(frame, due)
 
     def finish(self, raw: Any) -> Pixels:
         """Decode a JPEG packet, turn a frame upright."""

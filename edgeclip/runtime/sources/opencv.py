@@ -17,7 +17,7 @@ from edgeclip.runtime.images import Image, opencv
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import RATE, SIDE, one_of, read_options
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import BadFrame, Connection, LiveSource, Lost, Shot
+from edgeclip.runtime.sources.live import BadFrame, Connection, LiveSource, Lost, Received
 
 _log = logging.getLogger("edgeclip")
 
@@ -89,15 +89,15 @@ class Capture(Connection):
         self.fps = capture.get(cv2.CAP_PROP_FPS) or None
         self.about = f"{picture_text(first.shape[1], first.shape[0], self.fps)}, {about}"
 
-    def read(self) -> Shot:
+    def read(self) -> Received:
         """The next frame, as OpenCV gives it; it has a time limit of its own."""
         first, self._first = self._first, None
         if first is not None:
-            return Shot(first, time.perf_counter())
+            return Received(first, time.perf_counter())
         ok, image = self._capture.read()
         if not ok:
             raise Lost("no frame")
-        return Shot(image, time.perf_counter())
+        return Received(image, time.perf_counter())
 
     def finish(self, raw: Any) -> Pixels:
         """(H, W, 3) uint8 BGR, or (H, W) grey, to RGB."""

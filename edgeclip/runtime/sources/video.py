@@ -16,7 +16,7 @@ import numpy as np
 from edgeclip.errors import InputError, SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Shot
+from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Received
 
 _log = logging.getLogger("edgeclip")
 
@@ -231,13 +231,13 @@ class SourceConnection(Connection):
         self.about = f"{source.describe()}, in real time"
         self.fps, self.total = source.fps, source.total
 
-    def read(self) -> Shot | None:
+    def read(self) -> Received | None:
         """The next frame, when it is due."""
         frame = next(self._frames, None)
         if frame is None:
             raise Ended
         captured = self._pacer.wait(frame.time_s) if self._pacer else frame.captured
-        return Shot(frame.pixels, captured, frame.time_s)
+        return Received(frame.pixels, captured, frame.time_s)
 
     def take_failed(self) -> int:
         """Packets that could not be decoded since this was last asked."""
