@@ -18,6 +18,7 @@ WORKSTATION_SIDE = {"training", "calibration", "export", "evaluation"}
 SHARED_BY_BOTH = {
     "bundle",
     "decisions",
+    "engine_list",
     "errors",
     "extras",
     "files",

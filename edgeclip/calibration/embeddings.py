@@ -16,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +26,8 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.hashed_images import Pictures
 from edgeclip.devices.machine.cuda import find_gpu
-from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.machine.probe import describe_machine, installed_versions
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EdgeclipError, SourceError
 from edgeclip.files import cache_dir, sha256_json
 from edgeclip.prompts import FloatArray
@@ -185,16 +184,8 @@ def store_key(bundle: Bundle, variant: str, engine: str) -> str:
             bundle.variant(variant).precision,
             bundle.manifest.encoder.preprocess,
             engine,
-            _library_version(engine),
+            installed_versions(engine_entry(engine).packages),
             {part: machine.get(part) for part in ("architecture", "cpu", "board", "l4t")},
             gpu and [gpu.name, gpu.sm],
         ]
     )
-
-
-def _library_version(engine: str) -> str:
-    """Of the library behind an engine; empty if it is not installed, which loading the engine reports."""
-    module = {"tensorrt-rtx": "tensorrt_rtx"}.get(engine, engine.partition("-")[0])
-    if importlib.util.find_spec(module) is None:
-        return ""
-    return str(getattr(importlib.import_module(module), "__version__", ""))

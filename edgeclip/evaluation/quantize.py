@@ -26,7 +26,7 @@ from edgeclip.files import write_json
 from edgeclip.prompts import load_templates
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import list_labelled
-from edgeclip.runtime.proof.golden import Golden, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 
 REPORT = "reports/quantization.json"
 _INT8 = ("int8", "int8-cpu")
@@ -164,7 +164,7 @@ def _accuracy_loss(labelled: LabelledImages, reference: np.typing.NDArray[np.boo
     return loss
 
 
-def _cosine_loss(golden: Golden, bundle: Bundle) -> Callable[[Path], float]:
+def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], float]:
     encoder = bundle.manifest.encoder
 
     def loss(path: Path) -> float:

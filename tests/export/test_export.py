@@ -21,7 +21,7 @@ from edgeclip.export.proofs import check_parity, preprocess
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.proof.golden import COUNT, golden_of
-from edgeclip.runtime.proof.parity import Limits, compare_embeddings
+from edgeclip.runtime.proof.parity import ParityLimits, compare_embeddings
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -253,9 +253,9 @@ def rows(seed: int = 0, shape: tuple[int, int] = (4, 8)) -> np.ndarray:  # type:
 NAMES = ("a", "b", "c", "d")
 
 
-def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> Limits:
+def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> ParityLimits:
     """Limits that every number reaches, but for those given."""
-    return Limits(
+    return ParityLimits(
         min_cosine=min_cosine,
         p01_cosine=-1,
         min_centred_cosine=min_centred_cosine,

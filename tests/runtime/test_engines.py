@@ -19,12 +19,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip import Bundle, EncoderSpec, Variant
+from edgeclip.engine_list import ENGINES
 from edgeclip.errors import EdgeclipError, EngineError, VariantError
 from edgeclip.export.photographs import COLOUR, photograph
 from edgeclip.runtime.engines import onnxruntime as ort_engine
 from edgeclip.runtime.engines import plan_cache
-from edgeclip.runtime.engines.base import CPU_LAYOUT, ENGINES, Engine, FloatArray, engine_class, load_engine
+from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, engine_class, load_engine
 from edgeclip.runtime.engines.onnxruntime import OrtCudaEngine, OrtEngine, adds_int8_exactly
+from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from tests.conftest import SIZE, WIDTH
 
@@ -443,16 +445,18 @@ def test_a_stream_compiles_once_and_loads_the_next_time(
 def blob(graph: Path, encoder: EncoderSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny graph's blob, in a cache of this test."""
     pytest.importorskip("openvino")
-    from edgeclip.runtime.engines.openvino import build_blob
+    from edgeclip.runtime.engines.openvino import compile_variant
 
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
-    return build_blob(graph, encoder)
+    path, reused, _ = compile_variant("openvino", graph, encoder, "fp32", BuildOptions())
+    assert not reused
+    return path
 
 
 def test_a_blob_is_loaded_instead_of_compiling(
     load: Callable[..., Any], blob: Path, images: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeclip.runtime.engines.openvino import OpenVinoEngine, build_blob
+    from edgeclip.runtime.engines.openvino import OpenVinoEngine, compile_variant
 
     written = blob.stat().st_mtime_ns
     with load("onnxruntime") as reference, load("openvino") as engine:
@@ -462,7 +466,7 @@ def test_a_blob_is_loaded_instead_of_compiling(
         with load("openvino", threads=1) as again:
             np.testing.assert_allclose(again.infer(images[:1]), reference.infer(images[:1]), atol=1e-4, rtol=1e-4)
             assert again.describe().endswith(", 1 thread")
-        assert build_blob(engine.path, engine.encoder) == blob
+        assert compile_variant("openvino", engine.path, engine.encoder, "fp32", BuildOptions()) == (blob, True, ())
     assert blob.stat().st_mtime_ns == written
 
 

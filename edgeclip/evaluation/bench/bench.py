@@ -23,13 +23,14 @@ from edgeclip.bundle import Bundle, BundleLike, open_bundles
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.sensors.energy import Energy, sum_of
 from edgeclip.devices.sensors.telemetry import Telemetry
+from edgeclip.engine_list import ENGINES
 from edgeclip.errors import EdgeclipError, InputError, IntegrityError
 from edgeclip.evaluation.bench.records import BenchResult, Measured, Setting, Stage
 from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import ENGINES, ByteArray, engine_class
+from edgeclip.runtime.engines.base import ByteArray, engine_class
 from edgeclip.runtime.images import opencv
-from edgeclip.runtime.proof.golden import Golden, decoded_images, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, decoded_images, golden_of
 from edgeclip.runtime.proof.proof import prove
 from edgeclip.runtime.scoring import Scorer
 
@@ -259,7 +260,7 @@ def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: T
 
 
 def _runner(
-    bundle: Bundle, setting: Setting, golden: Golden, stack: ExitStack
+    bundle: Bundle, setting: Setting, golden: GoldenImages, stack: ExitStack
 ) -> tuple[ImageEncoder, Callable[[], float]]:
     """What is called again and again: it runs one batch and gives the seconds that it took."""
     pipelined = setting.stage == "pipelined"

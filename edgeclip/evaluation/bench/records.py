@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description
 from edgeclip.devices.sensors.energy import Energy
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import InputError
 from edgeclip.evaluation.statistics.rounds import Interval, interval_of_rounds
 
@@ -121,7 +121,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     measured: tuple[Measured, ...]
     refused: tuple[tuple[Setting, str], ...]
     machine: Description
-    conditions: Conditions
+    conditions: MeasurementConditions
 
 
 def load_result(path: Path) -> BenchResult:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from edgeclip.devices.machine.probe import Description
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.records import Stage
 from edgeclip.evaluation.statistics.paired import PairedDifference
@@ -167,7 +167,7 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     refused: tuple[tuple[str, str], ...]
     machine: Description
-    conditions: Conditions
+    conditions: MeasurementConditions
 
     def point(self, label: str) -> Point:
         """The point of that label."""
