@@ -325,8 +325,8 @@ def test_the_page_answers_as_the_rule_does_whatever_the_limits(
     """Thirteen made-up points in a real report, two of them alike, one whose memory is not known."""
     world, random = World(), np.random.default_rng(7)
     for number in range(11):
-        ms, right, mb = random.uniform(5, 50), int(random.integers(400, 800)), float(random.integers(40, 400))
-        world.add(f"p{number}", ms, right, mb=mb, noise=0.1)
+        right, mb = int(400 + 35 * number + random.integers(-40, 40)), float(random.integers(40, 400))
+        world.add(f"p{number}", 5 + 4 * number, right, mb=mb, noise=0.1)
     world.add("twin", 20, 700, mb=100)
     world.add("other twin", 20, 700, mb=None)
     tradeoff = msgspec.structs.replace(
