@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgeclip.calibration.decisions.fit import FitReport, Reported
-from edgeclip.calibration.decisions.reliability import Bin
+from edgeclip.calibration.decisions.fit import Bin, FitReport, Reported
 from edgeclip.decisions import ClassDecision
 from edgeclip.evaluation.charts import line_chart
 from edgeclip.evaluation.decisions.calibrate import Calibrated
