@@ -120,6 +120,7 @@ def tradeoff(
     """Measure latency, accuracy and memory of every variant here, and say which one to ship."""
     require("torch", purpose="encode class names")
     require("matplotlib", purpose="draw a plot")
+    require("jinja2", purpose="write a page")
     from edgeclip.evaluation.bench.bench import BenchOptions
     from edgeclip.evaluation.bench.records import Stage
     from edgeclip.evaluation.data.class_sets import set_templates

@@ -131,7 +131,7 @@ def reliability_plot(before: Sequence[Bin], after: Sequence[Bin]) -> Any:
             said, right = [each.probability for each in bins], [each.right for each in bins]
             axes.plot(said, right, color=colour, lw=1.5, label=name)
             axes.scatter(said, right, s=[8 + 70 * each.n / most for each in bins], color=colour, lw=0)
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
         return inline_svg(figure)
 
 
