@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgeclip.calibration.decisions.fit import FitReport, Reported
-from edgeclip.calibration.decisions.reliability import Bin
+from edgeclip.calibration.decisions.fit import Bin, FitReport, Reported
 from edgeclip.decisions import ClassDecision
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.evaluation.decisions.calibrate import Calibrated
