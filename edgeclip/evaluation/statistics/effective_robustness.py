@@ -40,7 +40,7 @@ class Effective(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Line:
-    """logit(shift) = ``intercept`` + ``slope`` · logit(clean), fitted to ``n`` models by least squares (statsmodels)."""
+    """logit(shift) = ``intercept`` + ``slope`` · logit(clean), fitted by statsmodels to ``n`` models: ``fit``."""
 
     intercept: float
     slope: float

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import InputError
 from edgeclip.evaluation.statistics.metrics import Z95
+from edgeclip.extras import require
 
 Hits = npt.NDArray[np.bool_]
 
@@ -59,6 +62,30 @@ def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
         only_reference=lost,
         only_candidate=won,
     )
+
+
+def mcnemar_p(difference: PairedDifference, *, alternative: str = "two-sided") -> float:
+    """p value of the exact test of McNemar (1947): if both are equally good, an image that only one of the two labels
+    right is as likely the candidate's as the reference's.
+
+    Args:
+        alternative: ``greater`` to ask only whether the candidate is better.
+    """
+    stats: Any = require("scipy.stats", purpose="test a difference")
+    won, changed = difference.only_candidate, difference.only_candidate + difference.only_reference
+    return float(stats.binomtest(won, changed, alternative=alternative).pvalue) if changed else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm 1979), in the order given.
+
+    If every claim with an adjusted value of at most α is made, the chance of any false one among them is at most α,
+    however the tests depend on each other.
+    """
+    if not p_values:
+        return []
+    tests: Any = require("statsmodels.stats.multitest", purpose="judge several tests at once")
+    return [float(value) for value in tests.multipletests(p_values, method="holm")[1]]
 
 
 class ExtraLoss(msgspec.Struct, frozen=True):
