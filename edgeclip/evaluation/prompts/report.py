@@ -41,7 +41,7 @@ def print_report(report: PromptReport, console: Console) -> None:
     )
     templates, names = _in_order(study)
     shown = templates if len(templates) <= 2 * _ENDS + 1 else templates[:_ENDS] + templates[-_ENDS:]
-    heads = ["template, or name of a class", "top-1 alone", "points beside all", "points if left out"]
+    heads = ["template or name", "alone", "points beside all", "points if left out"]
     rows = [
         [_called(item), f"{item.top1:.3f}", _points(item.alone), _points(item.left_out)]
         for item in shown + names[:_MOST]
@@ -58,7 +58,7 @@ def print_report(report: PromptReport, console: Console) -> None:
             f"{pair.text_cosine:.2f}",
             f"{sum(pair.confusions)} of {sum(pair.images)}",
             *("–" if share is None else f"{share:.0%}" for share in (pair.text_right, pair.images_right)),
-            _VERDICTS[pair.verdict],
+            "" if pair.verdict == APART else pair.verdict,
         ]
         for pair in pairs[:_MOST]
     ]
@@ -148,7 +148,7 @@ def _points(difference: PairedDifference | None) -> str:
     if difference is None:
         return "–"
     low, high = difference.ci95
-    return f"{difference.points:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{difference.points:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
