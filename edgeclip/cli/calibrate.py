@@ -179,7 +179,7 @@ def decisions(
     A label below its class's threshold is then reported as unknown. Decisions are kept in the table, bound to the
     variant's graph and to the prompts; where either changes they are stale, which is said, until --refit.
     """
-    require("scipy", purpose="fit decisions", extra="export")
+    require("sklearn", purpose="fit decisions")
     from edgeclip.calibration.decisions.background import FootageOptions
     from edgeclip.evaluation.decisions.calibrate import calibrate_decisions
     from edgeclip.evaluation.decisions.data import DataOptions

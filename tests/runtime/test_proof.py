@@ -53,7 +53,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from edgeclip.evaluation.accuracy.zeroshot import evaluate_folder
-from edgeclip.evaluation.statistics.paired import LabelledImages, paired_difference
+from edgeclip.evaluation.quantize import LabelledImages
+from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.export import variants as workstation
 from edgeclip.export.bundle import extended
 from edgeclip.export.photographs import photographs
