@@ -1,7 +1,8 @@
 """A template's name and its values in, one HTML page that needs nothing else out; text that comes in is escaped.
 
 Templates are in ``templates/``: each extends ``base.html.j2``, fills its blocks ``title`` and ``content``, and takes
-tables, figures and intervals from ``macros.html.j2``. Here is only what a template cannot do: pictures and charts.
+tables, figures and intervals from ``macros.html.j2``. Here is only what a template cannot do; charts are in
+``charts.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -19,9 +19,6 @@ import msgspec
 
 from edgeclip.extras import require
 from edgeclip.runtime.images import Image, opencv
-
-FIRST, SECOND = "#1f77b4", "#2a8f76"  # of a chart's series: both can be told from each other on white and on black
-_QUIET = "#5b6764"  # stands for the text's colour in a chart while matplotlib draws it
 
 
 def render_page(template: str, *, script: str = "", data: object = None, **context: object) -> str:
@@ -41,7 +38,7 @@ def render_page(template: str, *, script: str = "", data: object = None, **conte
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f"; script-src 'sha256-{digest}'"
     given = msgspec.json.encode(data).decode().replace("<", "\\u003c")  # nothing in it may end the element
-    whole = {"policy": policy, "style": _safe(static("page.css")), "script": _safe(script), "data": _safe(given)}
+    whole = {"policy": policy, "style": safe(static("page.css")), "script": safe(script), "data": safe(given)}
     page: str = _environment().get_template(template).render(**whole, **context)
     return page
 
@@ -63,7 +60,7 @@ def _environment() -> Any:
     )
 
 
-def _safe(text: str) -> Any:
+def safe(text: str) -> Any:
     """HTML that goes into a page as it is."""
     return require("markupsafe", purpose="write a page", extra="eval").Markup(text)
 
@@ -78,60 +75,6 @@ def picture_uri(image: Image, *, side: int = 96) -> str:
     small = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA if short > side else cv2.INTER_CUBIC)
     _, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 72])
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
-
-
-def chart(width: float, height: float) -> tuple[Any, Any]:
-    """An empty matplotlib figure of so many inches and its axes, for ``inline_svg``.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    figures = require("matplotlib.figure", purpose="draw a chart", extra="eval")
-    matplotlib = require("matplotlib", purpose="draw a chart", extra="eval")
-    with matplotlib.rc_context(_CHART):
-        figure = figures.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def inline_svg(figure: Any) -> Any:
-    """The figure as ``<svg>`` for a template: text stays text, in the colour of the page's text."""
-    matplotlib = require("matplotlib", purpose="draw a chart", extra="eval")
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeclip"}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    drawn = file.getvalue()
-    return _safe(drawn[drawn.index("<svg") :].replace(_QUIET, "currentColor"))
-
-
-_CHART = {
-    "font.size": 9,
-    "text.color": _QUIET,
-    "axes.labelcolor": _QUIET,
-    "axes.edgecolor": _QUIET,
-    "grid.color": _QUIET,
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
-}
-
-
-def line_chart(series: Sequence[tuple[str, Sequence[float]]], *, level: tuple[str, float], ticks: Sequence[str]) -> Any:
-    """One or two lines over the same steps, and a level to hold them against, as ``<svg>``.
-
-    Args:
-        series: (name, values), as many values as ticks.
-        level: (name, value), drawn dashed.
-    """
-    figure, axes = chart(7.2, 2.6)
-    steps = range(len(ticks))
-    for (name, values), colour in zip(series, (FIRST, SECOND), strict=False):
-        axes.plot(steps, values, marker="o", ms=3, lw=1.5, color=colour, label=name)
-    axes.axhline(level[1], color=_QUIET, ls="--", lw=1, label=level[0])
-    axes.set_xticks(steps, ticks)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return inline_svg(figure)
 
 
 _WIDTH, _HEIGHT = 190, 20  # of an interval in a table, in pixels
