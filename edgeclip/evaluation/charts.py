@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 _TEXT = "#5b6764"  # stands for the colour of the page's text while matplotlib draws
 _IN_A_PAGE = {
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",
     "svg.hashsalt": "edgeclip",
     "axes.spines.top": False,
@@ -52,9 +54,12 @@ def inline_svg(figure: Any) -> Any:
     """The figure, drawn in ``page_style``, as ``<svg>`` that a template takes as it is; its text stays text."""
     file = io.StringIO()
     with page_style():
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Type", "Format"))
+        )
     drawn = file.getvalue()
-    return safe(drawn[drawn.index("<svg") :].replace(_TEXT, "currentColor"))
+    drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn[drawn.index("<svg") :])  # of groups: another chart has the same
+    return safe(drawn.replace(_TEXT, "currentColor"))
 
 
 def line_chart(series: Sequence[tuple[str, Sequence[float]]], *, level: tuple[str, float], ticks: Sequence[str]) -> Any:
