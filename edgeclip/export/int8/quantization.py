@@ -96,8 +96,8 @@ def quantize(
 ) -> tuple[Path, ...]:
     """Write the INT8 graph.
 
-    A finished graph is kept in the cache, unless its weights lie beside it (2 GB): the same FP32 graph, images and recipe
-    give the same bytes again, and NNCF is not run.
+    A finished graph is kept in the cache, unless its weights lie beside it (2 GB): the same FP32 graph, images and
+    recipe give the same bytes again, and NNCF is not run.
 
     Args:
         images: preprocessed, (N, 3, H, W) float32; ranges are measured on them one by one.
