@@ -163,9 +163,8 @@ def test_shares_follow_what_there_is() -> None:
 
 
 def test_the_choice_lies_nearer_to_the_farthest_frame_than_a_random_one() -> None:
-    rows = np.concatenate(
-        [random_rows(1), unit_rows(random_rows(300) * np.float32(0.2) + random_rows(1)), random_rows(20)]
-    )
+    crowd = unit_rows(random_rows(300) * np.float32(0.2) + random_rows(1))
+    rows = np.concatenate([crowd, random_rows(20)])
     chosen = [index for index, _ in choose(rows, [("one", "")] * len(rows), names_of(rows), 24)]
 
     def radius(indices: Sequence[int]) -> float:
@@ -311,7 +310,7 @@ def test_a_set_that_an_earlier_version_wrote_is_taken_and_has_no_sample_for_drif
         read_sample(calib)
     record["schema"] = "edgeclip.calibration/3"
     (calib / "calibration.json").write_text(json.dumps(record))
-    with pytest.raises(SourceError, match="expected .* of schema edgeclip.calibration/2"):
+    with pytest.raises(SourceError, match=r"expected .* of schema edgeclip\.calibration/2"):
         sample_images(calib, 3)
 
 
@@ -386,7 +385,9 @@ def test_the_test_keeps_its_level_where_neighbouring_frames_are_alike() -> None:
 
 def test_energy_is_zero_for_the_same_footage_and_does_not_depend_on_the_sides() -> None:
     a, b = site_of(np.random.default_rng(0)), site_of(np.random.default_rng(1), 0.5, frames=85)
-    assert energy_test(a, a) == (pytest.approx(0, abs=1e-5), 1.0)
+    same, p_value = energy_test(a, a)
+    assert same == pytest.approx(0, abs=1e-5)
+    assert p_value > 0.9
     assert energy_test(a, b)[0] == pytest.approx(energy_test(b, a)[0], abs=1e-5)
     apart = [distances(left @ right.T).mean() for left, right in ((a, b), (a, a), (b, b))]
     assert energy_test(a, b)[0] == pytest.approx(2 * apart[0] - apart[1] - apart[2], abs=1e-4)
@@ -436,7 +437,8 @@ def test_another_site_has_drifted_and_later_footage_of_the_same_has_not(
 def test_both_sides_may_be_footage_itself(bundle: Bundle, site: Path) -> None:
     found = compare_footage(bundle, str(site), str(site), ChooseOptions())
     assert not found.drifted
-    assert (found.energy, found.p_value) == (pytest.approx(0, abs=1e-5), 1.0)
+    assert found.energy == pytest.approx(0, abs=1e-5)
+    assert found.p_value > 0.9
     assert found.frames_a == found.frames_b == 400
 
 

@@ -103,15 +103,10 @@ def choose_images(
                 pool.offer(look)
             else:
                 unchanged += 1
-    choice = choose(
-        np.stack([member.row for member in pool.members]),
-        [member.stratum for member in pool.members],
-        [hashlib.sha256(f"{options.seed} {member.sha256}".encode()).hexdigest() for member in pool.members],
-        options.count,
-    )
     (folder / IMAGES).mkdir()
     images = tuple(
-        _write_image(folder, number, pool.members[index], distance) for number, (index, distance) in enumerate(choice)
+        _write_image(folder, number, found, distance)
+        for number, (found, distance) in enumerate(pool.choose(options.count))
     )
     shutil.rmtree(folder / _POOL)
     record = CalibrationSet(
@@ -170,7 +165,8 @@ class Pool:
     def __init__(self, size: int, folder: Path, seed: int) -> None:
         self.members: list[Candidate] = []
         self.near_duplicates = 0
-        self._size, self._folder, self._random = size, folder, random.Random(f"{seed} pool")
+        self._size, self._folder = size, folder
+        self._seed, self._random = seed, random.Random(f"{seed} pool")
         self._rows = np.empty((0, 0), np.float32)  # (size, D), made when the first frame tells D
         self._cells = np.empty((0, 0, 0), np.float32)
 
@@ -190,6 +186,16 @@ class Pool:
             return
         self._rows[place], self._cells[place] = look.row, look.cells
         self.members[place:] = [self._keep(look, priority), *self.members[place + 1 :]]
+
+    def choose(self, count: int) -> list[tuple[Candidate, float]]:
+        """What ``choose`` takes of the members, each with its distance to the nearest one taken before it."""
+        taken = choose(
+            np.stack([member.row for member in self.members]),
+            [member.stratum for member in self.members],
+            [hashlib.sha256(f"{self._seed} {member.sha256}".encode()).hexdigest() for member in self.members],
+            count,
+        )
+        return [(self.members[index], distance) for index, distance in taken]
 
     def _make_room(self, stratum: Stratum, priority: float) -> int | None:
         """The place of the member that goes; None if it is the new one."""
