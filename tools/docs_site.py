@@ -28,6 +28,7 @@ OUTSIDE = {
 _PLACES = {source: address for address, source in OUTSIDE.items()}
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _VERBS = "<!-- verbs -->"
+_WIDE = ("measured.md",)  # tables take the room of the navigation beside them
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -47,7 +48,14 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     address = page.file.src_uri
     source = OUTSIDE.get(address, f"docs/{address}")  # where the text stands in the repository
     markdown = _LINK.sub(lambda link: _relinked(link, source, address, files), markdown)
+    if address in _WIDE:
+        page.meta["hide"] = ["navigation"]
     return markdown.replace(_VERBS, verbs()) if _VERBS in markdown else markdown
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Take off the colons with which docstrings announce an example; Markdown needs only its indentation."""
+    return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")
 
 
 def _relinked(link: re.Match[str], source: str, address: str, files: Files) -> str:
