@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgeclip import build_table, load_templates, make_classes
+from edgeclip import load_templates, make_classes
 from edgeclip.devices.machine.probe import describe_machine, summary
-from edgeclip.prompts import FloatArray, TextEncoder, unit_rows
+from edgeclip.prompts import FloatArray, TextEncoder, encode_table, unit_rows
 from edgeclip.training.load import load_model
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         single = open_clip_runner(arguments.model, templates)
 
     def together(some: list[str]) -> FloatArray:
-        return build_table(model.text, make_classes(some), templates, name="t", model_id="m").embeddings
+        return encode_table(model.text, make_classes(some), templates, name="t", model_id="m").embeddings
 
     single(names[:2])
     together(names[:2])

@@ -32,7 +32,7 @@ from edgeclip.evaluation.data.dataset import Items, open_captioned, open_labelle
 from edgeclip.evaluation.statistics.metrics import predictions, recall, text_to_image_ranks, top_k, wilson_interval
 from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.files import atomic_file, write_json
-from edgeclip.prompts import FloatArray, TextEncoder, build_table, make_classes, unit_rows
+from edgeclip.prompts import FloatArray, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.training.load import load_text_tower
 from edgeclip.training.loop.features import features_of
 from edgeclip.training.towers.pretrained import MiniLm, image_tower
@@ -83,7 +83,7 @@ class StandIn:
         self._tower, self._sentences = image_tower("efficientnet-lite0"), MiniLm()
         names = make_classes({f"{i} {n}": [n] for i, n in enumerate(self._tower.class_names)})
         templates = load_templates("simple")
-        self._classes = build_table(self, names, templates, name="i", model_id="").embeddings
+        self._classes = encode_table(self, names, templates, name="i", model_id="").embeddings
 
     def encode_text(self, texts: Sequence[str]) -> FloatArray:
         """Unit sentence vectors (M, 384)."""
@@ -108,7 +108,7 @@ def score(ranks: Ranks) -> Score:
 def class_ranks(model: Embedded, folders: Sequence[str], labels: Ranks, templates: Sequence[str]) -> Ranks:
     """Rank (N,) of each image's own class."""
     classes = class_prompts(folders, None)
-    rows = build_table(model.text, classes, templates, name="t", model_id="").embeddings
+    rows = encode_table(model.text, classes, templates, name="t", model_id="").embeddings
     return predictions(model.images, rows, labels).ranks
 
 

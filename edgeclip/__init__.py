@@ -1,54 +1,117 @@
-"""edgeclip: CLIP-style models on the edge, every variant proved. Importing this loads neither torch nor an engine."""
+"""edgeclip: CLIP-style models on the edge, every variant proved.
 
+::
+
+    import edgeclip
+
+    model = edgeclip.load_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
+    bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8-cpu"])
+    bundle.build_table("shelf", ["mug | cup", "bottle", "book"])
+    with edgeclip.open(bundle) as labeller:
+        print(labeller.classify("photo.jpg").label)
+        for frame in labeller.stream("rtsp://camera/stream"):
+            print(frame.time_s, frame.label, frame.score)
+
+Importing this loads neither torch nor an engine: what needs them is imported when it is asked for.
+"""
+
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from edgeclip.bundle import Bundle
+from edgeclip.class_names import PromptClass, load_templates, make_classes, parse_classes
 from edgeclip.errors import EdgeclipError
-from edgeclip.prompts import PromptClass, PromptTable, build_table, load_templates, make_classes, parse_classes
+from edgeclip.extras import require as _require
+from edgeclip.prompts import PromptTable
 from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, Variant
 from edgeclip.version import __version__
 
 if _TYPE_CHECKING:
-    from edgeclip.runtime.labeller import Labeller as _Labeller
+    from edgeclip.evaluation.accuracy.evaluate import evaluate
+    from edgeclip.evaluation.bench.bench import BenchOptions, bench
+    from edgeclip.evaluation.tradeoff.run import tradeoff
+    from edgeclip.export.bundle import export
+    from edgeclip.runtime.decision import DecisionOptions
+    from edgeclip.runtime.labeller import Classification, Labeller, open
+    from edgeclip.runtime.records import Event, LabelledFrame
+    from edgeclip.runtime.sinks.base import Sink
+    from edgeclip.runtime.sources.base import Source, SourceOptions
+    from edgeclip.runtime.stream import Stream, StreamOptions
+    from edgeclip.training.load import load_model
+    from edgeclip.training.model import ContrastiveModel
+
+# Where each name is that is imported when it is first asked for.
+_RUNTIME = {
+    "Classification": "runtime.labeller",
+    "DecisionOptions": "runtime.decision",
+    "Event": "runtime.records",
+    "LabelledFrame": "runtime.records",
+    "Labeller": "runtime.labeller",
+    "Sink": "runtime.sinks.base",
+    "Source": "runtime.sources.base",
+    "SourceOptions": "runtime.sources.base",
+    "Stream": "runtime.stream",
+    "StreamOptions": "runtime.stream",
+    "open": "runtime.labeller",
+}
+_WORKSTATION = {
+    "BenchOptions": "evaluation.bench.bench",
+    "ContrastiveModel": "training.model",
+    "bench": "evaluation.bench.bench",
+    "evaluate": "evaluation.accuracy.evaluate",
+    "export": "export",  # the room itself, which can be called
+    "load_model": "training.load",
+    "tradeoff": "evaluation.tradeoff.run",
+}
 
 __all__ = [
+    "BenchOptions",
     "Bundle",
+    "Classification",
+    "ContrastiveModel",
+    "DecisionOptions",
     "EdgeclipError",
     "EncoderSpec",
+    "Event",
+    "LabelledFrame",
+    "Labeller",
     "Manifest",
     "ModelIdentity",
     "ModelOrigin",
     "PreprocessSpec",
     "PromptClass",
     "PromptTable",
+    "Sink",
+    "Source",
+    "SourceOptions",
+    "Stream",
+    "StreamOptions",
     "Variant",
     "__version__",
-    "build_table",
+    "bench",
+    "evaluate",
+    "export",
+    "load_model",
     "load_templates",
     "make_classes",
     "open",
     "parse_classes",
+    "tradeoff",
 ]
 
 
-def open(
-    bundle: str, *, variant: str | None = None, engine: str | None = None, threads: int | None = None
-) -> "_Labeller":
-    """Open a bundle for labelling, with the fastest variant and engine that are proved on this machine.
+def __getattr__(name: str) -> _Any:
+    if name in _RUNTIME:
+        module = _import_module(f"edgeclip.{_RUNTIME[name]}")
+    elif name in _WORKSTATION:
+        module = _require(f"edgeclip.{_WORKSTATION[name]}", purpose=f"use edgeclip.{name}", extra="export")
+    else:
+        raise AttributeError(f"module 'edgeclip' has no attribute {name!r}")
+    value = module if name == "export" else getattr(module, name)
+    globals()[name] = value
+    return value
 
-    ::
 
-        for event in edgeclip.open("starter").stream("rtsp://camera/stream", table="objects"):
-            print(event.kind, event.label)
-
-    Args:
-        bundle: a folder, a ``.tar``, or the word ``starter``.
-        variant, engine: restrict the choice.
-        threads: CPU threads an inference; None for all.
-
-    Raises:
-        EdgeclipError: the bundle cannot be trusted, or nothing in it runs here.
-    """
-    from edgeclip.runtime.labeller import Labeller
-
-    return Labeller(Bundle.open(bundle), variant=variant, engine=engine, threads=threads)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,31 +9,34 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from edgeclip.class_names import ClassesLike, as_classes, check_templates, load_templates
 from edgeclip.decisions import Current, current_decisions
-from edgeclip.errors import BundleError, IntegrityError, TableError, VariantError
+from edgeclip.errors import BundleError, InputError, IntegrityError, MissingExtraError, TableError, VariantError
+from edgeclip.extras import require
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json
 from edgeclip.manifest import MANIFEST, file_record, read_manifest, safe_path, write_manifest
-from edgeclip.prompts import PromptTable, check_table_name
+from edgeclip.prompts import PromptTable, TextEncoder, check_table_name
 from edgeclip.spec import Manifest, TableEntry, Variant
 
 STARTER = "starter"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Bundle:
     """An opened bundle.
 
     Attributes:
         path: the directory (for a ``.tar``, where it was unpacked).
-        manifest: its verified manifest.
+        manifest: its verified manifest; what is added to the bundle is in it at once.
     """
 
     path: Path
@@ -147,7 +150,7 @@ class Bundle:
         if name is None:
             if len(tables) != 1:
                 what = f"has {len(tables)} prompt tables ({', '.join(tables)})" if tables else "has no prompt table"
-                raise TableError(f"{self.path.name} {what}: name one with --table or give --classes")
+                raise TableError(f"{self.path.name} {what}: name one")
             name = next(iter(tables))
         if name not in tables:
             available = ", ".join(tables) or "none yet; make one with edgeclip prompts build"
@@ -180,26 +183,126 @@ class Bundle:
         graph = self.graph_sha256(variant) if variant and table.decisions else ""
         return current_decisions(table.decisions, table=table.name, rows=table.rows_hash, variant=variant, graph=graph)
 
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder that the bundle's tables are made with; a device needs none.
+
+        Raises:
+            MissingExtraError: its libraries are not installed.
+        """
+        encoder: TextEncoder = self._prompts("embed texts").BundleTextEncoder(self)
+        return encoder
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether the libraries of the text encoder are installed, as far as a quick look can tell."""
+        with suppress(MissingExtraError):
+            return bool(self._prompts("encode class names").has_text_encoder(self))
+        return False
+
+    def encode_table(
+        self,
+        name: str,
+        classes: ClassesLike,
+        templates: str | Sequence[str] = "simple",
+        *,
+        background: ClassesLike = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PromptTable:
+        """As ``build_table``, but the table is only returned."""
+        table: PromptTable = self._prompts("encode class names").table_for_bundle(
+            self,
+            as_classes(classes),
+            load_templates(templates) if isinstance(templates, str) else check_templates(templates, "templates"),
+            name=name,
+            background=as_classes(background) if background else (),
+            progress=progress,
+        )
+        return table
+
+    def build_table(
+        self,
+        name: str,
+        classes: ClassesLike,
+        templates: str | Sequence[str] = "simple",
+        *,
+        background: ClassesLike = (),
+        output: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PromptTable:
+        """Encode class names × templates with the bundle's text encoder; the table is added to the bundle.
+
+        A table that replaces one with decisions keeps these; they are stale until they are fitted again.
+
+        Args:
+            name: of the table.
+            classes: names, ``"a | b"`` giving one class two of them, or ``{label: names}``, or a file of names.
+            templates: ``simple``, ``imagenet`` (CLIP's 80), a file with one a line, or templates, ``{}`` for the name.
+            background: as ``classes``, what means nothing of interest: a frame best described by one is unknown.
+            output: a ``.safetensors`` file to write instead; the shipped starter takes no tables.
+            overwrite: replace a table, or file, of that name.
+            progress: called with (prompts done, prompts in all) after each batch.
+
+        Raises:
+            PromptError: no class or template, a name that no file can have, or a background that is a class too.
+            TableError: the name is taken and ``overwrite`` is false.
+            BundleError: the bundle is the shipped one and no ``output`` is given.
+            InputError: ``output`` exists and ``overwrite`` is false.
+            MissingExtraError: the text encoder's libraries are not installed.
+            ModelError: its weights cannot be had, or are not those the bundle was made with.
+        """
+        check_table_name(name)
+        target = None if output is None else Path(output)
+        if target is None:
+            self._check_table_addable(name, overwrite=overwrite)
+        elif target.exists() and not overwrite:
+            raise InputError(f"{target} exists already: choose another output or overwrite it")
+        table = self.encode_table(name, classes, templates, background=background, progress=progress)
+        earlier = self._earlier_table(name, target)
+        if earlier and earlier.decisions:
+            table = replace(table, decisions=earlier.decisions)
+        if target is None:
+            self.add_table(table, overwrite=overwrite)
+        else:
+            table.save(target)
+        return table
+
+    def _prompts(self, purpose: str) -> Any:
+        """The module that makes tables: it is on the workstation's side, which a device does not have."""
+        extra = "demo" if self.manifest.model.origin.loader == "edgeclip" else "export"
+        return require("edgeclip.export.prompt_table", purpose=purpose, extra=extra)
+
+    def _earlier_table(self, name: str, file: Path | None) -> PromptTable | None:
+        """The table that is about to be replaced: its decisions stay, to be fitted again."""
+        if file:
+            return PromptTable.load(file) if file.exists() else None
+        return self.table(name) if any(entry.name == name for entry in self.manifest.tables) else None
+
+    def _check_table_addable(self, name: str, *, overwrite: bool) -> None:
+        if self.is_starter:
+            raise BundleError("the shipped starter bundle is read-only: give an output FILE.safetensors")
+        if not overwrite and any(entry.name == name for entry in self.manifest.tables):
+            raise TableError(f"{self.path.name} has a table {name!r} already: choose another name or overwrite it")
+
     def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:
-        """Write a table into the bundle and list it; at every moment the bundle on disk is valid.
+        """Write a table into the bundle and list it; at every moment the bundle on disk is valid. Returns the bundle.
 
         Raises:
             TableError: the name is taken and ``overwrite`` is false, or the table is of another model.
             BundleError: the bundle is the shipped one, which is read-only.
         """
-        if self.is_starter:
-            raise BundleError("the shipped starter bundle is read-only: pass --output FILE.safetensors")
         check_table_name(table.name)
+        self._check_table_addable(table.name, overwrite=overwrite)
         self.check_table(table)
         relative = f"prompts/{table.name}.safetensors"
         others = tuple(entry for entry in self.manifest.tables if entry.name != table.name)
-        if len(others) < len(self.manifest.tables) and not overwrite:
-            raise TableError(f"{self.path.name} has a table {table.name!r} already: pass --overwrite to replace it")
         entry = TableEntry(name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash)
         return self._put(relative, table.save, tables=others, added=(entry,))
 
     def add_file(self, relative: str, content: bytes) -> Bundle:
         """Write a small file, such as a report, into the bundle and list it, in place of one of that name.
+
+        Returns the bundle.
 
         Raises:
             BundleError: the bundle is the shipped one, which is read-only.
@@ -230,7 +333,8 @@ class Bundle:
         save(path)
         listed = {**files, relative: file_record(path)}
         manifest = msgspec.structs.replace(self.manifest, tables=(*tables, *added), files=listed)
-        return Bundle(self.path, write_manifest(self.path, manifest))
+        self.manifest = write_manifest(self.path, manifest)
+        return self
 
     def to_tar(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole bundle, checked, as one ``.tar`` with fixed times and owners (same bytes every time)."""
@@ -278,3 +382,12 @@ def _unpack(archive_path: Path) -> Path:
     except tarfile.TarError as error:
         raise IntegrityError(f"{archive_path} is not a readable tar ({error}): copy it again") from error
     return target
+
+
+def open_bundles(bundles: BundleLike | Sequence[BundleLike]) -> list[Bundle]:
+    """One or several bundles, each opened already or named by its path. Raises as ``Bundle.open``."""
+    several = [bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles
+    return [each if isinstance(each, Bundle) else Bundle.open(each) for each in several]
+
+
+BundleLike = Bundle | str | os.PathLike[str]

@@ -150,5 +150,23 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
     return classes
 
 
+ClassesLike = str | Sequence[str] | Mapping[str, Sequence[str]] | Sequence[PromptClass]
+
+
+def as_classes(classes: ClassesLike) -> tuple[PromptClass, ...]:
+    """Classes in any form: text or a file (``parse_classes``), names or a mapping (``make_classes``), or classes.
+
+    Raises:
+        PromptError: as those two.
+    """
+    if isinstance(classes, str):
+        return parse_classes(classes)
+    if isinstance(classes, Mapping):
+        return make_classes(classes)
+    given = tuple(classes)
+    made = tuple(item for item in given if isinstance(item, PromptClass))
+    return made if made and len(made) == len(given) else make_classes([str(item) for item in given])
+
+
 def _clean(name: str) -> str:
     return re.sub(r"\s+", " ", name).strip()

@@ -201,7 +201,7 @@ def content_hash(
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-def build_table(
+def encode_table(
     encoder: TextEncoder,
     classes: Sequence[PromptClass],
     templates: Sequence[str],

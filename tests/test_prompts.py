@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgeclip.cli.bundle import print_card
 from rich.console import Console
 
-from edgeclip import Bundle, PromptTable, build_table, load_templates, make_classes, parse_classes
-from edgeclip.cli.card import print_card
+from edgeclip import Bundle, PromptTable, load_templates, make_classes, parse_classes
 from edgeclip.errors import PromptError, TableError
-from edgeclip.prompts import FloatArray
+from edgeclip.prompts import FloatArray, encode_table
 from tests.conftest import make_table
 
 
@@ -41,7 +41,7 @@ def _by_the_book(texts: Sequence[str]) -> FloatArray:
 def test_rows_are_normalised_averaged_and_normalised_again() -> None:
     classes = make_classes(["cat", "cup | coffee mug"])
     templates = ["a photo of a {}.", "{}"]
-    table = build_table(HashEncoder(), classes, templates, name="t", model_id="0" * 16, batch_size=3)
+    table = encode_table(HashEncoder(), classes, templates, name="t", model_id="0" * 16, batch_size=3)
     np.testing.assert_allclose(table.embeddings[0], _by_the_book(["a photo of a cat.", "cat"]), atol=1e-6)
     synonyms = ["a photo of a cup.", "cup", "a photo of a coffee mug.", "coffee mug"]
     np.testing.assert_allclose(table.embeddings[1], _by_the_book(synonyms), atol=1e-6)
@@ -51,7 +51,7 @@ def test_rows_are_normalised_averaged_and_normalised_again() -> None:
 def test_each_distinct_prompt_is_encoded_once_in_full_batches() -> None:
     encoder = HashEncoder()
     classes = make_classes({"cat": ["cat", "animal"], "dog": ["dog", "animal"]})
-    build_table(encoder, classes, ["{}", "a {}"], name="t", model_id="m", batch_size=4)
+    encode_table(encoder, classes, ["{}", "a {}"], name="t", model_id="m", batch_size=4)
     texts = [text for batch in encoder.batches for text in batch]
     assert len(texts) == len(set(texts)) == 6
     assert [len(batch) for batch in encoder.batches] == [4, 2]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, notices, split_names
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json
@@ -71,14 +71,7 @@ def fewshot(
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
     if name is not None:
         check_table_name(name)
-    with progress_bars() as bars:
-        tasks: dict[str, int] = {}
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
-
+    with named_bars() as watch:
         if curve is not None:
             report = curve_of_bundle(
                 opened, data, options, CurveOptions(tuple(split_names(methods)), seeds=seeds), progress=watch
@@ -148,11 +141,8 @@ def wise_ft(
     # The curve.
     way, report, lines = CheckpointsBetween(zero_shot, fine_tuned), None, []
     if sets:
-        with progress_bars() as bars:
-            task = bars.add_task("images", total=None)
-            report = measure_wise(
-                way, sets, options, progress=lambda done, total: bars.update(task, completed=done, total=total)
-            )
+        with bar("images") as watch:
+            report = measure_wise(way, sets, options, progress=watch)
         lines = wise_lines(report)
         alpha = report.best if save == "best" else alpha
 

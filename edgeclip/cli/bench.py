@@ -1,18 +1,13 @@
-"""The command that times a bundle's variants, and compares two results.
-
-The verb ``tradeoff``: bundles and labelled images in, what to ship and the evidence for it out.
-"""
+"""The verbs ``bench`` and ``tradeoff``: how fast each variant is here, and which one to ship."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from edgeclip.bundle import Bundle
-from edgeclip.cli.common import console, progress_bars, split_names
+from edgeclip.cli.common import changing_bar, console, split_names
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
@@ -62,13 +57,8 @@ def bench(
         seconds=seconds,
         seed=seed,
     )
-    with progress_bars() as bars:
-        task = bars.add_task("proving", total=None)
-        result = measure(
-            [Bundle.open(path) for path in bundles],
-            options,
-            progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
-        )
+    with changing_bar("proving") as watch:
+        result = measure(bundles, options, progress=watch)
     if json_file:
         write_json(json_file, result)
     print_result(result, console)
@@ -122,17 +112,10 @@ def tradeoff(
     require("matplotlib", purpose="draw a plot")
     from edgeclip.evaluation.bench.bench import BenchOptions
     from edgeclip.evaluation.bench.records import Stage
-    from edgeclip.evaluation.data.class_sets import set_templates
-    from edgeclip.evaluation.data.dataset import open_labelled
-    from edgeclip.evaluation.data.shift_sets import names_of, open_shift_set
-    from edgeclip.evaluation.tradeoff.measure import measure_tradeoff, recommendation_of, reusable
     from edgeclip.evaluation.tradeoff.records import Limits
-    from edgeclip.evaluation.tradeoff.report import print_tradeoff, save_tradeoff
-    from edgeclip.export.bundle import require_writable
-    from edgeclip.files import write_json
-    from edgeclip.runtime.proof.choose import add_recommendation
+    from edgeclip.evaluation.tradeoff.report import print_tradeoff
+    from edgeclip.evaluation.tradeoff.run import tradeoff as measure
 
-    limits = Limits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     options = BenchOptions(
         variants=tuple(split_names(variants)),
         engines=tuple(split_names(engines)),
@@ -140,39 +123,23 @@ def tradeoff(
         rounds=rounds,
         seconds=seconds,
     )
-    opened = [Bundle.open(path) for path in bundles]
-    if output.exists() and not output.is_dir():
-        raise InputError(f"expected a folder with --output, got the file {output}")
-    for bundle in opened if apply else ():
-        require_writable(bundle)  # now, not after minutes of measuring
-    if stage == "end-to-end" and (bare := [bundle.path.name for bundle in opened if not bundle.manifest.tables]):
-        raise InputError(
-            f"expected a prompt table in {', '.join(bare)} to label frames with, got none: edgeclip prompts build, or "
-            "--stage engine"
-        )
-    prompts = set_templates(templates, classes)
-    sets = [open_labelled(data, names, class_set=classes)]
-    sets += [open_shift_set(folder, names_of(folder, names)) for folder in shift or ()]
-    kept = output / "bench.json"
-    say = partial(console.print, style="dim", markup=False, highlight=False, soft_wrap=True)
-    timed = None if again else reusable(kept, opened, options, notice=say)
-    with progress_bars() as bars:
-        task = bars.add_task("proving", total=None)
-        report = measure_tradeoff(
-            opened,
-            sets,
-            options,
-            limits,
-            templates=prompts,
-            timed=timed,
-            progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
-            timing_done=lambda result: write_json(kept, result),
+    said: list[str] = []
+    with changing_bar("proving") as watch:
+        report = measure(
+            bundles,
+            data,
+            output=output,
+            limits=Limits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb),
+            options=options,
+            shift=shift or (),
+            classes=classes,
+            names=names,
+            templates=templates,
+            again=again,
+            apply=apply,
+            progress=watch,
+            notice=said.append,
         )
     print_tradeoff(report, console)
-    for path in save_tradeoff(report, output):
-        say(str(path))
-    if apply and (found := recommendation_of(report)) is not None and report.decision.label is not None:
-        model = report.point(report.decision.label).model
-        target = next(bundle for bundle in opened if bundle.manifest.model.id == model)
-        add_recommendation(target, found)
-        say(f"written into {target.path}: edgeclip label runs it on this machine")
+    for line in said:
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, console, notices, progress_bars
+from edgeclip.cli.common import BundleArgument, console, named_bars, notices, progress_bars
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
@@ -181,16 +181,12 @@ def decisions(
     """
     require("scipy", purpose="fit decisions", extra="export")
     from edgeclip.calibration.decisions.background import FootageOptions
-    from edgeclip.calibration.decisions.fit import FitOptions
-    from edgeclip.evaluation.decisions import calibrate
-    from edgeclip.evaluation.decisions.data import DataOptions, open_decision_data
+    from edgeclip.evaluation.decisions.calibrate import calibrate_decisions
+    from edgeclip.evaluation.decisions.data import DataOptions
     from edgeclip.evaluation.decisions.report import as_json, decision_page, print_calibrated
     from edgeclip.files import write_json, write_text
 
     # What is asked for, before anything is computed.
-    given = [name for name, is_given in (("--data", data), ("--footage", footage), ("--refit", refit)) if is_given]
-    if len(given) != 1:
-        raise InputError(f"expected one of --data, --footage and --refit, got {' and '.join(given) or 'none of them'}")
     if report and footage:
         raise InputError(
             "expected --report with labelled images, got --footage: there is no reliability without labels"
@@ -205,43 +201,21 @@ def decisions(
             raise InputError(f"{file} exists already: choose another name or pass --overwrite")
 
     # The fit.
-    with progress_bars() as bars:
-        tasks = {}
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        variants = list(variant or ())
-        if refit:
-            earlier = next((each.facts for each in loaded.decisions if each.facts.data), None)
-            options = FitOptions(
-                precision_target or (earlier and earlier.target) or 0.95,
-                confidence or (earlier and earlier.confidence) or 0.9,
-            )
-            found = calibrate.refit(opened, loaded, options, variants=variants, engine=engine, progress=watch)
-        else:
-            engine = engine or "onnxruntime"
-            options = FitOptions(precision_target or 0.95, confidence or 0.9)
-            variants = calibrate.variants_to_fit(opened, variants, engine)
-            if data:
-                asked = DataOptions(data=data, names=str(names or ""), others=others, source=source)
-                images = open_decision_data(asked, loaded)
-                found = calibrate.calibrate_on_labels(
-                    opened, loaded, images, options, variants=variants, engine=engine, progress=watch
-                )
-            else:
-                found = calibrate.calibrate_on_footage(
-                    opened,
-                    loaded,
-                    footage or [],
-                    FootageOptions(label_rate, background),
-                    every_s=every,
-                    variants=variants,
-                    engine=engine,
-                    progress=watch,
-                )
+    with named_bars() as watch:
+        found, options = calibrate_decisions(
+            opened,
+            loaded,
+            data=DataOptions(data=data, names=str(names or ""), others=others, source=source) if data else None,
+            footage=footage or (),
+            again=refit,
+            target=precision_target,
+            confidence=confidence,
+            footage_options=FootageOptions(label_rate, background),
+            every_s=every,
+            variants=variant or (),
+            engine=engine,
+            progress=watch,
+        )
     print_calibrated(found, console)
 
     # What is written.

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from edgeclip.bundle import Bundle
-from edgeclip.extras import require
-from edgeclip.prompts import PromptClass, PromptTable
-from edgeclip.spec import ModelOrigin
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 console = Console()
 notices = Console(stderr=True)
@@ -40,50 +34,33 @@ def progress_bars() -> Progress:
     )
 
 
-def build_table(
-    bundle: Bundle, classes: Sequence[PromptClass], templates: Sequence[str], *, name: str, **more: Any
-) -> PromptTable:
-    """Encode classes × templates with the bundle's own text encoder, behind a progress bar.
-
-    Raises:
-        MissingExtraError: the text encoder's libraries are not installed.
-        EdgeclipError: its weights cannot be had, or are not the ones that the bundle was made with.
-    """
-    extra = "demo" if bundle.manifest.model.origin.loader == "edgeclip" else "export"
-    require("torch", purpose="encode class names", extra=extra)
-    from edgeclip.export.prompt_table import table_for_bundle
-
+@contextmanager
+def named_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """What to call with (what is done, steps done, steps in all; 0 where nobody knows): a bar for each name."""
     with progress_bars() as bars:
-        task = bars.add_task("prompts", total=None)
-        return table_for_bundle(
-            bundle,
-            classes,
-            templates,
-            name=name,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-            **more,
-        )
+        tasks: dict[str, TaskID] = {}
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
+
+        yield watch
 
 
-def has_text_encoder(bundle: Bundle) -> bool:
-    """Whether the libraries of the bundle's text encoder are installed, as far as a quick look can tell."""
-    libraries = ("torch", _text_library(bundle.manifest.model.origin))
-    return all(importlib.util.find_spec(name) for name in libraries)
+@contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for one thing: what to call with (steps done, steps in all)."""
+    with named_bars() as watch:
+        yield partial(watch, name)
 
 
-def _text_library(origin: ModelOrigin) -> str:
-    """The module that a model's text tower comes from, or its tokenizer."""
-    if origin.loader != "edgeclip":
-        return origin.loader
-    from edgeclip.training.checkpoint.files import CONFIG, checkpoint_folder
-
-    tower = "minilm"
-    # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
-    with suppress(ValueError, OSError, KeyError, TypeError):
-        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
-    if tower == "minilm":
-        return "all_minilm_l6_v2"
-    return "transformers" if tower.startswith("hf:") else "open_clip"
+@contextmanager
+def changing_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar that says what is done at the moment: what to call with (what, steps done, steps in all)."""
+    with progress_bars() as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
 
 
 def split_names(names: str) -> list[str]:

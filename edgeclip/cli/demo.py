@@ -26,7 +26,7 @@ from edgeclip.runtime.sinks.overlay import draw_labels, fit
 from edgeclip.runtime.sinks.terminal import TerminalView, print_summary
 from edgeclip.runtime.sinks.video import OverlaySink
 from edgeclip.runtime.sources.open import open_source
-from edgeclip.runtime.stream import Stream, StreamOptions
+from edgeclip.runtime.stream import Stream
 
 TABLE = "objects"
 FPS = 25
@@ -80,7 +80,7 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
     with console.status("filming eight photographs"):
         write_film(film)
     sinks = [JsonlSink(labels), OverlaySink(overlay), TerminalView(console)]
-    account = Stream(bundle, [open_source(str(film))], [table], StreamOptions(variant=variant), sinks).run()
+    account = Stream(bundle, [open_source(str(film))], [table], sinks=sinks, variant=variant).run()
     lines = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
     records = judge(lines)
     with atomic_file(output / "contact_sheet.png") as temporary:

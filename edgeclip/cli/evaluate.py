@@ -1,19 +1,14 @@
-"""The verb ``eval``: a bundle and labelled or captioned images in, accuracy and retrieval with their intervals out.
-
-The commands that measure what a model is worth where it will stand.
-"""
+"""The verbs ``eval`` and ``robustness``: what a model is worth where it will stand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, progress_bars, split_names
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, split_names
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
@@ -45,41 +40,26 @@ def evaluate(
 ) -> None:
     """Zero-shot accuracy and retrieval with 95 % intervals, by class and by confusion. Can be stopped and run again."""
     require("torch", purpose="encode class names")
-    from edgeclip.evaluation.accuracy.report import EvalReport, print_report
-    from edgeclip.evaluation.accuracy.retrieval import evaluate_retrieval
-    from edgeclip.evaluation.accuracy.zeroshot import evaluate_set
-    from edgeclip.evaluation.data.class_sets import set_templates
-    from edgeclip.evaluation.data.dataset import open_captioned, open_labelled
+    from edgeclip.evaluation.accuracy.evaluate import evaluate as measure
+    from edgeclip.evaluation.accuracy.report import print_report
     from edgeclip.files import write_json
 
-    if data is None and captions is None:
-        raise InputError("expected --data, --captions or both, got neither: say what to measure on")
-    opened, variants = Bundle.open(bundle), list(dict.fromkeys(variant or ["fp32"]))
-    for name in variants:
-        opened.variant(name)
-    prompts = set_templates(templates, classes)
-    labelled = open_labelled(data, names, class_set=classes) if data is not None else None
-    captioned = open_captioned(captions) if captions is not None else None
-    accuracies, retrievals = [], []
-    with progress_bars() as bars:
-        if labelled:
-            watch = _watch(bars, "images")
-            accuracies = evaluate_set(
-                opened, labelled, templates=prompts, variants=variants, engine=engine, against=against, progress=watch
-            )
-        for name in variants if captioned else ():
-            assert captioned
-            watch = _watch(bars, "captioned images")
-            retrievals.append(evaluate_retrieval(opened, captioned, variant=name, engine=engine, progress=watch))
-    report = EvalReport(accuracies, retrievals)
+    with named_bars() as watch:
+        report = measure(
+            bundle,
+            data,
+            captions=captions,
+            variants=variant or ["fp32"],
+            engine=engine,
+            against=against,
+            classes=classes,
+            names=names,
+            templates=templates,
+            progress=watch,
+        )
     if json_file:
         write_json(json_file, report.as_json())
     print_report(report, console)
-
-
-def _watch(bars: Progress, name: str) -> Callable[[int, int], None]:
-    task = bars.add_task(name, total=None)
-    return lambda done, total: bars.update(task, completed=done, total=total)
 
 
 _DEFAULT_VARIANTS = ("fp32", "int8-cpu")
@@ -164,15 +144,8 @@ def robustness(
     baselines = [read_report(path) for path in baseline or ()]
     clean = open_shift_set(data, names)
     shifts = [open_shift_set(folder, names_of(folder, names)) for folder in shift or ()]
-    with progress_bars() as bars:
-        task = bars.add_task("images", total=None)
-        report = measure_robustness(
-            opened,
-            clean,
-            shifts,
-            options,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
+    with bar("images") as watch:
+        report = measure_robustness(opened, clean, shifts, options, progress=watch)
     if baselines:
         report = against_baseline(report, baselines)
     for line in report_lines(report):

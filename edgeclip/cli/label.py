@@ -13,17 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import (
-    BundleArgument,
-    ClassesHelp,
-    TemplatesHelp,
-    build_table,
-    console,
-    has_text_encoder,
-    notices,
-)
+from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, notices
 from edgeclip.errors import InputError
-from edgeclip.prompts import PromptTable, load_templates, make_classes, parse_classes
+from edgeclip.prompts import PromptTable, load_templates, make_classes
 
 if TYPE_CHECKING:
     from edgeclip.runtime.page.sink import WebSink
@@ -157,7 +149,6 @@ def label(
         raise InputError("expected --tiles or --regions, got both: leave one out")
     options = StreamOptions(
         preprocess=preprocess,
-        threads=threads,
         top_k=top,
         limit=limit,
         regions=parse_tiles(tiles) if tiles else load_regions(regions) if regions else (),
@@ -189,7 +180,8 @@ def label(
     if classes is None:
         found = find_tables_and_files(opened, table)
     else:
-        found = [(build_table(opened, parse_classes(classes), load_templates(templates), name="classes"), None)]
+        with bar("prompts") as watch_prompts:
+            found = [(opened.encode_table("classes", classes, templates, progress=watch_prompts), None)]
     origins = {each.name: file for each, file in found if file is not None}
     files = SourceOptions(loop=loop)
     # Sources first: an address that is wrong is said before seconds are spent on the encoder.
@@ -221,12 +213,10 @@ def _page(bundle: Bundle, address: str, token: str | None, templates: tuple[str,
         raise InputError(f"expected --web-address HOST:PORT, got {address!r}")
 
     def make_table(name: str, classes: str) -> PromptTable:
-        from edgeclip.export.prompt_table import table_for_bundle
+        # Not text: what a browser sends must not name a file of this machine.
+        return bundle.encode_table(name, make_classes(classes.split(",")), templates)
 
-        # Not parse_classes: what a browser sends must not name a file of this machine.
-        return table_for_bundle(bundle, make_classes(classes.split(",")), templates, name=name)
-
-    make = make_table if has_text_encoder(bundle) else None
+    make = make_table if bundle.has_text_encoder else None
     return WebSink(host.strip("[]"), int(port), token, make_table=make)
 
 

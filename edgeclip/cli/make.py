@@ -39,47 +39,34 @@ def export(
     """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs."""
     require("torch", purpose="export a model")
     require("onnxscript", purpose="export a model")
-    from edgeclip.calibration.images import sample_images
+    from edgeclip.cli.bundle import print_card
+    from edgeclip.cli.plan import print_plan
     from edgeclip.devices.catalogue.profile import load_profile
-    from edgeclip.devices.plan.plan import plan, variants_for
-    from edgeclip.export.bundle import CALIBRATION_IMAGES, VariantOptions, export_bundle
+    from edgeclip.devices.plan.plan import plan
+    from edgeclip.export.bundle import export as export_model
     from edgeclip.export.cost import cost_of_bundle
-    from edgeclip.export.merge_tokens.model import MergedModel, merge_report
-    from edgeclip.export.photographs import photographs
-    from edgeclip.export.variants import check_variant_names
-    from edgeclip.training.load import load_model
+    from edgeclip.export.merge_tokens.model import merge_report
 
-    names = split_names(variants)
-    check_variant_names(names)
-    profile = load_profile(target) if target else None
-    if profile:
-        names = variants_for(profile, names)
-    if calibration and not names:
-        raise InputError("expected --variants with --calibration, got none: fp32 needs no ranges")
-    path = output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: choose another --output or pass --overwrite")
-    images = photographs(photos)
-    with console.status("loading the model") as status:
-        loaded = load_model(model, pretrained=pretrained, seed=seed)
-        if merge_tokens:
-            loaded = MergedModel(loaded, merge_tokens)
-        options = VariantOptions(
-            tuple(names), sample_images(calibration, CALIBRATION_IMAGES, seed=seed) if calibration else ()
+    with console.status("reading photographs") as status:
+        bundle = export_model(
+            model,
+            output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip"),
+            variants=split_names(variants),
+            calibration=calibration,
+            photos=photos,
+            pretrained=pretrained,
+            target=target,
+            merge_tokens=merge_tokens,
+            seed=seed,
+            overwrite=overwrite,
+            progress=status.update,
         )
-        bundle = export_bundle(
-            loaded, path, photos=images, variants=options, overwrite=overwrite, progress=status.update
-        )
-    from edgeclip.cli.card import print_card
-
     print_card(bundle, console)
     if report := merge_report(bundle):
         console.print(report.line(), markup=False, highlight=False, soft_wrap=True)
-    if profile:
-        from edgeclip.cli.plan import print_plan
-
+    if target:
         console.print()
-        print_plan(plan(cost_of_bundle(bundle), profile), console)
+        print_plan(plan(cost_of_bundle(bundle), load_profile(target)), console)
 
 
 def train(

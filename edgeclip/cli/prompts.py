@@ -1,4 +1,4 @@
-"""``edgeclip prompts study``: labelled or unlabelled images in, what each template and name is worth out."""
+"""The verbs ``prompts build`` and ``prompts study``: tables of class names, and what names and templates are worth."""
 
 from __future__ import annotations
 
@@ -6,17 +6,52 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import TaskID
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, console, progress_bars
+from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, named_bars
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import write_json, write_text
 from edgeclip.prompts import check_table_name, load_templates, parse_classes
 
+app = typer.Typer(help="Prompt tables: class names × templates, encoded once.", no_args_is_help=True)
 
-def prompts_study(
+
+@app.command()
+def build(
+    bundle: BundleArgument,
+    classes: Annotated[str, typer.Option(help=ClassesHelp)],
+    name: Annotated[str, typer.Option(help="Name of the table.")],
+    templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
+    background: Annotated[
+        str | None, typer.Option(help='What means nothing of interest, so unknown: "empty room, wall | plaster".')
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table of that name.")] = False,
+) -> None:
+    """Encode class names × templates with the bundle's text encoder and add the table to the bundle."""
+    opened = Bundle.open(bundle)
+    with bar("prompts") as watch:
+        table = opened.build_table(
+            name,
+            classes,
+            templates,
+            background=background or (),
+            output=output,
+            overwrite=overwrite,
+            progress=watch,
+        )
+    of_which = f" ({len(table.background)} background)" if table.background else ""
+    console.print(
+        f"{name}: {len(table.classes)} classes{of_which} × {len(table.templates)} templates → {output or opened.path}",
+        highlight=False,
+    )
+    for said in {opened.decisions(table, each.facts.variant).said for each in table.decisions}:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def study(
     bundle: BundleArgument,
     data: Annotated[
         str | None, typer.Option(help="Images of known class: one folder a class, WebDataset tars, CSV or JSONL.")
@@ -74,14 +109,7 @@ def prompts_study(
     )
 
     # The study.
-    with progress_bars() as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def watch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
+    with named_bars() as watch:
         studied = study_bundle(opened, options, progress=watch)
     report = studied.report
     table = recommended_table(studied, name=table_name) if table_name is not None else None

@@ -21,7 +21,7 @@ from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import class_prompts
 from edgeclip.evaluation.statistics.metrics import true_class_ranks, wilson_interval
 from edgeclip.files import write_json
-from edgeclip.prompts import FloatArray, PromptClass, build_table, load_templates, unit_rows
+from edgeclip.prompts import FloatArray, PromptClass, encode_table, load_templates, unit_rows
 from edgeclip.runtime.images import Image, list_labelled, read_image
 from edgeclip.training.adapt.wise import ALPHAS, CheckpointsBetween, WisePoint, plot_wise
 from edgeclip.training.loop.features import features_of
@@ -316,7 +316,7 @@ def _hits(
         embeddings = unit_rows(model.encode_image(whole).float().cpu().numpy())  # (N, D)
     hits, first = [], 0
     for item in sets:
-        rows = build_table(texts, item.classes, templates, name="set", model_id="").embeddings  # (C, D)
+        rows = encode_table(texts, item.classes, templates, name="set", model_id="").embeddings  # (C, D)
         own = embeddings[first : first + len(item.labels)]
         hits.append(true_class_ranks(own @ rows.T, item.labels) == 0)
         first += len(own)

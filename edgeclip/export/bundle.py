@@ -16,14 +16,16 @@ import msgspec
 import numpy as np
 
 from edgeclip.bundle import Bundle, create_bundle
-from edgeclip.calibration.images import crops
+from edgeclip.calibration.images import crops, sample_images
+from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import installed_versions
-from edgeclip.errors import BundleError
+from edgeclip.devices.plan.plan import variants_for
+from edgeclip.errors import BundleError, InputError
 from edgeclip.export.cost import graph_cost
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.merge_tokens.model import REPORT, MergedModel
 from edgeclip.export.onnx import OPSET, compact, export_onnx
-from edgeclip.export.photographs import Photograph
+from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.export.proofs import check_parity, class_rows, make_golden
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
 from edgeclip.files import atomic_folder, cache_dir, write_json
@@ -34,9 +36,79 @@ from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
 from edgeclip.runtime.proof.parity import Limits
 from edgeclip.spec import EncoderSpec, Manifest, Variant
+from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
 
 CALIBRATION_IMAGES = 128
+
+
+def export(
+    model: ContrastiveModel | str,
+    path: str | os.PathLike[str],
+    *,
+    variants: Sequence[str] = (),
+    calibration: str | os.PathLike[str] | Sequence[Image] | None = None,
+    photos: str | os.PathLike[str] | None = None,
+    pretrained: str | None = None,
+    target: str | None = None,
+    merge_tokens: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Bundle:
+    """Turn a model into a bundle: ONNX image encoders, each proved equal to the model on real photographs.
+
+    ::
+
+        model = edgeclip.load_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
+        bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8"], calibration="frames/")
+
+    Args:
+        model: what ``load_model`` gave, or a name that it takes.
+        path: folder to make.
+        variants: beside ``fp32``: ``fp16``, ``bf16``, ``int8`` (for device compilers), ``int8-cpu``.
+        calibration: images that INT8's ranges are measured on: a folder (what ``edgeclip calibrate images`` wrote is
+            taken whole, of others a seeded sample) or (H, W, 3) uint8 RGB arrays; None for crops of the photographs.
+        photos: folder of photographs for the comparison; None for those that scikit-image ships.
+        pretrained: with an open_clip name, its tag.
+        target: a device's name: the variants that pay there are made too.
+        merge_tokens: tokens of a ViT that are merged in each block (ToMe): faster, less exact.
+        seed: of random weights and of the sample of calibration images.
+        overwrite: replace a bundle at ``path``.
+        progress: called with a short sentence before each step.
+
+    Raises:
+        InputError: ``path`` exists already, an unknown variant or device, or calibration with nothing to calibrate.
+        ModelError: the model cannot be loaded or exported.
+        ParityError: a graph disagrees with the model, or a variant with FP32; nothing is left behind.
+        LintError: a variant that TensorRT would refuse.
+        MissingExtraError: the libraries for it are not installed.
+    """
+    say = progress or (lambda _: None)
+    names = list(variants)
+    check_variant_names(names)
+    if target:
+        names = variants_for(load_profile(target), names)
+    if calibration is not None and not names:
+        raise InputError("expected variants with calibration images, got none: fp32 needs no ranges")
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: choose another output or overwrite it")
+    images: Sequence[Image] = ()
+    if isinstance(calibration, str | os.PathLike):
+        images = sample_images(Path(calibration), CALIBRATION_IMAGES, seed=seed)
+    elif calibration is not None:
+        images = calibration
+    pictures = photographs(None if photos is None else Path(photos))
+    if isinstance(model, str):
+        say("loading the model")
+        model = load_model(model, pretrained=pretrained, seed=seed)
+    elif pretrained is not None:
+        raise InputError(f"expected pretrained with a name, got {pretrained!r} with a loaded model: leave it out")
+    if merge_tokens:
+        model = MergedModel(model, merge_tokens)
+    options = VariantOptions(tuple(names), images)
+    return export_bundle(model, path, photos=pictures, variants=options, overwrite=overwrite, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,22 @@
-"""A bundle, class names and templates in, a prompt table for that bundle out."""
+"""A bundle, class names and templates in, a prompt table for that bundle out; no prompt is encoded twice."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import importlib.util
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.embeddings import EmbeddingStore
 from edgeclip.errors import PromptError
 from edgeclip.files import cache_dir
-from edgeclip.prompts import PromptClass, PromptTable, build_table, content_hash
+from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table
+from edgeclip.training.checkpoint.files import CONFIG, checkpoint_folder
 from edgeclip.training.load import load_text_tower
 
 
@@ -21,9 +29,7 @@ def table_for_bundle(
     background: Sequence[PromptClass] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> PromptTable:
-    """Build a table with the text encoder that the bundle's manifest names, or take it from the cache.
-
-    The cache is keyed by everything that determines the rows: classes, synonyms, templates and the model's weights.
+    """Build a table with the text encoder that the bundle's manifest names.
 
     Args:
         name: of the table.
@@ -35,15 +41,69 @@ def table_for_bundle(
         TableError: nothing but background.
         ModelError: the text encoder cannot be loaded, or its weights are not those the bundle was made with.
     """
-    model = bundle.manifest.model
-    classes = _with_background(classes, background)
-    cached = cache_dir("tables") / f"{content_hash(classes, templates, model.id)}.safetensors"
-    if cached.is_file():
-        table = PromptTable.load(cached)
-    else:
-        table = build_table(load_text_tower(model), classes, templates, name=name, model_id=model.id, progress=progress)
-        table.save(cached)  # without its background, which the rows do not depend on
-    return dataclasses.replace(table, name=name, background=tuple(item.label for item in background))
+    table = encode_table(
+        BundleTextEncoder(bundle),
+        _with_background(classes, background),
+        templates,
+        name=name,
+        model_id=bundle.manifest.model.id,
+        progress=progress,
+    )
+    return dataclasses.replace(table, background=tuple(item.label for item in background))
+
+
+class BundleTextEncoder:
+    """The text encoder that a bundle was made with; what it once said of a text is read from the cache.
+
+    The weights are loaded when the first text is asked for that was not encoded before, by this or an earlier process.
+
+    Args:
+        bundle: an opened bundle.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._model = bundle.manifest.model
+        key = hashlib.sha256(f"text of {self._model.id}".encode()).hexdigest()
+        self._width = bundle.manifest.encoder.embedding_dim
+        self._store = EmbeddingStore(cache_dir("text-embeddings") / f"{key}.rows", self._width, key)
+        self._tower: TextEncoder | None = None
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings (N, D) float32 as the text encoder gives them, not normalised.
+
+        Raises:
+            ModelError: the text encoder cannot be loaded, or its weights are not those the bundle was made with.
+        """
+        digests = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        rows = {digest: row for digest in digests if (row := self._store.get(digest)) is not None}
+        missing = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in rows}
+        if missing:
+            if self._tower is None:
+                self._tower = load_text_tower(self._model)
+            made = self._tower.encode_text(list(missing.values()))
+            if np.isfinite(made).all():  # what is not is refused by the caller, and must not be found again
+                self._store.add(list(missing), made)
+            rows.update(zip(missing, made, strict=True))
+        return np.stack([rows[digest] for digest in digests]) if digests else np.empty((0, self._width), np.float32)
+
+
+def has_text_encoder(bundle: Bundle) -> bool:
+    """Whether the libraries of the bundle's text encoder are installed, as far as a quick look can tell."""
+    return importlib.util.find_spec(_text_library(bundle)) is not None
+
+
+def _text_library(bundle: Bundle) -> str:
+    """The module that a model's text tower comes from, or its tokenizer."""
+    origin = bundle.manifest.model.origin
+    if origin.loader != "edgeclip":
+        return origin.loader
+    tower = "minilm"
+    # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
+    with suppress(ValueError, OSError, KeyError, TypeError):
+        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
+    if tower == "minilm":
+        return "all_minilm_l6_v2"
+    return "transformers" if tower.startswith("hf:") else "open_clip"
 
 
 def _with_background(classes: Sequence[PromptClass], background: Sequence[PromptClass]) -> tuple[PromptClass, ...]:

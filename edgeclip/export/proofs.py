@@ -15,7 +15,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import crops
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.photographs import Photograph
-from edgeclip.prompts import FloatArray, build_table
+from edgeclip.prompts import FloatArray, encode_table
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import COUNT, Golden, decoded_inputs, golden_files
@@ -95,6 +95,6 @@ def class_rows(text: TextTower, width: int) -> FloatArray:
     """
     classes = Bundle.open("starter").table("objects").classes
     try:
-        return build_table(text, classes, ("a photo of a {}.",), name="golden", model_id="").embeddings
+        return encode_table(text, classes, ("a photo of a {}.",), name="golden", model_id="").embeddings
     except ModelError:
         return np.zeros((0, width), np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.errors import MissingExtraError, SourceError
+from edgeclip.errors import InputError, MissingExtraError, SourceError
 
 Image = npt.NDArray[np.uint8]
 
@@ -99,6 +99,32 @@ def decode_image(data: bytes, *, name: str) -> Image:
         raise SourceError(f"expected an image, got {name} ({len(data):,} bytes that do not decode as one)")
     image: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return image
+
+
+def as_image(image: Any) -> Image:
+    """An image in any common form as (H, W, 3) uint8 RGB; a file and a Pillow image the way that they are to be seen.
+
+    Args:
+        image: a path, (H, W, 3) uint8 RGB, or a Pillow image.
+
+    Raises:
+        SourceError: a file that cannot be read.
+        InputError: anything else, or an array of another shape or type.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(
+                f"expected an image as (H, W, 3) uint8 RGB, got {image.dtype} {image.shape}: "
+                "convert it, several as a list"
+            )
+        return image
+    if any(base.__module__ == "PIL.Image" for base in type(image).__mro__):
+        from PIL import ImageOps  # it is there: the image is one of its
+
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    raise InputError(f"expected a path, (H, W, 3) uint8 RGB or a Pillow image, got {type(image).__name__}")
 
 
 def write_image(path: Path, image: Image) -> None:

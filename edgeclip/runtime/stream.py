@@ -1,11 +1,8 @@
 """The loop: sources → gate, crop, resize → encoder → prompt tables → decisions → sinks, all at once, in order.
 
-One thread a source feeds (``runtime/pipeline.py``), one fills batches (``runtime/pipeline.py``), the
-engine has threads of its own, each sink has one (``runtime/sinks/base.py``), and whoever iterates over the stream
-scores and decides. What is on its way is bounded by ``Places``: a file waits for a place,
-a camera loses the frames that come meanwhile, and both are counted.
-
-The rare knobs of a stream, checked.
+One thread a source feeds, one fills batches (both ``runtime/pipeline.py``), the engine has threads of its own, each
+sink has one (``runtime/sinks/base.py``), and whoever iterates over the stream scores and decides. What is on its way is
+bounded by ``Places``: a file waits for a place, a camera loses the frames that come meanwhile, and both are counted.
 """
 
 from __future__ import annotations
@@ -46,10 +43,10 @@ from edgeclip.runtime.tables import TableSet
 class StreamOptions:
     """Rare knobs of ``Stream``; the defaults suit one camera as well as one file.
 
+    What runs (variant, engine, threads) is no knob of a stream: ``edgeclip.open`` chooses it.
+
     Attributes:
-        variant, engine: what to run; ``choose`` finds the fastest that is proved here.
         preprocess: ``"exact"``, ``"fast"``, or ``"auto"`` for the fast one where it was seen to agree with the other.
-        threads: CPU threads an inference; None for all, shared by what is under way at once.
         parallel: batches in the engine at once; None for one where a source is live, which is soonest done, and for
             what gets the most done otherwise.
         batch: rows encoded together at most; None for one of each source where any is live, and 8 otherwise.
@@ -65,10 +62,7 @@ class StreamOptions:
         InputError: a value out of range.
     """
 
-    variant: str = "fp32"
-    engine: str = "onnxruntime"
     preprocess: str = "auto"
-    threads: int | None = None
     parallel: int | None = None
     batch: int | None = None
     wait_ms: float = 10.0
@@ -80,14 +74,14 @@ class StreamOptions:
     decision: DecisionOptions = field(default_factory=DecisionOptions)
 
     def __post_init__(self) -> None:
-        counts = {"threads": self.threads, "parallel": self.parallel, "batch": self.batch, "limit": self.limit}
-        for name, value in {**counts, "top": self.top_k}.items():
+        for name in ("parallel", "batch", "limit", "top_k"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"expected --{name} of at least 1, got {value}")
+                raise InputError(f"expected {name} of at least 1, got {value}")
         if self.gate is not None:
             GateOptions(self.gate, self.gate_refresh_s)
         if self.wait_ms < 0:
-            raise InputError(f"expected --wait-ms of at least 0, got {self.wait_ms}")
+            raise InputError(f"expected wait_ms of at least 0, got {self.wait_ms}")
 
 
 __all__ = ["Stream", "StreamOptions"]
@@ -104,8 +98,8 @@ _JOIN_S = 5.0
 class Stream:
     """Labels the frames of one or several sources; to be iterated over once.
 
-    Iterating gives events as labels come and go; ``frames`` gives every labelled frame; ``run`` gives neither.
-    The sources are closed at the end.
+    Iterating gives every labelled frame, those of one source in order; ``events`` gives what came and went instead;
+    ``run`` gives neither. The sources are closed at the end.
 
     Args:
         bundle: an opened bundle.
@@ -113,6 +107,8 @@ class Stream:
         tables: prompt tables of the bundle's model, or a set of them that can be replaced while the stream runs.
         options: rare knobs.
         sinks: where labelled frames go, each on a thread of its own.
+        variant, engine: what to run; ``choose`` finds the fastest that is proved here.
+        threads: CPU threads an inference; None for all, shared by what is under way at once.
 
     Attributes:
         account: what became of the frames so far.
@@ -120,7 +116,7 @@ class Stream:
         preprocessing: which backend resizes, and how it was seen to differ.
 
     Raises:
-        InputError: no source, or a sink that cannot be used.
+        InputError: no source, a sink that cannot be used, or (while iterating) a stream that was iterated over before.
         TableError: a table of another model or width.
         BundleError, EngineError: the encoder cannot be used here, or an inference failed.
         SourceError: (while iterating) every source ended badly.
@@ -133,21 +129,29 @@ class Stream:
         tables: TableSet | Sequence[PromptTable],
         options: StreamOptions | None = None,
         sinks: Sequence[Sink] = (),
+        *,
+        variant: str = "fp32",
+        engine: str = "onnxruntime",
+        threads: int | None = None,
     ) -> None:
         if not sources:
             raise InputError("expected at least one source, got none")
+        if threads is not None and threads < 1:
+            raise InputError(f"expected threads of at least 1, got {threads}")
+        self._variant, self._engine, self._threads = variant, engine, threads
         self._resources = ExitStack()
         for source in sources:
             self._resources.callback(source.close)
         with self._resources:
             self.options = options or StreamOptions()
             if not isinstance(tables, TableSet):
-                tables = TableSet(bundle, tables, variant=self.options.variant)
+                tables = TableSet(bundle, tables, variant=variant)
             self.tables = tables
             self.account = Account()
             self._sources = _name_apart(sources)
             self._regions = self.options.regions or (whole(),)
             self._failures: list[Exception] = []
+            self._begun = False
             self._stopped = False
             self._prepare(bundle, sinks)
             self._resources = self._resources.pop_all()
@@ -155,8 +159,8 @@ class Stream:
     def _prepare(self, bundle: Bundle, sinks: Sequence[Sink]) -> None:
         options, sources = self.options, self._sources
         live = any(source.live for source in sources)
-        precision = bundle.variant(options.variant).precision
-        parallel = options.parallel or (1 if live else engine_class(options.engine).best_parallel(precision))
+        precision = bundle.variant(self._variant).precision
+        parallel = options.parallel or (1 if live else engine_class(self._engine).best_parallel(precision))
         rows = options.batch or (len(sources) * len(self._regions) if live else _FILE_BATCH)
         self._encoder, parallel = self._load_encoder(bundle, rows, parallel)
         wait_s = options.wait_ms / 1e3 if live else _FILE_WAIT_S
@@ -197,10 +201,7 @@ class Stream:
 
     def _load_encoder(self, bundle: Bundle, rows: int, parallel: int) -> tuple[ImageEncoder, int]:
         """The encoder, held against the golden images as it will be used; one batch at a time if several go wrong."""
-        options = self.options
-        encoder = ImageEncoder(
-            bundle, options.variant, engine=options.engine, threads=options.threads, parallel=parallel
-        )
+        encoder = ImageEncoder(bundle, self._variant, engine=self._engine, threads=self._threads, parallel=parallel)
         with ExitStack() as stack:
             stack.enter_context(encoder)
             rows = rows if encoder.variant.dynamic_batch else 1
@@ -216,17 +217,17 @@ class Stream:
                 return encoder, parallel
         return self._load_encoder(bundle, rows, 1)
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[LabelledFrame]:
+        for item in self._items():
+            if isinstance(item, LabelledFrame):
+                yield item
+
+    def events(self) -> Iterator[Event]:
+        """What comes and goes, as it does; also what leaves because a source has ended."""
         for item in self._items():
             if isinstance(item, LabelledFrame):
                 yield from item.events
             else:
-                yield item
-
-    def frames(self) -> Iterator[LabelledFrame]:
-        """Every labelled frame, those of one source in order."""
-        for item in self._items():
-            if isinstance(item, LabelledFrame):
                 yield item
 
     def run(self) -> Account:
@@ -237,6 +238,11 @@ class Stream:
 
     def _items(self) -> Iterator[LabelledFrame | Event]:
         """Every labelled frame, and what left because its source ended."""
+        if self._begun:
+            raise InputError(
+                "expected a stream that nobody has iterated over, got one that is under way or has ended: open another"
+            )
+        self._begun = True
         # OpenBLAS's threads spin for some 25 ms after each product of the tables: on two cores, a sixth of all time.
         with self, threadpool_limits(limits=1, user_api="blas"):
             self.account.started = time.perf_counter()

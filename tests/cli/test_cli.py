@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle, ModelOrigin, PromptTable, make_classes
-from edgeclip.cli.common import has_text_encoder
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.images import write_image
 from tests.conftest import make_table, shared
@@ -290,4 +289,4 @@ def test_which_text_encoder_a_checkpoint_needs(
     origin = ModelOrigin(loader="edgeclip", name=str(tmp_path / "run") if tower else "starter")
     model = msgspec.structs.replace(manifest.model, origin=origin)
     write_manifest(tiny_bundle, msgspec.structs.replace(manifest, model=model))
-    assert has_text_encoder(Bundle.open(tiny_bundle)) == there
+    assert Bundle.open(tiny_bundle).has_text_encoder == there

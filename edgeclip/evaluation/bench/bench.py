@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, BundleLike, open_bundles
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.sensors.energy import Energy, sum_of
 from edgeclip.devices.sensors.telemetry import Telemetry
@@ -118,13 +118,18 @@ class BenchOptions:
 
 
 def bench(
-    bundles: Sequence[Bundle], options: BenchOptions, *, progress: Callable[[str, int, int], None] | None = None
+    bundles: BundleLike | Sequence[BundleLike],
+    options: BenchOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> BenchResult:
-    """Measure every setting that runs here.
+    """Time every setting that runs here, in turns, each variant proved first.
 
     A variant that disagrees with FP32 on this machine is refused, as ``edgeclip label`` would refuse it.
 
     Args:
+        bundles: of different models, opened or as paths.
+        options: what to time, and how long; by default every variant on every engine that runs here.
         progress: called with (what is done, steps done, steps in all).
 
     Raises:
@@ -132,6 +137,7 @@ def bench(
         IntegrityError: a file of a bundle was altered.
     """
     say = progress or (lambda _what, _done, _all: None)
+    options, bundles = options or BenchOptions(), open_bundles(bundles)
     settings, refused = [], []
     of_model = {bundle.manifest.model.id: bundle for bundle in bundles}
     if len(of_model) < len(bundles):

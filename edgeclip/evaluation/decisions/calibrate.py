@@ -20,9 +20,9 @@ from edgeclip.calibration.decisions.background import (
 )
 from edgeclip.calibration.decisions.fit import FitOptions, FitReport, fit_decisions
 from edgeclip.calibration.embeddings import ImageEmbeddings, image_embeddings
-from edgeclip.decisions import Decisions
+from edgeclip.decisions import DecisionFacts, Decisions
 from edgeclip.errors import InputError, SourceError
-from edgeclip.evaluation.decisions.data import DecisionData, digests_of, open_decision_data, recorded_data
+from edgeclip.evaluation.decisions.data import DataOptions, DecisionData, digests_of, open_decision_data, recorded_data
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.prompts import FloatArray, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
@@ -68,6 +68,76 @@ def variants_to_fit(bundle: Bundle, wanted: Sequence[str], engine: str) -> list[
     if not names:
         raise InputError(f"expected a variant that {engine} is meant for, got none in {bundle.path.name}: name one")
     return names
+
+
+def calibrate_decisions(
+    bundle: Bundle,
+    table: PromptTable,
+    *,
+    data: DataOptions | None = None,
+    footage: Sequence[str] = (),
+    again: bool = False,
+    target: float | None = None,
+    confidence: float | None = None,
+    footage_options: FootageOptions | None = None,
+    every_s: float = 1.0,
+    variants: Sequence[str] = (),
+    engine: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Calibrated, FitOptions]:
+    """Fit a table's decisions on labelled images, on footage without labels, or on the images of before.
+
+    Args:
+        data: labelled images; one of ``data``, ``footage`` and ``again`` is given.
+        footage: what ``open_source`` takes, showing next to nothing of the classes.
+        again: fit on the images that the table's decisions were fitted on, as then but for what is given here.
+        target: share of reported labels that is to be right; 0.95, or as before.
+        confidence: how sure each bound is to be; 0.9, or as before.
+        variants: by default all that are meant for ``engine``, or those of before.
+        engine: ``onnxruntime``, or as before.
+
+    Returns:
+        What was fitted, and with what.
+
+    Raises:
+        InputError: none or several of the three, or too few images.
+    """
+    given = [name for name, is_given in (("data", data), ("footage", footage), ("refit", again)) if is_given]
+    if len(given) != 1:
+        raise InputError(f"expected one of data, footage and refit, got {' and '.join(given) or 'none of them'}")
+    if again:
+        earlier = _before(table)
+        options = FitOptions(target or earlier.target or 0.95, confidence or earlier.confidence or 0.9)
+        return refit(bundle, table, options, variants=variants, engine=engine, progress=progress), options
+    engine = engine or "onnxruntime"
+    options = FitOptions(target or 0.95, confidence or 0.9)
+    variants = variants_to_fit(bundle, variants, engine)
+    if data:
+        images = open_decision_data(data, table)
+        return calibrate_on_labels(
+            bundle, table, images, options, variants=variants, engine=engine, progress=progress
+        ), options
+    return calibrate_on_footage(
+        bundle,
+        table,
+        footage,
+        footage_options or FootageOptions(),
+        every_s=every_s,
+        variants=variants,
+        engine=engine,
+        progress=progress,
+    ), options
+
+
+def _before(table: PromptTable) -> DecisionFacts:
+    """What is said of the decisions on labelled images that a table has."""
+    before = next((each.facts for each in table.decisions if each.facts.data), None)
+    if before is None:
+        raise InputError(
+            f"expected table {table.name!r} to have decisions on labelled images to fit again, got none: "
+            "fit on data first"
+        )
+    return before
 
 
 def calibrate_on_labels(
@@ -149,11 +219,7 @@ def refit(
         InputError: the table has no decisions on labelled images, or their record is gone.
         SourceError: embeddings are missing, and the images are gone.
     """
-    before = next((each.facts for each in table.decisions if each.facts.data), None)
-    if before is None:
-        raise InputError(
-            f"expected table {table.name!r} to have decisions on labelled images to fit again, got none: pass --data"
-        )
+    before = _before(table)
     engine = engine or before.engine
     options = options or FitOptions(before.target or 0.95, before.confidence or 0.9)
     present = {each.name for each in bundle.manifest.variants}

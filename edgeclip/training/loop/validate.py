@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgeclip.errors import RecipeError
-from edgeclip.prompts import FloatArray, PromptClass, build_table, load_templates
+from edgeclip.prompts import FloatArray, PromptClass, encode_table, load_templates
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.data.labelled import LabelledSamples
@@ -63,7 +63,7 @@ class ZeroShot:
 
     def _rows(self, encode_text: Callable[[Sequence[str]], FloatArray]) -> FloatArray:
         classes = [PromptClass(names[0], tuple(names)) for names in self.classes]
-        return build_table(_Encoder(encode_text), classes, self._templates, name="val", model_id="").embeddings
+        return encode_table(_Encoder(encode_text), classes, self._templates, name="val", model_id="").embeddings
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (N, 3, H, W) and labels (N,)."""

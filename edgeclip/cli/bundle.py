@@ -1,13 +1,44 @@
-"""A bundle in, a readable card of it out."""
+"""The verbs ``inspect``, ``verify`` and ``demo``: what a bundle holds, whether it is whole, the shipped one at work."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from edgeclip.bundle import Bundle
+from edgeclip.cli.common import BundleArgument, console
+from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
-from edgeclip.runtime.proof.choose import recommendations
+
+
+def inspect(bundle: BundleArgument) -> None:
+    """Print what a bundle holds."""
+    print_card(Bundle.open(bundle), console)
+
+
+def verify(bundle: BundleArgument) -> None:
+    """Check every file of a bundle against its sha256, and every table against the encoder."""
+    opened = Bundle.open(bundle)
+    for relative in opened.verify():
+        console.print(f"[green]ok[/]  {relative}", highlight=False)
+    for entry in opened.manifest.tables:
+        opened.table(entry.name)
+    console.print(f"{len(opened.manifest.files)} files match; model {opened.manifest.model.id}", highlight=False)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo-out"),
+    variant: Annotated[str, typer.Option(help="Form of the encoder.")] = "fp32",
+) -> None:
+    """Label a camera-like stream made from real photographs with the starter bundle, and say how well it went."""
+    require("skimage", purpose="get the demo's photographs")
+    from edgeclip.cli.demo import run_demo
+
+    run_demo(output, variant=variant, console=console)
 
 
 def print_card(bundle: Bundle, console: Console) -> None:
@@ -39,6 +70,8 @@ def print_card(bundle: Bundle, console: Console) -> None:
         "score",
         f"{encoder.score}({encoder.logit_scale:.3f} · cos {encoder.logit_bias:+.3f}), width {encoder.embedding_dim}",
     )
+    from edgeclip.runtime.proof.choose import recommendations  # with the runtime, which other verbs need not load
+
     for found in recommendations(bundle):
         where = found.machine.get("board") or found.machine.get("cpu") or "another machine"
         facts.add_row(
