@@ -77,6 +77,17 @@ def test_data_is_named_as_a_reader_can_get_it(path: Path) -> None:
         assert ("DATA/" in text) <= ("data.md)" in text), f"{named(path)} says DATA and not where to get it"
 
 
+def test_installing_tells_every_extra() -> None:
+    listed = re.findall(
+        r"`([\w-]+)`", re.search(r"\| extra \|.*?\n\n", (DOCS / "install.md").read_text(), re.DOTALL)[0]
+    )
+    section = re.search(
+        r"\[project\.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
+    )
+    for extra in re.findall(r"^([\w-]+) = \[", section[1], re.MULTILINE):
+        assert extra in listed, extra
+
+
 # Figures -------------------------------------------------------------------------------------------------------------
 
 
@@ -87,13 +98,13 @@ def test_every_printout_is_listed() -> None:
 
 def test_every_figure_has_its_command_and_its_printout_or_says_that_none_was_kept() -> None:
     text = (DOCS / "measured.md").read_text(encoding="utf-8")
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and "|---" not in line]
-    rows = [row for row in rows if len(row) == 4 and row[0] not in ("what", "system") and "%" != row[3].strip()[-1:]]
-    rows = [row for row in rows if "`" in row[3] or "as above" in row[3]]
+    tables = re.findall(r"\| what \| figure \| beside it \| command, printout \|\n.*\n((?:\|.*\n)+)", text)
+    rows = [line.strip("| ").split(" | ") for table in tables for line in table.splitlines()]
     assert len(rows) > 25
-    for row in rows:
-        assert "](results/" in row[3] or "not kept" in row[3], row[0]
-        assert row[2].strip() not in ("", "–"), f"nothing stands beside {row[0]}"
+    for what, _, beside, command in rows:
+        assert "`" in command or "as above" in command, what
+        assert "](results/" in command or "not kept" in command, what
+        assert beside.strip(), f"nothing stands beside {what}"
 
 
 def test_the_readme_fits_two_screens() -> None:

@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Page, files: Files, **_: object) -> str:
     """Point links at where things stand on the site, and fill in the verbs of the command line."""
     address = page.file.src_uri
     source = OUTSIDE.get(address, f"docs/{address}")  # where the text stands in the repository
