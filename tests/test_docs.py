@@ -230,3 +230,21 @@ def test_the_site_loads_nothing_from_the_network(site: Path) -> None:
         assert 'class="mermaid"' not in text  # which the theme would fetch a library for
     for path in site.rglob("*.css"):
         assert not re.findall(r"""(?:url\(|@import )["']?(?:https?:)?//""", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.slow
+def test_search_works_in_pages_opened_from_the_disk(site: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=60000",
+    ]
+    address = (site / "index.html").as_uri() + "?q=gating"
+    page = subprocess.run([chromium, *flags, "--dump-dom", address], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"\d+ matching documents", page)
+    assert "decisions.html" in page[page.index("matching documents") :]
