@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelOrigin
-from edgeclip.training.loop.distill import GivenText
 from edgeclip.training.model import ContrastiveModel, TextModule, TextTower
+from edgeclip.training.student import GivenText
 from edgeclip.training.towers.heads import ImageEncoder
 from edgeclip.training.towers.open_clip import merge_branches
 from edgeclip.training.two_tower import TwoTower

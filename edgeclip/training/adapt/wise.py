@@ -22,10 +22,10 @@ from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.files import atomic_file
 from edgeclip.training.checkpoint.checkpoint import load_two_tower, save_checkpoint
-from edgeclip.training.checkpoint.files import checkpoint_folder, read_config
-from edgeclip.training.checkpoint.v1 import ConfigV1
-from edgeclip.training.loop.distill import GivenText
+from edgeclip.training.checkpoint.files import ConfigV1, checkpoint_folder, read_config
+from edgeclip.training.load import load_text_tower
 from edgeclip.training.model import ContrastiveModel
+from edgeclip.training.student import GivenText
 from edgeclip.training.two_tower import TwoTower
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -193,7 +193,7 @@ class CheckpointsBetween:
 
     def __init__(self, zero_shot: str, fine_tuned: str) -> None:
         self.zero_shot, self.fine_tuned = zero_shot, fine_tuned
-        first, self._model = load_two_tower(zero_shot), load_two_tower(fine_tuned)
+        first, self._model = (load_two_tower(name, teachers_text=load_text_tower) for name in (zero_shot, fine_tuned))
         ends = first.state_dict(), self._model.state_dict()
         self._check_alike(_architecture(first), _architecture(self._model))
         self._check_alike(_shapes(ends[0]), _shapes(ends[1]))

@@ -7,38 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 from torch import Tensor, nn
 
 from edgeclip.errors import ModelError
-from edgeclip.spec import Sha256
+from edgeclip.training.checkpoint.files import ConfigV1
 from edgeclip.training.model import TextModule, weights_digest
 from edgeclip.training.recipe import Model, Tower
 from edgeclip.training.towers.heads import ImageHead, TextHead
 from edgeclip.training.towers.pretrained import image_tower, text_tower
 from edgeclip.training.two_tower import TwoTower
-
-FORMAT = "edgeclip.checkpoint.1"
-
-
-class _Recipe(msgspec.Struct, frozen=True):
-    """What decides the model; the rest of the recipe is for people."""
-
-    name: str
-    image_tower: str
-    text_tower: str
-    embedding_dim: int
-    weight_grid: bool = False
-
-
-class ConfigV1(msgspec.Struct, frozen=True):
-    """The contents of its ``checkpoint.json``, as far as they are needed."""
-
-    recipe: _Recipe
-    logit_scale: float
-    image_tower_sha256: Sha256
-    text_tower_sha256: Sha256
-    weights_sha256: Sha256
 
 
 def load_two_tower_v1(folder: Path, config: ConfigV1, weights: dict[str, Tensor]) -> TwoTower:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import PreprocessSpec
+from edgeclip.training.build_model import build_student, build_two_tower
 from edgeclip.training.data.loader import PairBatch, PairLoader
 from edgeclip.training.data.pairs import PairSource, open_pairs
 from edgeclip.training.data.tables import NO_CAPTIONS
 from edgeclip.training.load import load_model
-from edgeclip.training.loop.distill import Teaching, build_student, distill_loss
+from edgeclip.training.loop.distill import Teaching, distill_loss
 from edgeclip.training.loop.distributed import World, bare, gather
 from edgeclip.training.loop.frozen_towers import FeatureLoader, Taught, TextFeatures, computed_once
 from edgeclip.training.loop.loss import info_nce, sigmoid_loss
@@ -26,7 +27,7 @@ from edgeclip.training.loop.schedule import Average
 from edgeclip.training.loop.validate import ZeroShot
 from edgeclip.training.recipe import Data, Recipe
 from edgeclip.training.towers.pretrained import ImageTower
-from edgeclip.training.two_tower import TwoTower, build_two_tower
+from edgeclip.training.two_tower import TwoTower
 
 Inputs = tuple[Tensor, ...]
 

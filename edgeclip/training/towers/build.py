@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edgeclip.errors import RecipeError
+from edgeclip.training.checkpoint.files import read_tower
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
 from edgeclip.training.towers.hugging_face import hf_image, hf_text
@@ -135,8 +136,6 @@ def _options(tower: Tower, kind: type[_Options]) -> _Options:
 
 def _start(tower: Tower, side: Literal["image", "text"], module: VisionTransformer | TextTransformer) -> None:
     """Load the weights of this side of a checkpoint of ours, if ``pretrained`` names one."""
-    from edgeclip.training.checkpoint.checkpoint import read_tower  # which builds towers itself
-
     if tower.pretrained:
         module.load_state_dict(read_tower(tower.pretrained, side, tower))
 

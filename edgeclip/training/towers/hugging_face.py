@@ -112,7 +112,7 @@ class TransformersModel(ContrastiveModel):
     def exportable(self) -> nn.Module:
         """Vision tower and projection in one module."""
         vision = for_clip_class_token(self._model.vision_model)
-        return _ProjectedVision(vision, getattr(self._model, "visual_projection", None)).eval()
+        return TransformersImageTower(vision, getattr(self._model, "visual_projection", None)).eval()
 
     def image_modules(self) -> Sequence[nn.Module]:
         """Vision tower, then the projection if there is one."""
@@ -186,7 +186,7 @@ class TransformersTextTower(TextTower):
         return _present(self._tower, self._projection)
 
 
-class _ProjectedVision(nn.Module):
+class TransformersImageTower(nn.Module):
     """Vision tower and projection with one named input and one output."""
 
     def __init__(self, vision_model: nn.Module, projection: nn.Module | None) -> None:

@@ -16,8 +16,7 @@ from edgeclip.extras import require
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
-from edgeclip.training.towers.open_clip import ImageTower as OpenClipImages
-from edgeclip.training.towers.open_clip import OpenClipModel, OpenClipTextTower
+from edgeclip.training.towers.open_clip import OpenClipImageTower, OpenClipModel, OpenClipTextTower
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.towers.quiet import downloads
 
@@ -74,7 +73,7 @@ def open_clip_image(name: str, tower: Tower, seed: int) -> ImageTower:
     """
     model = _open_clip(name, tower, seed)
     (visual,) = model.image_modules()
-    return ImageTower(OpenClipImages(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
+    return ImageTower(OpenClipImageTower(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
 
 
 class OpenClipText(TextModule):

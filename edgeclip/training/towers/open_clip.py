@@ -172,7 +172,7 @@ class OpenClipModel(ContrastiveModel):
 
     def exportable(self) -> nn.Module:
         """The image tower; train-time branches (MobileCLIP's FastViT, RepVGG blocks) are merged in a copy."""
-        return ImageTower(for_class_token(merge_branches(self._model.visual))).eval()
+        return OpenClipImageTower(for_class_token(merge_branches(self._model.visual))).eval()
 
     def image_modules(self) -> Sequence[nn.Module]:
         """The image tower, as loaded."""
@@ -217,7 +217,7 @@ class OpenClipTextTower(TextTower):
         return self._tokenizer(list(texts))
 
 
-class ImageTower(nn.Module):
+class OpenClipImageTower(nn.Module):
     """``visual`` with one output: CoCa's tower also returns its tokens."""
 
     def __init__(self, visual: nn.Module) -> None:
