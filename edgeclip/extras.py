@@ -20,6 +20,7 @@ _EXTRA_OF = {
     "nncf": "export",
     "onnxslim": "export",
     "timm": "export",
+    "braceexpand": "export",
     "yaml": "train",
     "peft": "train",
     "matplotlib": "train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_circle_is_found_and_told_wherever_the_import_stands(tmp_path: Path) -
     circle = circle_of(known)
     assert circle[0] == circle[-1]
     assert set(circle) == set(known)
-    assert all(second in imported(known[first], known) for first, second in zip(circle, circle[1:], strict=False))
+    assert all(second in imported(known[first], known) for first, second in itertools.pairwise(circle))
     (tmp_path / "c.py").write_text("")
     assert circle_of(known) == []
 

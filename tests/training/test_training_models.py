@@ -33,7 +33,7 @@ from edgeclip.training.checkpoint.checkpoint import (  # noqa: E402
 from edgeclip.training.checkpoint.weight_grid import pack_all, to_grid, unpack_all  # noqa: E402
 from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
 from edgeclip.training.loop.distill import (  # noqa: E402
-    Teaching,
+    DistillationViews,
     affinity_loss,
     convert,
     distill_loss,
@@ -635,11 +635,11 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_comes_nearer_to_its_teacher_on_images_that_it_has_not_seen(teacher_folder: Path) -> None:
     teacher = load_model(str(teacher_folder))
     student = build_student(Model(image=VIT, embedding_dim=24), teacher, seed=0)
-    teaching = Teaching(teacher, student)
-    assert teaching.preprocess.height == 64  # the larger of the two; the student sees it made smaller
+    views = DistillationViews(teacher, student)
+    assert views.preprocess.height == 64  # the larger of the two; the student sees it made smaller
     train, held_out = pictures(256, 64, seed=1), pictures(64, 64, seed=2)
-    wanted, wanted_held_out = teaching.teach(train), teaching.teach(held_out)
-    train, held_out = teaching.students_view(train), teaching.students_view(held_out)
+    wanted, wanted_held_out = views.teacher_embeddings(train), views.teacher_embeddings(held_out)
+    train, held_out = views.students_view(train), views.students_view(held_out)
     # How near a student gets that gives the mean for every image.
     blind = embedding_loss(normalize(wanted.mean(dim=0, keepdim=True), dim=-1), wanted_held_out).item()
 
@@ -739,7 +739,7 @@ def test_a_missing_or_changed_teacher_is_told(teacher_folder: Path, tmp_path: Pa
     student = build_student(Model(image=VIT, embedding_dim=24), load_model(str(copy)), seed=0)
     save_checkpoint(tmp_path / "student", student, recipe=recipe_of(student.model, "student"))
     for load in (load_two_tower, load_checkpoint, load_checkpoint_text):
-        with pytest.raises(ModelError, match="is a student of .*: load it by load_model"):
+        with pytest.raises(ModelError, match=r"is a student of .*: load it by load_model"):
             load(str(tmp_path / "student"))
     assert isinstance(load_model(str(tmp_path / "student")), TwoTowerModel)
     shutil.rmtree(copy)

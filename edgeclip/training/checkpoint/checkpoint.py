@@ -45,7 +45,7 @@ from edgeclip.training.towers.build import PINNED, build_image_tower, build_text
 from edgeclip.training.towers.heads import ConceptHead, ImageHead
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.two_tower import TwoTower
-from edgeclip.training.two_tower_model import ProjectedText, TwoTowerModel
+from edgeclip.training.two_tower_model import TextTowerWithHead, TwoTowerModel
 
 TeachersText = Callable[[ModelIdentity], TextTower]
 
@@ -130,11 +130,11 @@ def load_checkpoint_text(name: str, *, teachers_text: TeachersText | None = None
     folder = checkpoint_folder(name)
     config = read_config(folder)
     if isinstance(config, ConfigV1):
-        return ProjectedText(*load_text_v1(folder, config, read_weights(folder, config.weights_sha256, "")))
+        return TextTowerWithHead(*load_text_v1(folder, config, read_weights(folder, config.weights_sha256, "")))
     if config.teacher is not None:
         return _text_of_teacher(name, config.teacher, teachers_text)
     weights = read_weights(folder, config.weights_sha256, "text")
-    return ProjectedText(*_text(folder, config, weights))
+    return TextTowerWithHead(*_text(folder, config, weights))
 
 
 def load_two_tower(

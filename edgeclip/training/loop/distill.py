@@ -12,7 +12,7 @@ from edgeclip.training.recipe import Loss
 from edgeclip.training.two_tower import TwoTower
 
 
-class Teaching:
+class DistillationViews:
     """What a student is shown and what the teacher says of it: both see the same view of an image (Beyer 2022).
 
     Args:
@@ -28,7 +28,7 @@ class Teaching:
         self._teachers, self._students = teacher.encoder.preprocess, student.preprocess
         self.preprocess = max(self._teachers, self._students, key=lambda spec: spec.height * spec.width)
 
-    def to(self, device: torch.device | str) -> Teaching:
+    def to(self, device: torch.device | str) -> DistillationViews:
         """Move the teacher's image side."""
         for module in self._teacher.image_modules():
             module.to(device)
@@ -39,7 +39,7 @@ class Teaching:
         return convert(images, self.preprocess, self._students)
 
     @torch.no_grad()
-    def teach(self, images: Tensor) -> Tensor:
+    def teacher_embeddings(self, images: Tensor) -> Tensor:
         """Images of ``preprocess`` (N, 3, H, W) → the teacher's unit embeddings (N, D)."""
         embeddings = self._teacher.encode_image(convert(images, self.preprocess, self._teachers))
         return normalize(embeddings.clone(), dim=-1)  # a clone, as inference tensors cannot be used in a loss

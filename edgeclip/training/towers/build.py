@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -13,6 +12,7 @@ from edgeclip.errors import RecipeError
 from edgeclip.training.checkpoint.files import read_tower
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
+from edgeclip.training.recipe_file import nearest
 from edgeclip.training.towers.hugging_face import hf_image, hf_text
 from edgeclip.training.towers.libraries import no_options, open_clip_image, open_clip_text, timm_image
 from edgeclip.training.towers.open_clip import wants_quick_gelu
@@ -119,14 +119,14 @@ def _built(
     if colon and name and library in libraries:
         return libraries[library](name, tower, seed)
     known = [*own, *(f"{library}:NAME" for library in libraries)]
-    raise RecipeError(f"expected a tower out of {', '.join(known)}, got {tower.name!r}{_nearest(tower.name, known)}")
+    raise RecipeError(f"expected a tower out of {', '.join(known)}, got {tower.name!r}{nearest(tower.name, known)}")
 
 
 def _options(tower: Tower, kind: type[_Options]) -> _Options:
     unknown = [key for key in tower.options if key not in kind.__struct_fields__]
     if unknown:
         raise RecipeError(
-            f"unknown option `{unknown[0]}` of the tower {tower.name}{_nearest(unknown[0], kind.__struct_fields__)}"
+            f"unknown option `{unknown[0]}` of the tower {tower.name}{nearest(unknown[0], kind.__struct_fields__)}"
         )
     try:
         return msgspec.convert(tower.options, kind)
@@ -145,8 +145,3 @@ def _no_pretrained(tower: Tower) -> None:
         raise RecipeError(
             f"expected no `pretrained` with {tower.name}, which has its own weights, got {tower.pretrained!r}"
         )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"
