@@ -21,6 +21,7 @@ _EXTRA_OF = {
     "nncf": "export",
     "onnxslim": "export",
     "timm": "export",
+    "braceexpand": "export",
     "yaml": "train",
     "peft": "train",
     "matplotlib": "eval",

@@ -121,7 +121,7 @@ def test_gelu_in_place_of_quick_gelu_is_refused(small: Exported, photos: list[Ph
 
 @pytest.mark.slow
 def test_merging_branches_without_the_identity_branch_is_refused(photos: list[Photograph], tmp_path: Path) -> None:
-    from edgeclip.training.towers.open_clip import ImageTower, merge_branches
+    from edgeclip.training.towers.open_clip import OpenClipImageTower, merge_branches
 
     model = as_if_trained(OpenClipModel("MobileCLIP2-S0"))
     branchy = model.image_modules()[0]
@@ -129,7 +129,8 @@ def test_merging_branches_without_the_identity_branch_is_refused(photos: list[Ph
     normalisation = torch.nn.BatchNorm2d
     block = next(part for part in damaged.modules() if isinstance(getattr(part, "identity", None), normalisation))
     block.identity = None
-    export_onnx(ImageTower(merge_branches(damaged)).eval(), model.encoder, tmp_path / "merged.onnx", metadata={})
+    merged = OpenClipImageTower(merge_branches(damaged)).eval()
+    export_onnx(merged, model.encoder, tmp_path / "merged.onnx", metadata={})
     with pytest.raises(ParityError):
         check_parity(model, tmp_path / "merged.onnx", photos[:FEW])
 
