@@ -13,7 +13,7 @@ from edgeclip.evaluation.data.class_sets import set_templates
 from edgeclip.evaluation.data.dataset import open_labelled
 from edgeclip.evaluation.data.shift_sets import names_of, open_shift_set
 from edgeclip.evaluation.tradeoff.measure import measure_tradeoff, recommendation_of, reusable
-from edgeclip.evaluation.tradeoff.records import TradeoffLimits, Tradeoff
+from edgeclip.evaluation.tradeoff.records import Tradeoff, TradeoffLimits
 from edgeclip.evaluation.tradeoff.report import save_tradeoff
 from edgeclip.export.bundle import require_writable
 from edgeclip.files import write_json

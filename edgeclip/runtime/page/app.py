@@ -19,11 +19,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-import edgeclip
 from edgeclip.errors import EdgeclipError, InputError, PromptError
 from edgeclip.prompts import PromptTable, make_classes
 from edgeclip.runtime.page.state import PageState
 from edgeclip.runtime.page.video import BOUNDARY, JpegVideo
+from edgeclip.version import __version__
 
 MakeTable = Callable[[str, str], PromptTable]
 
@@ -107,7 +107,7 @@ class WebApp:
         latest = [item.record for item in page.sources.values() if item.record]
         return _json(
             {
-                "version": edgeclip.__version__,
+                "version": __version__,
                 "model": manifest.model.name,
                 "bundle": self._run.bundle.path.name,
                 "now_s": page.now_s(),
