@@ -124,13 +124,14 @@ def tradeoff(
         rounds=rounds,
         seconds=seconds,
     )
+    limits = TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     said: list[str] = []
     with changing_bar("proving") as watch:
         report = measure(
             bundles,
             data,
             output=output,
-            limits=TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb),
+            limits=limits,
             options=options,
             shift=shift or (),
             classes=classes,
