@@ -9,7 +9,6 @@ import pytest
 from edgeclip import EncoderSpec, PreprocessSpec, PromptTable, make_classes
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime import scoring
-from edgeclip.runtime import scoring as quantized_rows
 from edgeclip.runtime.scoring import EXACT, QuantizedRows, Scorer, largest
 
 PREPROCESS = PreprocessSpec(height=8, width=8, resize_to=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -53,7 +52,7 @@ def test_few_are_looked_at_where_scores_differ_and_all_where_they_do_not() -> No
 
 
 def test_the_graph_is_what_onnx_reads() -> None:
-    model = onnx.load_from_string(quantized_rows._model((300, 130), (300, 2, 128)))
+    model = onnx.load_from_string(scoring._model((300, 130), (300, 2, 128)))
     (node,) = model.graph.node
     assert (node.op_type, node.domain) == ("MatMulNBits", "com.microsoft")
     assert {item.name: item.i for item in node.attribute} == {
@@ -82,8 +81,8 @@ def test_a_large_table_says_what_float32_says(monkeypatch: pytest.MonkeyPatch, s
 
 def test_where_the_product_in_8_bits_is_wrong_float32_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor whose sums overflow, say: here the scales are wrong."""
-    quantize = quantized_rows._quantize
-    monkeypatch.setattr(quantized_rows, "_quantize", lambda rows: (quantize(rows)[0], quantize(rows)[1] * 2))
+    quantize = scoring._quantize
+    monkeypatch.setattr(scoring, "_quantize", lambda rows: (quantize(rows)[0], quantize(rows)[1] * 2))
     rows = rows_of(9000, 512)
     with pytest.raises(RuntimeError, match=r"within 0\.02, got"):
         QuantizedRows(rows)

@@ -203,7 +203,7 @@ def test_a_build_that_is_killed_leaves_no_plan(graph: Path, encoder: EncoderSpec
 def test_a_store_that_is_killed_leaves_no_plan(graph: Path) -> None:
     code = """
         import os, signal, pathlib, sys
-        from edgeclip.runtime import plan_cache
+        from edgeclip.runtime.engines import plan_cache
         from tests.runtime.test_tensorrt import make_key
         plan_cache.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL)
         plan_cache.store(make_key(), b"a plan", build_s=1.0)
@@ -548,7 +548,7 @@ OUT_OF_MEMORY = textwrap.dedent(
     import numpy as np, onnx
     from onnx import TensorProto, helper, numpy_helper
     from edgeclip import EncoderSpec, PreprocessSpec
-    from edgeclip.runtime import tensorrt_build
+    from edgeclip.runtime.engines import tensorrt_build
     from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 
     path, recovers = Path(sys.argv[1]), sys.argv[2] == "1"
