@@ -15,6 +15,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from edgeclip.runtime.proof.golden import GoldenImages, decoded_images, golden_o
 from edgeclip.runtime.proof.proof import prove
 from edgeclip.runtime.scoring import Scorer
 
+_Loaded = tuple[str, str, str, int]  # model, variant, engine, batch: what decides the memory
 _WINDOW = 8  # batches whose median is compared with the last window's while warming up
 _STABLE = 0.03
 
@@ -120,10 +123,7 @@ def bench(
                 say(str(setting), sum(map(len, rounds.values())), steps)
                 rounds[setting].append(_round(of_model[setting.model], setting, options, telemetry))
         conditions = telemetry.conditions()
-    memory = {
-        key: memory_mb(of_model[key[0]], key[1], key[2], batch=key[3])
-        for key in dict.fromkeys(_memory_key(setting) for setting in settings)
-    }
+    memory = _memory_mb(of_model, settings)
     measured = tuple(
         Measured(
             setting=setting,
@@ -309,27 +309,27 @@ with open("/proc/self/status") as status:
 """
 
 
-def memory_mb(bundle: Bundle, variant: str, engine: str, *, batch: int) -> float | None:
+def _memory_mb(of_model: dict[str, Bundle], settings: Sequence[BenchSetting]) -> dict[_Loaded, float | None]:
     """Peak resident memory of loading the engine and running two batches, less a process without it, MB.
 
-    The engine's library is in it, memory of a GPU of its own is not.
-
-    Returns:
-        None where the process failed.
+    The engine's library is in it, memory of a GPU of its own is not. None where the process failed.
     """
-    peaks = [_peak_kib(bundle, variant, name, batch) for name in (engine, "none")]
-    if None in peaks:
-        return None
-    with_engine, without = (peak for peak in peaks if peak is not None)
-    return round((with_engine - without) * 1024 / 1e6, 1)
+    peak_kib = cache(_peak_kib)
+    found: dict[_Loaded, float | None] = {}
+    for model, variant, engine, batch in map(_memory_key, settings):
+        path = of_model[model].path
+        peak, without = peak_kib(path, variant, engine, batch), peak_kib(path, "", "none", batch)
+        known = None if peak is None or without is None else round((peak - without) * 1024 / 1e6, 1)
+        found[model, variant, engine, batch] = known
+    return found
 
 
-def _peak_kib(bundle: Bundle, variant: str, engine: str, batch: int) -> int | None:
+def _peak_kib(bundle: Path, variant: str, engine: str, batch: int) -> int | None:
     """What Linux calls VmHWM: unlike ``ru_maxrss``, it does not begin with what the parent had taken."""
-    command = [sys.executable, "-c", _CODE, str(bundle.path), variant, engine, str(batch)]
+    command = [sys.executable, "-c", _CODE, str(bundle), variant, engine, str(batch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def _memory_key(setting: BenchSetting) -> tuple[str, str, str, int]:
+def _memory_key(setting: BenchSetting) -> _Loaded:
     return setting.model, setting.variant, setting.engine, setting.batch
