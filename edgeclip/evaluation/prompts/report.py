@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from rich.console import Console
@@ -89,12 +90,17 @@ def prompt_page(studied: Studied) -> str:
         ]
         ticks = [str(count + 1) for count in range(len(choice.steps))]
         plot = line_chart(series, level=("all, on the other half", choice.all_tested_on), ticks=ticks)
-    ways = [(pair.first, pair.second) for pair in study.confused[:_EXAMPLES]]
-    both_ways = [way for first, second in ways for way in ((first, second), (second, first))]
     worst = sorted(
         (item for item in study.classes if item.right < item.images),
         key=lambda item: (item.right / item.images, -item.images),
     )[:_EXAMPLES]
+    confused = [
+        (f"“{own}” labelled “{other}”", own, other)
+        for pair in study.confused[:_EXAMPLES]
+        for own, other in ((pair.first, pair.second), (pair.second, pair.first))
+    ]
+    wrong = [(f"“{item.label}”: {item.right} of {item.images} right", item.label, None) for item in worst]
+    examples = _examples(studied, [*confused, *wrong])
     return render_page(
         "prompts.html.j2",
         report=studied.report,
@@ -107,24 +113,28 @@ def prompt_page(studied: Studied) -> str:
         plot=plot,
         verdicts=_VERDICTS,
         span_of=_span,
-        confused=[_example(studied, f"“{own}” labelled “{other}”", own, other) for own, other in both_ways],
-        worst=[_example(studied, f"“{item.label}”: {item.right} of {item.images} right", item.label) for item in worst],
+        confused=examples[: len(confused)],
+        worst=examples[len(confused) :],
         machine=summary(studied.report.machine),
     )
 
 
-def _example(studied: Studied, title: str, truth: str, said: str | None = None) -> _Example:
-    """The first images of a class that were labelled as another one, as any other if None."""
-    labels = studied.prompts.labels
-    wanted = studied.said != studied.truth if said is None else studied.said == labels.index(said)
-    pictures = []
-    for row in np.flatnonzero((studied.truth == labels.index(truth)) & wanted)[:_EACH]:
-        try:
-            image = next(iter(studied.items.take([int(row)]))).read()
-        except SourceError:  # it has gone or changed since
-            continue
-        pictures.append((picture_uri(image), labels[int(studied.said[row])]))
-    return title, pictures
+def _examples(studied: Studied, wanted: Sequence[tuple[str, str, str | None]]) -> list[_Example]:
+    """For each title, true class and label: the first images of the class labelled so, as any other class if None."""
+    labels, truth, said = studied.prompts.labels, studied.truth, studied.said
+    rows_of = [
+        np.flatnonzero((truth == labels.index(own)) & (said != truth if other is None else said == labels.index(other)))
+        for _, own, other in wanted
+    ]
+    rows = sorted({int(row) for rows in rows_of for row in rows[:_EACH]})
+    pictures: dict[int, tuple[str, str]] = {}
+    for row, item in zip(rows, studied.items.take(rows), strict=True):  # once: shards are read from front to back
+        with suppress(SourceError):  # it has gone or changed since
+            pictures[row] = picture_uri(item.read()), labels[int(said[row])]
+    return [
+        (title, [pictures[int(row)] for row in rows[:_EACH] if int(row) in pictures])
+        for (title, _, _), rows in zip(wanted, rows_of, strict=True)
+    ]
 
 
 def _in_order(study: Study) -> tuple[list[Contribution], list[Contribution]]:

@@ -68,7 +68,8 @@ class PromptRows:
         """One class's row (D,) of all templates and of these of its names."""
         first = int(np.searchsorted(self.owners, row))
         kept = [first + self.classes[row].names.index(name) for name in names]
-        return unit_rows(self.rows[kept].sum(axis=(0, 1))[None])[0]
+        found: FloatArray = unit_rows(self.rows[kept].sum(axis=(0, 1))[None])[0]
+        return found
 
     def without_template(self, template: int) -> FloatArray:
         """Rows (C, D) of all templates but one."""
