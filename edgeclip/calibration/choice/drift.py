@@ -26,20 +26,12 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.sources.address import short_name
 
 LEVEL = 0.01
 PARTS = 8
+_FIGURES = ("luma", "contrast", "saturation")
 _LEAST_FRAMES = 20
 _RESAMPLES = 9999
-
-
-class ExposureShift(msgspec.Struct, frozen=True):
-    """Mean and standard deviation of one figure of exposure over the frames of each side, grey levels."""
-
-    name: str
-    a: tuple[float, float]
-    b: tuple[float, float]
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +40,10 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         a, b: names.
         frames_a, frames_b: frames compared.
-        parts: how many each footage was cut into.
         energy: energy distance of both footages; 0 if they are the same.
         p_value: chance of one so large if parts could stand in each other's place.
         drifted: whether that is at most 0.01.
-        exposure: how both are exposed; said, not tested.
+        exposure: means of luma, contrast and saturation over the frames of A and of B, grey levels; said, not tested.
         verdict: in plain words.
     """
 
@@ -60,11 +51,10 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     b: str
     frames_a: int
     frames_b: int
-    parts: int
     energy: float
     p_value: float
     drifted: bool
-    exposure: tuple[ExposureShift, ...]
+    exposure: dict[str, tuple[float, float]]
     verdict: str
 
 
@@ -90,19 +80,16 @@ def measure_drift(a: str, sample: FootageSample, b: str, other: FootageSample, *
         else f"No drift was found: the footage of {b} cannot be told from that of {a} (energy distance {energy:.3f}, "
         f"p = {p_value:.4f})."
     )
+    means = [side.exposures.mean(axis=0) for side in (sample, other)]
     return Drift(
         a=a,
         b=b,
         frames_a=len(sample.rows),
         frames_b=len(other.rows),
-        parts=PARTS,
         energy=round(energy, 5),
         p_value=round(p_value, 5),
         drifted=drifted,
-        exposure=tuple(
-            ExposureShift(name, _spread(sample.exposures[:, column]), _spread(other.exposures[:, column]))
-            for column, name in enumerate(("luma", "contrast", "saturation"))
-        ),
+        exposure={name: (round(float(x), 2), round(float(y), 2)) for name, x, y in zip(_FIGURES, *means, strict=True)},
         verdict=verdict,
     )
 
@@ -147,7 +134,7 @@ def sample_footage(
     if not is_chosen_set(Path(source)):
         sampler = FootageSampler(options.seed)
         with (
-            Footage([source], options.sampling) as footage,
+            Footage([source], every_s=options.every_s, duration_s=options.duration_s) as footage,
             ImageEncoder(bundle, options.variant, engine=options.engine) as encoder,
         ):
             for look in embedded(footage, encoder, progress=progress):
@@ -163,14 +150,5 @@ def sample_footage(
     return sample
 
 
-def name_of(source: str) -> str:
-    """A source's short name, without a password."""
-    return short_name(source) if "://" in source else Path(source).name or source
-
-
 def _parts(count: int) -> npt.NDArray[np.intp]:
     return np.arange(count) * PARTS // count
-
-
-def _spread(values: FloatArray) -> tuple[float, float]:
-    return round(float(values.mean()), 2), round(float(values.std()), 2)
