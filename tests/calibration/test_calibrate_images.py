@@ -471,7 +471,7 @@ def test_the_page_shows_every_image_and_figure_of_the_record_and_fetches_nothing
         for name, count in record.exposures.items():
             assert f"{name}: {count}" in text
         for image in record.images:
-            assert f"{image.name}: {image.distance:.2f}" in text
+            assert f"{image.distance:.2f}, {Path(image.name).stem}" in text
         for figure in (record.counts.seen, record.counts.unchanged, record.counts.near_duplicates, record.counts.pool):
             assert f"{figure:,}" in text
         assert chromium.evaluate("document.images.length") == 40

@@ -6,7 +6,7 @@ eight parts of equal length, and frames of one part stay together, for frames th
 
 What is assumed: that without drift the parts of both footages could stand in each other's place. It is so where one
 part sees all that the camera sees. Where a change lasts longer than a part (people who come at noon, dusk), later
-footage of the same camera differs too, and that is what the test then says.
+footage of the same camera differs too, and so does B where it is only one camera or hour of what A has seen.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure_drift(a: str, sample: FootageSample, b: str, other: FootageSample, *
     drifted = p_value <= LEVEL
     verdict = (
         f"The footage of {b} differs from that of {a} (energy distance {energy:.3f}, p = {p_value:.4f}). "
-        f"Calibrate with footage of {b} too."
+        f"If nothing like it is in the set, calibrate with footage of {b} too."
         if drifted
         else f"No drift was found: the footage of {b} cannot be told from that of {a} (energy distance {energy:.3f}, "
         f"p = {p_value:.4f})."
@@ -99,7 +99,7 @@ def energy_test(a: FloatArray, b: FloatArray, *, seed: int = 0) -> tuple[float, 
 
     Of 12,870 ways to deal the parts out 9,999 are drawn.
     """
-    stats = require("scipy.stats", purpose="compare footage", extra="export")
+    stats = require("scipy.stats", purpose="compare footage", extra="eval")
     rows = np.concatenate([a, b])
     of_part = np.eye(2 * PARTS)[[*_parts(len(a)), *(PARTS + _parts(len(b)))]]  # (N + M, 16), one 1 a row
     apart = of_part.T @ distances(rows @ rows.T) @ of_part  # (16, 16): sums of distances between two parts
