@@ -25,7 +25,7 @@ from edgeclip.calibration.choice.bins import exposure_of
 from edgeclip.calibration.choice.choose import LEAST_POOL, ChooseOptions, Pool, choose, choose_images, distances
 from edgeclip.calibration.choice.chosen_set import CalibrationSet, ChosenImages, FootageSample, read_record, read_sample
 from edgeclip.calibration.choice.drift import energy_test, measure_drift
-from edgeclip.calibration.choice.footage import Footage, FootageSampler, Look, Shot, embedded
+from edgeclip.calibration.choice.footage import EmbeddedFrame, Footage, FootageFrame, FootageSampler, embedded
 from edgeclip.calibration.images import find_images, sample_images
 from edgeclip.cli import app
 from edgeclip.errors import IntegrityError, SourceError
@@ -91,11 +91,13 @@ def contents(folder: Path) -> Exact:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def look(row: FloatArray, number: int, *, level: float = 100, moment: str = "06–09 h") -> Look:
+def look(row: FloatArray, number: int, *, level: float = 100, moment: str = "06–09 h") -> EmbeddedFrame:
     """A changed frame of a source that is no file, as ``embedded`` gives it; its cells are like no other's."""
     grey = np.full((8, 8, 3), level, np.uint8)
     cells = np.full((4, 4), 5.0 * number, np.float32)
-    return Look(Shot(0, number, float(number), grey, moment), row, cells, exposure_of(grey), changed=True)
+    return EmbeddedFrame(
+        FootageFrame(0, number, float(number), grey, moment), row, cells, exposure_of(grey), changed=True
+    )
 
 
 def random_rows(count: int, width: int = 16, seed: int = 5) -> FloatArray:

@@ -28,7 +28,7 @@ from edgeclip.calibration.choice.chosen_set import (
     SourceRecord,
     write_sample,
 )
-from edgeclip.calibration.choice.footage import Footage, FootageSampler, Look, embedded
+from edgeclip.calibration.choice.footage import EmbeddedFrame, Footage, FootageSampler, embedded
 from edgeclip.errors import InputError, SourceError
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
@@ -139,7 +139,7 @@ def choose_images(
 class Candidate(NamedTuple):
     """A frame of the pool, without its pixels: these lie in the file ``place``, whose digest is ``sha256``."""
 
-    look: Look
+    look: EmbeddedFrame
     priority: float
     sha256: str
     place: Path
@@ -172,7 +172,7 @@ class Pool:
         self._rows = np.empty((0, 0), np.float32)  # (size, D), made when the first frame tells D
         self._cells = np.empty((0, 0, 0), np.float32)
 
-    def offer(self, look: Look) -> None:
+    def offer(self, look: EmbeddedFrame) -> None:
         """Take a frame, or leave it."""
         if not self.members:
             self._rows = np.zeros((self._size, *look.row.shape), np.float32)
@@ -213,7 +213,7 @@ class Pool:
             self.members[place].place.unlink()
         return place
 
-    def _keep(self, look: Look, priority: float) -> Candidate:
+    def _keep(self, look: EmbeddedFrame, priority: float) -> Candidate:
         shot = look.shot
         look = look._replace(shot=shot._replace(pixels=_NO_PIXELS))
         if shot.path is not None:

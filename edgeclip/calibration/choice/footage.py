@@ -1,6 +1,4 @@
-"""Texts that name sources in; frames of all of them, one source after another and thinned out in time, out: each with
-what the encoder makes of it.
-"""
+"""Texts that name sources in; their frames, thinned out in time, out: each with what the encoder makes of it."""
 
 from __future__ import annotations
 
@@ -16,14 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeclip.calibration.choice.bins import (
-    Exposure,
-    exposure_of,
-    image_time,
-    of_the_day,
-    of_the_video,
-    video_start,
-)
+from edgeclip.calibration.choice.bins import Exposure, exposure_of, image_time, of_the_day, of_the_video, video_start
 from edgeclip.calibration.choice.chosen_set import FootageSample
 from edgeclip.calibration.images import find_images
 from edgeclip.errors import InputError, SourceError
@@ -37,13 +28,13 @@ from edgeclip.runtime.sources.base import Source
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
 
-_SLACK_S = 1e-6
 SAMPLED = 1024  # frames that footage is compared by
+_SLACK_S = 1e-6
 _LIVE_S = 60.0  # how long a camera is read unless it is said
 _SAME_LIGHT = 4.0  # grey levels that the whole picture may change by and still count as unchanged
 
 
-class Shot(NamedTuple):
+class FootageFrame(NamedTuple):
     """One frame of the footage.
 
     Attributes:
@@ -106,7 +97,7 @@ class Footage:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __iter__(self) -> Iterator[Shot]:
+    def __iter__(self) -> Iterator[FootageFrame]:
         for number, opened in enumerate(self._opened):
             yield from self._files(number, opened) if isinstance(opened, list) else self._frames(number, opened)
 
@@ -120,7 +111,7 @@ class Footage:
             return [Path(text)]
         return self._stack.enter_context(source)
 
-    def _files(self, number: int, paths: Sequence[Path]) -> Iterator[Shot]:
+    def _files(self, number: int, paths: Sequence[Path]) -> Iterator[FootageFrame]:
         for index, path in enumerate(paths):
             try:
                 content = path.read_bytes()
@@ -129,9 +120,9 @@ class Footage:
                 self.failed[number] += 1
                 continue
             digest = hashlib.sha256(content).hexdigest()
-            yield Shot(number, index, 0.0, pixels, of_the_day(image_time(path, content)), path, digest)
+            yield FootageFrame(number, index, 0.0, pixels, of_the_day(image_time(path, content)), path, digest)
 
-    def _frames(self, number: int, source: Source) -> Iterator[Shot]:
+    def _frames(self, number: int, source: Source) -> Iterator[FootageFrame]:
         text = self._texts[number]
         limit_s = self._duration_s or (_LIVE_S if source.live else math.inf)
         began = datetime.now(timezone.utc) if source.live else video_start(Path(text)) if Path(text).is_file() else None
@@ -146,11 +137,11 @@ class Footage:
             moment = (
                 of_the_day(began + timedelta(seconds=frame.time_s)) if began else of_the_video(frame.time_s, length_s)
             )
-            yield Shot(number, frame.index, frame.time_s, frame.pixels, moment)
+            yield FootageFrame(number, frame.index, frame.time_s, frame.pixels, moment)
         self.failed[number] = source.failed
 
 
-class Look(NamedTuple):
+class EmbeddedFrame(NamedTuple):
     """What the encoder makes of a frame.
 
     Attributes:
@@ -160,7 +151,7 @@ class Look(NamedTuple):
         changed: False if the frame does not differ from the one before: it was not encoded, and has that one's row.
     """
 
-    shot: Shot
+    shot: FootageFrame
     row: FloatArray
     cells: Cells
     exposure: Exposure
@@ -169,7 +160,7 @@ class Look(NamedTuple):
 
 def embedded(
     footage: Footage, encoder: ImageEncoder, *, progress: Callable[[int], None] | None = None
-) -> Iterator[Look]:
+) -> Iterator[EmbeddedFrame]:
     """Go through the footage once, one frame held at a time.
 
     Args:
@@ -180,10 +171,10 @@ def embedded(
         EngineError: the encoder failed.
     """
     count = 0
-    before: Look | None = None
+    before: EmbeddedFrame | None = None
     for count, shot in enumerate(footage, 1):
         small = encoder.preprocess.resize(shot.pixels)
-        look = Look(shot, np.empty(0, np.float32), average(small), exposure_of(small), changed=True)
+        look = EmbeddedFrame(shot, np.empty(0, np.float32), average(small), exposure_of(small), changed=True)
         if before and not _differs(look, before):
             # The cells stay those of the frame that was encoded, so that a slow change adds up.
             look = look._replace(row=before.row, cells=before.cells, changed=False)
@@ -201,7 +192,7 @@ def embedded(
         )
 
 
-def _differs(look: Look, before: Look) -> bool:
+def _differs(look: EmbeddedFrame, before: EmbeddedFrame) -> bool:
     """Whether a frame shows something else than the last one of its source that was encoded."""
     return (
         look.shot.source != before.shot.source
@@ -224,7 +215,7 @@ class FootageSampler:
         self._offered = 0
         self._size, self._random = size, random.Random(f"{seed} sample")
 
-    def offer(self, look: Look) -> None:
+    def offer(self, look: EmbeddedFrame) -> None:
         """Show it one more frame."""
         heapq.heappush(self._kept, (self._random.random(), self._offered, look.row, look.exposure))
         self._offered += 1
