@@ -321,8 +321,8 @@ class Looped(Source):
 
 def our_stream(bundle: Bundle, video: Path, table: PromptTable, count: int, **options: Any) -> Stream:
     """The loop over so many frames; what it loads before its first frame is done here."""
-    chosen = StreamOptions(variant="int8", engine="openvino", preprocess="auto", top_k=1, limit=count, **options)
-    return Stream(bundle, [Looped(video)], TableSet(bundle, [table]), chosen)
+    chosen = StreamOptions(preprocess="auto", top_k=1, limit=count, **options)
+    return Stream(bundle, [Looped(video)], TableSet(bundle, [table]), chosen, variant="int8", engine="openvino")
 
 
 def ours(bundle: Bundle, video: Path, table: PromptTable, **options: Any) -> System:
@@ -331,7 +331,7 @@ def ours(bundle: Bundle, video: Path, table: PromptTable, **options: Any) -> Sys
     def label(count: int) -> tuple[Labels, float]:
         stream = our_stream(bundle, video, table, count, **options)
         start = time.perf_counter()
-        said = [labelled.label for labelled in stream.frames()]
+        said = [labelled.label for labelled in stream]
         return said, time.perf_counter() - start
 
     return label

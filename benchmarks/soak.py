@@ -28,7 +28,7 @@ from edgeclip.runtime.page.sink import WebSink
 from edgeclip.runtime.regions import parse_tiles
 from edgeclip.runtime.sinks.files import JsonlSink
 from edgeclip.runtime.sources.open import SourceOptions, open_source
-from edgeclip.runtime.stream import StreamOptions
+from edgeclip.runtime.stream import Stream, StreamOptions
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def main() -> None:
         write_json(asked.json, {"machine": describe_machine(), "growth": float(growth), "samples": samples.tolist()})
 
 
-def sample(stream: object, seconds: float) -> np.ndarray:
+def sample(stream: Stream, seconds: float) -> np.ndarray:
     """(T, 2): seconds since the start and resident megabytes, once a second, while the stream runs."""
     samples: list[tuple[float, float]] = []
     start = time.perf_counter()
     due = 0.0
-    for _ in stream.frames():  # type: ignore[attr-defined]
+    for _ in stream:
         now = time.perf_counter() - start
         if now >= due:
             samples.append((now, resident_mb()))

@@ -280,7 +280,7 @@ def test_a_run_with_sinks_that_hang_and_are_dead_is_complete(tiny_bundle: Path, 
             )
         )
         stream = Stream(bundle, [open_source(str(video))], [bundle.table()], StreamOptions(decision=decision), sinks)
-        frames = stream.frames()
+        frames = iter(stream)
         first = next(frames)
         shutil.rmtree(doomed.parent)
         assert [first.frame, *(labelled.frame for labelled in frames)] == list(range(40))

@@ -120,7 +120,7 @@ def test_every_frame_of_a_file_is_labelled_once_in_order_whatever_the_batch(
     pytest.importorskip(engine)
     kept = Kept()
     stream = start(video, sinks=(kept,), batch=batch, engine=engine)
-    records = list(stream.frames())
+    records = list(stream)
     assert [record.frame for record in records] == list(range(FRAMES))
     assert kept.records == records
     assert kept.complete is True
@@ -140,7 +140,7 @@ def test_every_frame_of_a_file_is_labelled_once_in_order_whatever_the_batch(
 def test_a_file_as_a_camera_drops_what_is_late_and_counts_it(start: Callable[..., Stream], video: Path) -> None:
     stream = start(open_source(str(video), realtime=True))
     taken = []
-    for record in stream.frames():
+    for record in stream:
         taken.append(record.frame)
         time.sleep(0.12)  # a consumer that takes longer than the 50 ms between frames
     account = stream.account
@@ -152,9 +152,9 @@ def test_a_file_as_a_camera_drops_what_is_late_and_counts_it(start: Callable[...
 
 def test_cameras_share_the_encoder_and_keep_their_own_order(start: Callable[..., Stream]) -> None:
     pictures = {name: noise(30, seed) for seed, name in enumerate(("yard", "gate", "hall"))}
-    together = list(start(*(Frames(name, shown) for name, shown in pictures.items()), batch=4).frames())
+    together = list(start(*(Frames(name, shown) for name, shown in pictures.items()), batch=4))
     for name, shown in pictures.items():
-        alone = list(start(Frames(name, shown)).frames())
+        alone = list(start(Frames(name, shown)))
         own = [record for record in together if record.source == name]
         assert [record.frame for record in own] == list(range(30))
         assert [record.label for record in own] == [record.label for record in alone]
@@ -163,7 +163,7 @@ def test_cameras_share_the_encoder_and_keep_their_own_order(start: Callable[...,
 
 def test_two_sources_of_one_name_are_told_apart(start: Callable[..., Stream]) -> None:
     stream = start(Frames("yard", noise(2)), Frames("yard", noise(3)))
-    assert {record.source for record in stream.frames()} == {"yard", "yard 2"}
+    assert {record.source for record in stream} == {"yard", "yard 2"}
     assert [count.encoded for count in stream.account.sources.values()] == [2, 3]
 
 
@@ -206,7 +206,7 @@ def test_an_engine_that_fails_ends_the_run_and_closes_everything(
 def test_a_slow_consumer_holds_back_a_file_and_no_more_than_a_few_frames_wait(start: Callable[..., Stream]) -> None:
     source = Frames("long", noise(200))
     stream = start(source, batch=2, parallel=2)
-    for seen, _record in enumerate(stream.frames(), start=1):
+    for seen, _record in enumerate(stream, start=1):
         time.sleep(0.002)
         assert source.given - seen <= 2 * 3 + 1  # places for three batches, and the frame in the feeder's hand
 
@@ -215,7 +215,7 @@ def test_a_slow_consumer_holds_back_a_file_and_no_more_than_a_few_frames_wait(st
 def test_stopping_labels_what_was_taken_and_keeps_the_output(start: Callable[..., Stream], after: int) -> None:
     kept, source = Kept(), Frames("endless", noise(4) * 10_000)
     stream = start(source, sinks=(kept,))
-    for seen, _record in enumerate(stream.frames(), start=1):
+    for seen, _record in enumerate(stream, start=1):
         if seen == after:
             threading.Thread(target=stream.stop, kwargs={"interrupted": True}).start()
     account = stream.account
@@ -237,7 +237,7 @@ def test_a_silent_camera_can_be_stopped(start: Callable[..., Stream], video: Pat
                 packet.stream = stream
                 copy.mux(packet)
     loop = start(open_source(str(slow), realtime=True))
-    frames = loop.frames()
+    frames = iter(loop)
     assert next(frames).frame == 0
     threading.Thread(target=loop.stop).start()
     began = time.perf_counter()
@@ -248,7 +248,7 @@ def test_a_silent_camera_can_be_stopped(start: Callable[..., Stream], video: Pat
 
 def test_leaving_a_stream_early_closes_its_sources_and_sinks(start: Callable[..., Stream]) -> None:
     kept, source = Kept(), Frames("endless", noise(4) * 10_000)
-    for _record in start(source, sinks=(kept,)).frames():
+    for _record in start(source, sinks=(kept,)):
         break
     assert source.closed
     assert kept.complete is False
@@ -270,10 +270,10 @@ def test_unchanged_frames_are_not_encoded_and_say_what_the_last_one_did(start: C
     second[20:60, 30:80] = 220
     shown = [first] * 20 + [second] * 20 + [first] * 5
     stream = start(Frames("still", shown), gate=6.0)
-    records = list(stream.frames())
+    records = list(stream)
     assert [record.frame for record in records if not record.gated] == [0, 20, 40]
     assert (stream.account.encoded, stream.account.gated, stream.account.read) == (3, 42, 45)
-    every = list(start(Frames("still", shown)).frames())
+    every = list(start(Frames("still", shown)))
     assert [record.label for record in records] == [record.label for record in every]
     assert all(record.encode_ms == 0 for record in records if record.gated)
 
@@ -281,12 +281,12 @@ def test_unchanged_frames_are_not_encoded_and_say_what_the_last_one_did(start: C
 def test_tiles_say_what_their_crops_say(start: Callable[..., Stream], photographs_dir: Path) -> None:
     path = photographs_dir / "astronaut.jpg"
     tiles = parse_tiles("3x2")
-    (record,) = start(path, regions=tiles).frames()
+    (record,) = start(path, regions=tiles)
     with open_source(str(path)) as source:
         (frame,) = source
     assert [view.region for view in record.views] == [tile.name for tile in tiles]
     for view, tile in zip(record.views, tiles, strict=True):
-        (alone,) = start(Frames("crop", [np.ascontiguousarray(crop(frame.rgb(), tile))])).frames()
+        (alone,) = start(Frames("crop", [np.ascontiguousarray(crop(frame.rgb(), tile))]))
         assert view.label == alone.label
         assert view.score == pytest.approx(alone.score, abs=1e-3)
     assert record.label == record.views[0].label
@@ -295,10 +295,10 @@ def test_tiles_say_what_their_crops_say(start: Callable[..., Stream], photograph
 def test_several_tables_come_from_one_pass(start: Callable[..., Stream], bundle: Bundle, video: Path) -> None:
     other = make_table("other", model_id=bundle.manifest.model.id, seed=5)
     stream = start(video, tables=[bundle.table(), other], limit=6)
-    records = list(stream.frames())
+    records = list(stream)
     assert stream.account.encoded == 6
     for table in (bundle.table(), other):
-        alone = list(start(video, tables=[table], limit=6).frames())
+        alone = list(start(video, tables=[table], limit=6))
         views = [next(view for view in record.views if view.table == table.name) for record in records]
         assert [view.label for view in views] == [record.label for record in alone]
 
@@ -308,12 +308,12 @@ def test_a_table_is_replaced_between_two_frames_and_none_is_lost(start: Callable
     mirrored = PromptTable("things", table.classes, -table.embeddings, table.templates, table.model_id)
     stream = start(Frames("yard", noise(60)), batch=4)
     labels = {}
-    for seen, record in enumerate(stream.frames(), start=1):
+    for seen, record in enumerate(stream, start=1):
         labels[record.frame] = record.label
         if seen == 20:
             stream.tables.replace("things", mirrored)
     expected = {
-        which: {record.frame: record.label for record in start(Frames("yard", noise(60)), tables=[rows]).frames()}
+        which: {record.frame: record.label for record in start(Frames("yard", noise(60)), tables=[rows])}
         for which, rows in (("before", table), ("after", mirrored))
     }
     assert len(labels) == 60
@@ -324,10 +324,11 @@ def test_a_table_is_replaced_between_two_frames_and_none_is_lost(start: Callable
         stream.tables.replace("things", make_table("things", model_id="0" * 16))
 
 
-def test_events_come_from_iterating_also_those_of_the_end(start: Callable[..., Stream]) -> None:
+def test_events_are_given_as_they_come_also_those_of_the_end(start: Callable[..., Stream]) -> None:
     kept = Kept()
     shown = noise(1, seed=3) * 30
-    events = list(start(Frames("yard", shown), sinks=(kept,), decision=DecisionOptions(enter=0.2, leave=0.1)))
+    decision = DecisionOptions(enter=0.2, leave=0.1)
+    events = list(start(Frames("yard", shown), sinks=(kept,), decision=decision).events())
     assert {event.kind for event in events} == {"enter", "leave"}
     entered = [event for event in events if event.kind == "enter"]
     left = [event for event in events if event.kind == "leave"]
@@ -339,10 +340,32 @@ def test_events_come_from_iterating_also_those_of_the_end(start: Callable[..., S
 # Refusals and the short way in
 
 
-@pytest.mark.parametrize("option", ["threads", "parallel", "batch", "limit", "top_k"])
+@pytest.mark.parametrize("option", ["parallel", "batch", "limit", "top_k"])
 def test_options_out_of_range_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match=f"expected {option} of at least 1, got 0"):
         StreamOptions(**{option: 0})
+
+
+def test_threads_out_of_range_are_refused(bundle: Bundle, video: Path) -> None:
+    with pytest.raises(InputError, match="expected threads of at least 1, got 0"):
+        Stream(bundle, [open_source(str(video))], [bundle.table()], threads=0)
+
+
+@pytest.mark.parametrize("option", [{"variant": "fp32"}, {"engine": "onnxruntime"}, {"threads": 1}])
+def test_what_runs_is_chosen_when_a_bundle_is_opened_and_not_by_a_streams_options(option: dict[str, Any]) -> None:
+    """They were taken there once, and ignored."""
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        StreamOptions(**option)
+
+
+def test_a_stream_is_iterated_over_once(start: Callable[..., Stream]) -> None:
+    stream = start(Frames("yard", noise(2)))
+    assert len(list(stream)) == 2
+    for again in (iter(stream), stream.events()):
+        with pytest.raises(InputError, match="nobody has iterated over"):
+            next(again)
+    with pytest.raises(InputError, match="nobody has iterated over"):
+        stream.run()
 
 
 def test_no_source_and_a_strange_table_are_refused(start: Callable[..., Stream], video: Path) -> None:
@@ -366,10 +389,11 @@ def test_a_sink_that_cannot_be_opened_leaves_nothing_open(start: Callable[..., S
     assert kept.complete is False
 
 
-def test_the_short_way_from_a_bundle_to_events(golden_bundle: Path, video: Path) -> None:
+def test_the_short_way_from_a_bundle_to_frames(golden_bundle: Path, video: Path) -> None:
     opened = edgeclip.open(str(golden_bundle), engine="onnxruntime")
     with opened.stream(str(video), table="things", options=StreamOptions(limit=4)) as stream:
-        assert len(list(stream.frames())) == 4
+        assert len(list(stream)) == 4
+    assert len(list(opened.stream(video, table="things", options=StreamOptions(limit=2)))) == 2  # a Path
     with pytest.raises(SourceError, match="no such file"):
         opened.stream("nowhere.mp4")
     with pytest.raises(TableError):

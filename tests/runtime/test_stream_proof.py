@@ -47,10 +47,10 @@ def _engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
 
 
-def labels(bundle: Path, video: Path, **options: object) -> list[tuple[str, float]]:
+def labels(bundle: Path, video: Path, *, engine: str = "onnxruntime", **options: object) -> list[tuple[str, float]]:
     opened = Bundle.open(bundle)
-    stream = Stream(opened, [open_source(str(video))], [opened.table()], StreamOptions(**options))
-    return [(record.label, round(record.score, 3)) for record in stream.frames()]
+    stream = Stream(opened, [open_source(str(video))], [opened.table()], StreamOptions(**options), engine=engine)
+    return [(record.label, round(record.score, 3)) for record in stream]
 
 
 def test_what_goes_wrong_several_at_once_runs_one_at_a_time(
@@ -92,7 +92,7 @@ def test_the_starter_in_fp32_on_openvino_says_what_it_says_alone(photographs_dir
     bundle = Bundle.open("starter")
     said = {}
     for engine, parallel in (("onnxruntime", 1), ("openvino", 2), ("openvino", None)):
-        options = StreamOptions(engine=engine, parallel=parallel, preprocess="exact")
-        stream = Stream(bundle, [open_source(str(photographs_dir))], [bundle.table()], options)
-        said[engine, parallel] = [record.label for record in stream.frames()]
+        options = StreamOptions(parallel=parallel, preprocess="exact")
+        stream = Stream(bundle, [open_source(str(photographs_dir))], [bundle.table()], options, engine=engine)
+        said[engine, parallel] = [record.label for record in stream]
     assert len({tuple(each) for each in said.values()}) == 1, said

@@ -482,7 +482,7 @@ def test_a_stream_is_shown_while_it_runs(tiny_bundle: Path, video: Path) -> None
     bundle = Bundle.open(tiny_bundle)
     sink = WebSink(port=0)
     with Stream(bundle, [open_source(str(video))], [bundle.table()], sinks=[sink]) as stream:
-        frames = stream.frames()
+        frames = iter(stream)
         next(frames)
         connection = http.client.HTTPConnection("127.0.0.1", urlsplit(sink.url).port or 0, timeout=10)
         connection.request("GET", "/api/events")
