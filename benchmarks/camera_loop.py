@@ -49,14 +49,13 @@ from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.export.photographs import photographs
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, write_json
 from edgeclip.prompts import FloatArray, unit_rows
-from edgeclip.runtime.decision import DecisionOptions
+from edgeclip.runtime.decision import DecisionOptions, SourceState
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import normalise, usable_cores
 from edgeclip.runtime.preprocess.choose import choose_backend
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.regions import whole
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.source_state import Track
 from edgeclip.runtime.sources.open import Frame, Source, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
@@ -427,7 +426,7 @@ def where_time_goes(bundle: Bundle, table: PromptTable, video: Path) -> dict[str
     rows = unit_rows(
         np.random.default_rng(0).standard_normal((count, bundle.manifest.encoder.embedding_dim)).astype(np.float32)
     )
-    track = Track(DecisionOptions(), (whole(),), source="", top_k=1)
+    track = SourceState(DecisionOptions(), (whole(),), source="", top_k=1)
     scorers = TableSet(bundle, [table]).current()
     empty = Frame(0, 0.0, small[0])
     stages["score, decide"] = core_ms(lambda: score_all(track, rows, scorers, empty), count)
@@ -447,7 +446,7 @@ def engine_alone(encoder: ImageEncoder, small: Any, parallel: int, count: int) -
     return took, repeats * len(small) / (time.perf_counter() - started)
 
 
-def score_all(track: Track, rows: FloatArray, scorers: Sequence[Scorer], frame: Frame) -> None:
+def score_all(track: SourceState, rows: FloatArray, scorers: Sequence[Scorer], frame: Frame) -> None:
     """Embeddings (N, D) in batches of 8, as the loop does it."""
     for first in range(0, len(rows), 8):
         scores = [scorer.scores(rows[first : first + 8]) for scorer in scorers]

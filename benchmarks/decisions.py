@@ -42,9 +42,15 @@ from edgeclip.calibration.decisions.background import (
     vocabulary,
 )
 from edgeclip.calibration.decisions.confidence import NONE, Labels
-from edgeclip.calibration.decisions.fit import FitOptions, fit_decisions
+from edgeclip.calibration.decisions.fit import (
+    Bin,
+    FitOptions,
+    calibration_error,
+    fit_decisions,
+    reliability,
+    separation,
+)
 from edgeclip.calibration.decisions.precision_bound import Bools
-from edgeclip.calibration.decisions.reliability import Bin, calibration_error, reliability, separation
 from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.decisions import Decisions, Doubles, look_at
 from edgeclip.devices.machine.probe import describe_machine, summary

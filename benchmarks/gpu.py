@@ -28,15 +28,16 @@ import numpy as np
 from edgeclip import Bundle
 from edgeclip.devices.machine.cuda import driver_cuda_version, find_gpu
 from edgeclip.devices.machine.probe import describe_machine, installed_versions, summary
+from edgeclip.engine_list import engine_packages
 from edgeclip.errors import EdgeclipError
 from edgeclip.evaluation.statistics.rounds import compare_rounds
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import engine_class, load_engine
-from edgeclip.runtime.proof.golden import Golden, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 from edgeclip.runtime.proof.proof import prove
 
-_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "numpy")
+_LIBRARIES = (*engine_packages(), "torch", "numpy")
 _WARM_UP = 10
 Infer = Callable[[FloatArray], FloatArray]
 
@@ -55,7 +56,7 @@ class Row(msgspec.Struct, kw_only=True):
     forward_ms: float | None = None
 
 
-def proofs(bundle: Bundle, golden: Golden, engines: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def proofs(bundle: Bundle, golden: GoldenImages, engines: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Prove every variant on every engine that is for it: the pairs that agree with FP32, and a line for each tried."""
     good, said = [], []
     for engine in engines:

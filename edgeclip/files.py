@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from edgeclip.errors import InputError
 
 _SETTLED_NS = 2_000_000_000
+_T = TypeVar("_T")
 
 
 def cache_dir(*parts: str) -> Path:
@@ -139,3 +140,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value (msgspec struct, dataclass or plain) as indented JSON atomically."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def read_json(path: Path, kind: type[_T]) -> _T | None:
+    """What ``write_json`` wrote of that type; None if there is none, or another version's, or it is damaged."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None

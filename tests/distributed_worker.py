@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgeclip.training.build_model import build_two_tower
 from edgeclip.training.loop.distributed import Strategy, distribute, join_world, whole
 from edgeclip.training.loop.grad_cache import forward_backward
 from edgeclip.training.loop.task import contrastive_objective
 from edgeclip.training.recipe import Loss, Model, Tower
-from edgeclip.training.two_tower import TwoTower, build_two_tower
+from edgeclip.training.two_tower import TwoTower
 
 PAIRS = 12
 # Loss, strategy and chunk size.

@@ -180,10 +180,9 @@ def test_what_needs_the_workstations_libraries_says_which_to_install() -> None:
 
 def test_the_room_export_can_be_called_whichever_way_it_was_imported() -> None:
     code = (
-        "import edgeclip\nfirst = edgeclip.export\n"
+        "import sys, edgeclip\nfirst = edgeclip.export\nassert 'torch' not in sys.modules\n"
         "import edgeclip.export.lint.graph\nfrom edgeclip import export\n"
         "assert first is export is edgeclip.export and callable(export)\n"
-        "import sys; assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,10 @@
 """A bundle's encoder and images in, unit embeddings out; what was computed once is read from the cache.
 
-A row is kept under the sha256 of the image's bytes, in a store (``calibration/embeddings.py``) of its own
-for every variant's graph, engine, version, machine and preprocessing. It is written batch by batch: a run that was
-killed goes on from where it was, and a set that shares images with another has them already.
-
-Digests of images and their embeddings in, one file of records that a killed process cannot spoil out.
-
-A record is the digest, the row and a checksum over both that is keyed by what the rows were made with. Records are
-appended whole batches at a time, under a lock; a torn one at the end is cut off by whoever appends next, and one that
-does not match its checksum counts as absent, so that its row is made again.
+The cache has a file for every variant's graph, engine, version, machine and preprocessing. A record in it is the sha256
+of an image's bytes, its row, and a checksum over both that is keyed by what the rows were made with. Records are
+appended whole batches at a time, under a lock: a run that was killed goes on from where it was, and a set that shares
+images with another has them already. A torn record at the end is cut off by whoever appends next, and one that does
+not match its checksum counts as absent, so that its row is made again.
 """
 
 from __future__ import annotations
@@ -16,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
-from edgeclip.calibration.hashed_images import Pictures
+from edgeclip.calibration.hashed_images import HashedImages
 from edgeclip.devices.machine.cuda import find_gpu
-from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.machine.probe import describe_machine, installed_versions
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EdgeclipError, SourceError
 from edgeclip.files import cache_dir, sha256_json
 from edgeclip.prompts import FloatArray
@@ -36,6 +31,7 @@ from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.images import Image
 
+_BATCH = 32
 _CHECK_BYTES = 16
 
 
@@ -97,9 +93,6 @@ class EmbeddingStore:
             self._records = np.memmap(self._path, self._record, "r", shape=(whole,))
 
 
-_BATCH = 32
-
-
 class ImageEmbeddings(NamedTuple):
     """Unit embeddings (N, D) float32 of N images, and which could be decoded (N,) bool; the rows of others are 0."""
 
@@ -110,14 +103,14 @@ class ImageEmbeddings(NamedTuple):
 def image_embeddings(
     bundle: Bundle,
     variant: str,
-    items: Pictures,
+    items: HashedImages,
     *,
     engine: str = "onnxruntime",
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageEmbeddings:
     """Embed images. Those that cannot be decoded are passed over and marked.
 
-    The engine is loaded only if a row is missing. Pictures are held one batch at a time, resized.
+    The engine is loaded only if a row is missing. Images are held one batch at a time, resized.
 
     Args:
         variant: form of the encoder.
@@ -185,16 +178,8 @@ def store_key(bundle: Bundle, variant: str, engine: str) -> str:
             bundle.variant(variant).precision,
             bundle.manifest.encoder.preprocess,
             engine,
-            _library_version(engine),
+            installed_versions(engine_entry(engine).packages),
             {part: machine.get(part) for part in ("architecture", "cpu", "board", "l4t")},
             gpu and [gpu.name, gpu.sm],
         ]
     )
-
-
-def _library_version(engine: str) -> str:
-    """Of the library behind an engine; empty if it is not installed, which loading the engine reports."""
-    module = {"tensorrt-rtx": "tensorrt_rtx"}.get(engine, engine.partition("-")[0])
-    if importlib.util.find_spec(module) is None:
-        return ""
-    return str(getattr(importlib.import_module(module), "__version__", ""))

@@ -12,7 +12,7 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.images import Image, decode_image
 
 
-class Picture(Protocol):
+class HashedImage(Protocol):
     """What is embedded: an ``Item``, or anything else with a digest and pixels."""
 
     def digest(self) -> str:
@@ -24,12 +24,12 @@ class Picture(Protocol):
         ...
 
 
-class Pictures(Protocol):
-    """Pictures whose number is known; they are gone through once, in order."""
+class HashedImages(Protocol):
+    """Images whose number is known; they are gone through once, in order."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Picture]: ...
+    def __iter__(self) -> Iterator[HashedImage]: ...
 
 
 @dataclass(frozen=True)

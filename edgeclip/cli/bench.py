@@ -110,9 +110,10 @@ def tradeoff(
     """Measure latency, accuracy and memory of every variant here, and say which one to ship."""
     require("torch", purpose="encode class names")
     require("matplotlib", purpose="draw a plot")
+    require("jinja2", purpose="write a page")
     from edgeclip.evaluation.bench.bench import BenchOptions
     from edgeclip.evaluation.bench.records import Stage
-    from edgeclip.evaluation.tradeoff.records import Limits
+    from edgeclip.evaluation.tradeoff.records import TradeoffLimits
     from edgeclip.evaluation.tradeoff.report import print_tradeoff
     from edgeclip.evaluation.tradeoff.run import tradeoff as measure
 
@@ -123,13 +124,14 @@ def tradeoff(
         rounds=rounds,
         seconds=seconds,
     )
+    limits = TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     said: list[str] = []
     with changing_bar("proving") as watch:
         report = measure(
             bundles,
             data,
             output=output,
-            limits=Limits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb),
+            limits=limits,
             options=options,
             shift=shift or (),
             classes=classes,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cuda import require_gpu
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import ParityError, VariantError
 from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.tensorrt import layers
@@ -34,7 +35,7 @@ def build_and_prove(
     """
     if not variants:
         raise VariantError(f"{bundle.path.name} has no variant that {engine} is meant for: give --variant")
-    show_layers = options.detailed_layers and engine.startswith("tensorrt")
+    show_layers = options.detailed_layers and engine_entry(engine).layers is not None
     if show_layers:
         require_gpu("read the layers of a plan, as --layers asks")  # now, not after minutes of building
     golden = golden_of(bundle)

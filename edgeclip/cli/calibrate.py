@@ -1,9 +1,4 @@
-"""The commands that fit a bundle to its site: images to measure ranges on, whether they cover it, what scores mean.
-
-The commands that choose calibration images from footage, and say whether they cover other footage.
-
-The verb ``calibrate decisions``: a table and labelled images or footage in, decisions in the table out.
-"""
+"""The commands that fit a bundle to its site: images to measure ranges on, drift from them, what scores mean."""
 
 from __future__ import annotations
 
@@ -31,7 +26,7 @@ _DurationOption = Annotated[
     float | None,
     typer.Option(metavar="S", help="Read S seconds of each video or camera. \\[all of a file, 60 of a camera]"),
 ]
-_SeedOption = Annotated[int, typer.Option(help="Seed of what is held out and of ties.")]
+_SeedOption = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
 
 
 @app.command()
@@ -47,23 +42,22 @@ def images(
     engine: _EngineOption = "onnxruntime",
     every: _EveryOption = 0.2,
     duration: _DurationOption = None,
-    holdout: Annotated[float, typer.Option(help="Share of the footage that is held out to judge the choice by.")] = 0.2,
     seed: _SeedOption = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
 ) -> None:
-    """Choose calibration images from footage: no near-duplicates, all exposures and times, nothing left far from them.
+    """Choose calibration images from footage: no near-duplicates, and of every exposure and time some.
 
     The folder is what export, quantize and qat take as --calibration (qat: --images). Fewer images than asked for are
     said, and are no error.
     """
     from edgeclip.calibration.choice.choose import ChooseOptions
     from edgeclip.calibration.choice.footage import Sampling
-    from edgeclip.evaluation.calibration_images.run import calibrate_images
+    from edgeclip.evaluation.calibration_images import PAGE, calibrate_images
 
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
-    sampling = Sampling(every_s=every, duration_s=duration, holdout=holdout, seed=seed)
-    options = ChooseOptions(count=count, sampling=sampling, variant=variant, engine=engine)
+    sampling = Sampling(every_s=every, duration_s=duration)
+    options = ChooseOptions(count=count, sampling=sampling, seed=seed, variant=variant, engine=engine)
     with progress_bars() as bars:
         task = bars.add_task("frames", total=None)
         record = calibrate_images(
@@ -76,13 +70,11 @@ def images(
         )
     counts = record.counts
     lines = [
-        f"{len(record.images)} images out of {counts.candidates:,} frames, {counts.near_duplicates:,} of them "
-        f"near-duplicates; {counts.held_out:,} held out",
+        f"{len(record.images)} images out of {counts.seen:,} frames, {counts.unchanged:,} of them unchanged and "
+        f"{counts.near_duplicates:,} near-duplicates",
         "exposure: " + "; ".join(f"{name} {number}" for name, number in record.exposures.items()),
     ]
-    if record.coverage:
-        lines.append(record.coverage.verdict)
-    lines.append(f"written: {output}, report in {output / 'coverage.html'}")
+    lines.append(f"written: {output}, report in {output / PAGE}")
     for note in record.notes:
         notices.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     for line in lines:
@@ -96,26 +88,25 @@ def drift(
     bundle: _BundleOption = "starter",
     variant: _VariantOption = "fp32",
     engine: _EngineOption = "onnxruntime",
-    count: Annotated[int, typer.Option(help="Images to choose, where A is a source.")] = 256,
     every: _EveryOption = 0.2,
     duration: _DurationOption = None,
     seed: _SeedOption = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page, e.g. drift.html.")] = None,
 ) -> None:
-    """Whether calibration images chosen at one site cover the footage of another.
+    """Whether footage differs from what calibration images were chosen from.
 
-    Exit code 0: covered, or unclear; 1: not covered; 2: the options or sources cannot be used.
+    Exit code 0: no drift was found; 1: drift; 2: the options or sources cannot be used.
     """
     from edgeclip.calibration.choice.choose import ChooseOptions
     from edgeclip.calibration.choice.footage import Sampling
-    from edgeclip.evaluation.calibration_images.run import compare_sites
+    from edgeclip.evaluation.calibration_images import compare_footage
 
-    sampling = Sampling(every_s=every, duration_s=duration, seed=seed)
-    options = ChooseOptions(count=count, sampling=sampling, variant=variant, engine=engine)
+    sampling = Sampling(every_s=every, duration_s=duration)
+    options = ChooseOptions(sampling=sampling, seed=seed, variant=variant, engine=engine)
     with progress_bars() as bars:
         task = bars.add_task("frames", total=None)
-        found = compare_sites(
+        found = compare_footage(
             Bundle.open(bundle),
             a,
             b,
@@ -129,7 +120,7 @@ def drift(
         console.print(f"{item.name}: A {item.a[0]:.1f}, B {item.b[0]:.1f} grey levels", markup=False, highlight=False)
     if output:
         console.print(str(output), style="dim", markup=False, highlight=False, soft_wrap=True)
-    if found.covered == "no":
+    if found.drifted:
         raise typer.Exit(1)
 
 
@@ -179,7 +170,7 @@ def decisions(
     A label below its class's threshold is then reported as unknown. Decisions are kept in the table, bound to the
     variant's graph and to the prompts; where either changes they are stale, which is said, until --refit.
     """
-    require("scipy", purpose="fit decisions", extra="export")
+    require("sklearn", purpose="fit decisions")
     from edgeclip.calibration.decisions.background import FootageOptions
     from edgeclip.evaluation.decisions.calibrate import calibrate_decisions
     from edgeclip.evaluation.decisions.data import DataOptions

@@ -9,6 +9,7 @@ import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
+from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
@@ -143,7 +144,7 @@ def build(
     bundle: BundleArgument,
     variant: Annotated[str | None, typer.Option(help="Form of the encoder. \\[all that the engine is for]")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="tensorrt, tensorrt-rtx, openvino or openvino-gpu. \\[the best one here]")
+        str | None, typer.Option(help=f"One of {', '.join(built_engines())}. \\[the best one here]")
     ] = None,
     batch: Annotated[str, typer.Option(metavar="MIN,OPT,MAX", help="Batches of a TensorRT plan.")] = "1,1,8",
     workspace: Annotated[

@@ -54,11 +54,8 @@ def build(
 def study(
     bundle: BundleArgument,
     data: Annotated[
-        str | None, typer.Option(help="Images of known class: one folder a class, WebDataset tars, CSV or JSONL.")
-    ] = None,
-    unlabelled: Annotated[
-        Path | None, typer.Option(help="A folder of images without labels: agreement in place of accuracy.")
-    ] = None,
+        str, typer.Option(help="Images of known class: one folder a class, WebDataset tars, CSV or JSONL.")
+    ],
     names: Annotated[Path | None, typer.Option(help="JSON: folder name → class name or list of names.")] = None,
     classes: Annotated[str | None, typer.Option(help=f"{ClassesHelp} Folders of --data are found among them.")] = None,
     templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "imagenet",
@@ -77,12 +74,11 @@ def study(
     """Say what each template and each name contributes, which class names are ambiguous, and what to change.
 
     Changes are chosen on one half of the labelled images and tested on the other; what is not beyond noise there is
-    not recommended. Without labels only agreement is measured, and said so.
+    not recommended.
     """
     require("torch", purpose="encode class names")
-    from edgeclip.evaluation.prompts.page import prompt_page
-    from edgeclip.evaluation.prompts.report import print_report
-    from edgeclip.evaluation.prompts.run import StudyOptions, recommended_table, study_bundle
+    from edgeclip.evaluation.prompts.report import print_report, prompt_page
+    from edgeclip.evaluation.prompts.study import StudyOptions, recommended_table, study_bundle
 
     # What is asked for, before anything is computed.
     opened = Bundle.open(bundle)
@@ -100,7 +96,6 @@ def study(
             raise InputError(f"{file} exists already: choose another name or pass --overwrite")
     options = StudyOptions(
         data=data,
-        unlabelled=unlabelled,
         names=names,
         classes=parse_classes(classes) if classes is not None else (),
         templates=load_templates(templates),
@@ -118,7 +113,7 @@ def study(
     # What is written.
     written: list[str] = []
     if output:
-        write_text(output, prompt_page(report, studied.gallery))
+        write_text(output, prompt_page(studied))
         written.append(str(output))
     if json_file:
         write_json(json_file, report)
@@ -129,7 +124,7 @@ def study(
     elif table:
         opened.add_table(table, overwrite=overwrite)
         written.append(f"table {table.name} in {opened.path}")
-    if table and not (report.study.verdict and report.study.verdict.recommended):
+    if table and not (report.study.choice and report.study.choice.recommended):
         console.print("the table has names and templates as they were given: no change is recommended", highlight=False)
     if written:
         console.print("written: " + ", ".join(written), markup=False, highlight=False, soft_wrap=True)

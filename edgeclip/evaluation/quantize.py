@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import sample_images
 from edgeclip.devices.machine.probe import describe_machine
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import class_prompts
-from edgeclip.evaluation.statistics.paired import LabelledImages, PairedDifference, paired_difference
+from edgeclip.evaluation.statistics.paired import Hits, PairedDifference, paired_difference
 from edgeclip.export.bundle import calibration_inputs, extended
 from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
 from edgeclip.export.int8.quantization import QuantizationRecipe, read_recipe
@@ -23,10 +24,12 @@ from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import write_json
-from edgeclip.prompts import load_templates
+from edgeclip.prompts import PromptTable, load_templates, unit_rows
 from edgeclip.runtime.engines.base import load_engine
-from edgeclip.runtime.images import list_labelled
-from edgeclip.runtime.proof.golden import Golden, golden_of
+from edgeclip.runtime.images import Image, list_labelled, read_image
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.golden import GoldenImages, golden_of
+from edgeclip.spec import EncoderSpec, Precision
 
 REPORT = "reports/quantization.json"
 _INT8 = ("int8", "int8-cpu")
@@ -164,7 +167,7 @@ def _accuracy_loss(labelled: LabelledImages, reference: np.typing.NDArray[np.boo
     return loss
 
 
-def _cosine_loss(golden: Golden, bundle: Bundle) -> Callable[[Path], float]:
+def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], float]:
     encoder = bundle.manifest.encoder
 
     def loss(path: Path) -> float:
@@ -173,3 +176,50 @@ def _cosine_loss(golden: Golden, bundle: Bundle) -> Callable[[Path], float]:
         return 1 - (report.mean_cosine if report.mean_centred_cosine is None else report.mean_centred_cosine)
 
     return loss
+
+
+class LabelledImages:
+    """Images of known class, kept small in memory, on which graphs are compared by their zero-shot hits.
+
+    Args:
+        files: (path, index of its class) of each image.
+        table: the classes.
+        encoder: of the model.
+        progress: called with (images read, images in all).
+
+    Raises:
+        SourceError: none can be decoded.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, int]],
+        table: PromptTable,
+        encoder: EncoderSpec,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._rows, self._encoder = table.embeddings, encoder
+        self._preprocess = Preprocessor(encoder.preprocess)
+        self._images: list[Image] = []
+        truth: list[int] = []
+        for done, (path, index) in enumerate(files):
+            with suppress(SourceError):  # what cannot be decoded is left out, as in evaluate_folder
+                # (H, W, 3) uint8: a quarter of its floats
+                self._images.append(self._preprocess.resize(read_image(path)))
+                truth.append(index)
+            if progress:
+                progress(done + 1, len(files))
+        if not truth:
+            raise SourceError(f"none of the {len(files)} images can be decoded: check one by hand")
+        self._truth = np.array(truth)
+
+    def hits(self, path: Path, *, precision: Precision = "fp32") -> Hits:
+        """Which of the decoded images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
+        found = np.zeros(len(self._images), np.bool_)
+        with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
+            for index, image in enumerate(self._images):
+                embedding = unit_rows(engine.infer(self._preprocess.normalise(image)[None]))  # (1, D)
+                scores = (embedding @ self._rows.T)[0]  # (C,)
+                found[index] = (scores >= scores[self._truth[index]]).sum() == 1  # a tie is no hit
+        return found

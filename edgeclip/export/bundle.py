@@ -34,7 +34,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
-from edgeclip.runtime.proof.parity import Limits
+from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec, Manifest, Variant
 from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
@@ -125,7 +125,7 @@ class VariantOptions:
     names: tuple[str, ...] = ()
     calibration: Sequence[Image] = ()
     recipe: QuantizationRecipe | None = None
-    limits: Limits | None = None
+    limits: ParityLimits | None = None
 
 
 def export_bundle(

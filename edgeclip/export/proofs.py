@@ -18,14 +18,14 @@ from edgeclip.export.photographs import Photograph
 from edgeclip.prompts import FloatArray, encode_table
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
-from edgeclip.runtime.proof.golden import COUNT, Golden, decoded_inputs, golden_files
-from edgeclip.runtime.proof.parity import LIMITS, Limits, ParityReport, compare_embeddings, worst_of
+from edgeclip.runtime.proof.golden import COUNT, GoldenImages, decoded_inputs, golden_files
+from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, worst_of
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.model import ContrastiveModel, TextTower
 
 
 def check_parity(
-    model: ContrastiveModel, onnx_path: Path, photos: Sequence[Photograph], *, limits: Limits = LIMITS["fp32"]
+    model: ContrastiveModel, onnx_path: Path, photos: Sequence[Photograph], *, limits: ParityLimits = LIMITS["fp32"]
 ) -> ParityReport:
     """Compare an ONNX file on ONNX Runtime's CPU provider with the model's own ``encode_image``.
 
@@ -69,7 +69,7 @@ def run_onnx(path: Path, images: FloatArray, encoder: EncoderSpec) -> list[tuple
 _SEED = 20  # unlike that of the calibration's crops: what ranges were measured on proves little
 
 
-def make_golden(fp32: Path, encoder: EncoderSpec, photos: Sequence[Photograph], classes: FloatArray) -> Golden:
+def make_golden(fp32: Path, encoder: EncoderSpec, photos: Sequence[Photograph], classes: FloatArray) -> GoldenImages:
     """Take all photographs, and random crops of them up to ``COUNT`` views, and encode them.
 
     Args:
@@ -84,7 +84,7 @@ def make_golden(fp32: Path, encoder: EncoderSpec, photos: Sequence[Photograph], 
     inputs = decoded_inputs(files, encoder.preprocess)
     with load_engine("onnxruntime", fp32, encoder) as engine:
         embeddings = np.concatenate([engine.infer(image[None]) for image in inputs])
-    return Golden(tuple(names), files, embeddings, classes)
+    return GoldenImages(tuple(names), files, embeddings, classes)
 
 
 def class_rows(text: TextTower, width: int) -> FloatArray:

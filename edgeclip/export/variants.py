@@ -24,8 +24,8 @@ from edgeclip.extras import require
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
-from edgeclip.runtime.proof.golden import Golden
-from edgeclip.runtime.proof.parity import LIMITS, Limits, ParityReport
+from edgeclip.runtime.proof.golden import GoldenImages
+from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport
 from edgeclip.spec import EncoderSpec, Precision, Variant
 
 TOOLS = ("edgeclip", "torch", "onnx", "onnxscript", "onnxruntime", "nncf", "open_clip_torch", "timm", "transformers")
@@ -48,10 +48,10 @@ class Materials:
 
     fp32: Path
     encoder: EncoderSpec
-    golden: Golden
+    golden: GoldenImages
     images: FloatArray
     recipe: QuantizationRecipe = DEFAULT_RECIPE
-    limits: Limits | None = None
+    limits: ParityLimits | None = None
     int8: Path | None = None
     progress: Callable[[str], None] | None = None
 

@@ -36,7 +36,7 @@ class ImageEncoder:
     Args:
         bundle: an opened bundle; the variant's files are checked against their hashes here.
         variant: name of the variant.
-        engine: name of the inference engine (see ``ENGINES``).
+        engine: name of the inference engine (see ``edgeclip/engine_list.py``).
         threads: CPU threads an inference; None for all that this process may use, shared by ``parallel`` inferences.
         parallel: inferences that will be under way at once (see ``start``).
 

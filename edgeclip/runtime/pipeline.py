@@ -1,6 +1,7 @@
-"""The frames of one source in; gated, cropped and resized ones out, made on a thread of the source's own.
+"""The frames of all sources in; batches under way in the engine out, those of one source in order.
 
-Jobs of all sources in; batches under way in the engine out, in the order in which the frames came.
+A thread for each source (``SourceThread``) gates, crops and resizes its frames; one more (``Batcher``) fills batches
+and starts them. ``Places`` bounds what is on its way.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.gate import SceneGate
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.regions import Region, crop, mask
-from edgeclip.runtime.sources.open import Frame, Source
+from edgeclip.runtime.sources.base import Frame, Source
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
-
+_GIVE_UP_S = 3.0  # on sources that do not end when the run is stopped
 Kind = Literal["encode", "gated"]
 
 
@@ -91,13 +92,13 @@ class Places:
             self._changed.notify_all()
 
 
-class Feeder:
+class SourceThread:
     """Takes the frames of one source as there are places for them, and puts jobs and an ``End`` into a queue.
 
     Args:
         position: of the source among the run's.
         source: opened; iterated here, closed by the caller.
-        preprocessor: used by this feeder's thread only.
+        preprocessor: used by this thread only.
         regions: what to cut out of each frame; at least one.
         gate: what tells unchanged frames, or None to encode all.
         keep_pixels: whether a sink wants the frame itself.
@@ -131,7 +132,7 @@ class Feeder:
     def start(self, places: Places, out: queue.SimpleQueue[Job | End | None]) -> None:
         """Begin; every frame that is taken becomes a job in ``out``."""
         self._thread = threading.Thread(
-            target=self._run, args=(places, out), name=f"edgeclip-feed-{self.source.name}", daemon=True
+            target=self._run, args=(places, out), name=f"edgeclip-source-{self.source.name}", daemon=True
         )
         self._thread.start()
 
@@ -181,9 +182,6 @@ class Feeder:
         return np.stack(rows)
 
 
-_GIVE_UP_S = 3.0  # on sources that do not end when the run is stopped
-
-
 @dataclass(frozen=True)
 class Batch:
     """Jobs that were given to the engine together.
@@ -198,17 +196,17 @@ class Batch:
 
 
 class Batcher:
-    """Fills batches and starts them; a thread of its own between the feeders and whoever takes the results.
+    """Fills batches and starts them; a thread of its own between those of the sources and whoever takes the results.
 
     Args:
         encoder: what to run.
-        sources: how many feeders there are.
+        sources: how many source threads there are.
         rows: what is encoded together at most.
         wait_s: how long a batch that is not full waits for more frames once the engine is free.
         parallel: batches that may be in the engine at once.
 
     Attributes:
-        inbox: what feeders put jobs and ends into; None makes a stopped run look again.
+        inbox: what source threads put jobs and ends into; None makes a stopped run look again.
         outbox: batches and the ends of sources, in order; an exception ends it, as None does.
     """
 

@@ -1,7 +1,5 @@
 """Unit embeddings in, class scores and the best labels out.
 
-Rows of a large prompt table in, their dot products with embeddings out: all nearly, the largest exactly.
-
 A product with a large table is bound by memory: 100,000 float32 rows of 512 are 205 MB, read once a frame. In 8 bits,
 with a scale for every 128 elements, they are a quarter of that, and ONNX Runtime's ``MatMulNBits`` reads them five
 times as fast. The dot products are then off by some 0.0002 (standard deviation, random unit rows), so the largest ones
@@ -25,6 +23,9 @@ from edgeclip.runtime.engines.base import usable_cores
 from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
 
+_log = logging.getLogger("edgeclip")
+
+_LARGE = 1 << 22  # elements of a table; below, NumPy's product takes less than a millisecond
 EXACT = 128  # rows whose dot products are computed again
 _BLOCK = 128  # elements that share a scale
 _ZERO_POINT = 128  # of MatMulNBits, for weights stored as uint8
@@ -33,143 +34,6 @@ _PROBES = 4
 # On one processor in use products of unit rows were off by 0.002 at most; ten times that is no rounding.
 _LARGEST_ERROR = 0.02
 _GROUP = 32
-
-
-class QuantizedRows:
-    """Rows in 8 bits beside the float32 ones; may be used by several threads.
-
-    Args:
-        rows: (C, D) float32 unit rows, kept and not copied.
-
-    Raises:
-        RuntimeError: this ONNX Runtime has no such product, or computes it wrongly on this processor.
-    """
-
-    def __init__(self, rows: FloatArray) -> None:
-        self._rows = rows
-        self._session, self._kept = _open(rows)
-        probes = rows[:: -(-len(rows) // _PROBES)]
-        error = float(np.abs(self._nearly(probes) - probes @ rows.T).max())
-        if not error <= _LARGEST_ERROR:
-            raise RuntimeError(f"expected products in 8 bits within {_LARGEST_ERROR}, got {error:.3f}")
-
-    def __call__(self, embeddings: FloatArray) -> FloatArray:
-        """Embeddings (N, D) float32 → dot products (N, C) float32, the ``EXACT`` largest of each exactly."""
-        dots = self._nearly(embeddings)
-        for embedding, own in zip(embeddings, dots, strict=True):
-            best = largest(own, EXACT)
-            own[best] = self._rows[best] @ embedding
-        return dots
-
-    def _nearly(self, embeddings: FloatArray) -> FloatArray:
-        dots: FloatArray = self._session.run(None, {"e": np.ascontiguousarray(embeddings, np.float32)})[0]
-        return dots
-
-
-def largest(scores: FloatArray, k: int) -> npt.NDArray[np.intp]:
-    """Indices of (C,) scores, in order, among which are those of the k largest; few more unless many are equal."""
-    groups = len(scores) // _GROUP
-    if groups < k:
-        return np.arange(len(scores)) if len(scores) <= k else np.sort(np.argpartition(scores, -k)[-k:])
-    # The k largest of the groups' maxima are k scores, so the k largest scores are no less than the least of them.
-    maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
-    return np.flatnonzero(scores >= np.partition(maxima, groups - k)[groups - k])
-
-
-def _open(rows: FloatArray) -> tuple[Any, list[Any]]:
-    """(session, what it reads and must therefore be kept)."""
-    import onnxruntime
-
-    quantized, scales = _quantize(rows)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the encoder needs the cores
-    kept = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (quantized, scales)]
-    options.add_external_initializers(["q", "s"], kept)
-    model = _model(rows.shape, quantized.shape)
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), kept
-
-
-def _quantize(rows: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
-    """(C, D) → uint8 (C, blocks, _BLOCK) around the zero-point, and a scale for each block (C * blocks,)."""
-    count, width = rows.shape
-    blocks = -(-width // _BLOCK)
-    quantized = np.empty((count, blocks, _BLOCK), np.uint8)
-    scales = np.empty((count, blocks), np.float32)
-    for first in range(0, count, _ROWS_AT_ONCE):
-        part = rows[first : first + _ROWS_AT_ONCE]
-        padded = np.zeros((len(part), blocks, _BLOCK), np.float32)
-        padded.reshape(len(part), -1)[:, :width] = part
-        scale = np.maximum(np.abs(padded).max(axis=2) / 127, np.float32(1e-12))
-        scales[first : first + len(part)] = scale
-        quantized[first : first + len(part)] = np.rint(padded / scale[..., None]) + _ZERO_POINT
-    return quantized, scales.reshape(-1)
-
-
-# The graph as protobuf, by onnx.proto's field numbers: the device side has no `onnx` to write it with. -------------
-
-_FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
-_INT = 2  # AttributeProto.AttributeType
-_EXTERNAL = 1  # TensorProto.DataLocation
-
-
-def _model(rows: tuple[int, ...], quantized: tuple[int, ...]) -> bytes:
-    """y (N, C) = MatMulNBits(e (N, D), q, s), whose weights the session is given when it is made."""
-    (count, width), (_, blocks, block) = rows, quantized
-    attributes = {"K": width, "N": count, "bits": 8, "block_size": block, "accuracy_level": 4}  # 4: products in int8
-    node = _message(
-        *((1, name) for name in ("e", "q", "s")),
-        (2, "y"),
-        (4, "MatMulNBits"),
-        *((5, _message((1, name), (3, value), (20, _INT))) for name, value in attributes.items()),
-        (7, "com.microsoft"),
-    )
-    graph = _message(
-        (1, node),
-        (2, "table"),
-        (5, _initializer("q", _UINT8, (count, blocks, block))),
-        (5, _initializer("s", _FLOAT, (count * blocks,))),
-        (11, _value("e", ("N", width))),
-        (12, _value("y", ("N", count))),
-    )
-    opsets = [_message((1, ""), (2, 17)), _message((1, "com.microsoft"), (2, 1))]
-    return _message((1, 8), (7, graph), *((8, opset) for opset in opsets))
-
-
-def _initializer(name: str, kind: int, shape: tuple[int, ...]) -> bytes:
-    location = _message((1, "location"), (2, "given"))
-    return _message(*((1, size) for size in shape), (2, kind), (8, name), (13, location), (14, _EXTERNAL))
-
-
-def _value(name: str, shape: tuple[int | str, ...]) -> bytes:
-    dimensions = [(1, _message((1, size) if isinstance(size, int) else (2, size))) for size in shape]
-    tensor = _message((1, _FLOAT), (2, _message(*dimensions)))
-    return _message((1, name), (2, _message((1, tensor))))
-
-
-def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
-    """A protobuf message of (field number, value)."""
-    out = bytearray()
-    for number, value in fields:
-        if isinstance(value, int):
-            out += _varint(number << 3) + _varint(value)
-        else:
-            data = value.encode() if isinstance(value, str) else value
-            out += _varint(number << 3 | 2) + _varint(len(data)) + data
-    return bytes(out)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-_log = logging.getLogger("edgeclip")
-
-_LARGE = 1 << 22  # elements of a table; below, NumPy's product takes less than a millisecond
 
 
 class Scorer:
@@ -283,3 +147,135 @@ class Scorer:
     def _exact(self, embeddings: FloatArray) -> FloatArray:
         dots: FloatArray = np.ascontiguousarray(embeddings, np.float32) @ self._rows.T
         return dots
+
+
+def largest(scores: FloatArray, k: int) -> npt.NDArray[np.intp]:
+    """Indices of (C,) scores, in order, among which are those of the k largest; few more unless many are equal."""
+    groups = len(scores) // _GROUP
+    if groups < k:
+        return np.arange(len(scores)) if len(scores) <= k else np.sort(np.argpartition(scores, -k)[-k:])
+    # The k largest of the groups' maxima are k scores, so the k largest scores are no less than the least of them.
+    maxima = scores[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+    return np.flatnonzero(scores >= np.partition(maxima, groups - k)[groups - k])
+
+
+class QuantizedRows:
+    """Rows in 8 bits beside the float32 ones; may be used by several threads.
+
+    Args:
+        rows: (C, D) float32 unit rows, kept and not copied.
+
+    Raises:
+        RuntimeError: this ONNX Runtime has no such product, or computes it wrongly on this processor.
+    """
+
+    def __init__(self, rows: FloatArray) -> None:
+        self._rows = rows
+        self._session, self._kept = _open(rows)
+        probes = rows[:: -(-len(rows) // _PROBES)]
+        error = float(np.abs(self._nearly(probes) - probes @ rows.T).max())
+        if not error <= _LARGEST_ERROR:
+            raise RuntimeError(f"expected products in 8 bits within {_LARGEST_ERROR}, got {error:.3f}")
+
+    def __call__(self, embeddings: FloatArray) -> FloatArray:
+        """Embeddings (N, D) float32 → dot products (N, C) float32, the ``EXACT`` largest of each exactly."""
+        dots = self._nearly(embeddings)
+        for embedding, own in zip(embeddings, dots, strict=True):
+            best = largest(own, EXACT)
+            own[best] = self._rows[best] @ embedding
+        return dots
+
+    def _nearly(self, embeddings: FloatArray) -> FloatArray:
+        dots: FloatArray = self._session.run(None, {"e": np.ascontiguousarray(embeddings, np.float32)})[0]
+        return dots
+
+
+def _open(rows: FloatArray) -> tuple[Any, list[Any]]:
+    """(session, what it reads and must therefore be kept)."""
+    import onnxruntime
+
+    quantized, scales = _quantize(rows)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the encoder needs the cores
+    kept = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (quantized, scales)]
+    options.add_external_initializers(["q", "s"], kept)
+    model = _model(rows.shape, quantized.shape)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), kept
+
+
+def _quantize(rows: FloatArray) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """(C, D) → uint8 (C, blocks, _BLOCK) around the zero-point, and a scale for each block (C * blocks,)."""
+    count, width = rows.shape
+    blocks = -(-width // _BLOCK)
+    quantized = np.empty((count, blocks, _BLOCK), np.uint8)
+    scales = np.empty((count, blocks), np.float32)
+    for first in range(0, count, _ROWS_AT_ONCE):
+        part = rows[first : first + _ROWS_AT_ONCE]
+        padded = np.zeros((len(part), blocks, _BLOCK), np.float32)
+        padded.reshape(len(part), -1)[:, :width] = part
+        scale = np.maximum(np.abs(padded).max(axis=2) / 127, np.float32(1e-12))
+        scales[first : first + len(part)] = scale
+        quantized[first : first + len(part)] = np.rint(padded / scale[..., None]) + _ZERO_POINT
+    return quantized, scales.reshape(-1)
+
+
+# The graph as protobuf, by onnx.proto's field numbers: the device side has no `onnx` to write it with. -------------
+
+_FLOAT, _UINT8 = 1, 2  # TensorProto.DataType
+_INT = 2  # AttributeProto.AttributeType
+_EXTERNAL = 1  # TensorProto.DataLocation
+
+
+def _model(rows: tuple[int, ...], quantized: tuple[int, ...]) -> bytes:
+    """y (N, C) = MatMulNBits(e (N, D), q, s), whose weights the session is given when it is made."""
+    (count, width), (_, blocks, block) = rows, quantized
+    attributes = {"K": width, "N": count, "bits": 8, "block_size": block, "accuracy_level": 4}  # 4: products in int8
+    node = _message(
+        *((1, name) for name in ("e", "q", "s")),
+        (2, "y"),
+        (4, "MatMulNBits"),
+        *((5, _message((1, name), (3, value), (20, _INT))) for name, value in attributes.items()),
+        (7, "com.microsoft"),
+    )
+    graph = _message(
+        (1, node),
+        (2, "table"),
+        (5, _initializer("q", _UINT8, (count, blocks, block))),
+        (5, _initializer("s", _FLOAT, (count * blocks,))),
+        (11, _value("e", ("N", width))),
+        (12, _value("y", ("N", count))),
+    )
+    opsets = [_message((1, ""), (2, 17)), _message((1, "com.microsoft"), (2, 1))]
+    return _message((1, 8), (7, graph), *((8, opset) for opset in opsets))
+
+
+def _initializer(name: str, kind: int, shape: tuple[int, ...]) -> bytes:
+    location = _message((1, "location"), (2, "given"))
+    return _message(*((1, size) for size in shape), (2, kind), (8, name), (13, location), (14, _EXTERNAL))
+
+
+def _value(name: str, shape: tuple[int | str, ...]) -> bytes:
+    dimensions = [(1, _message((1, size) if isinstance(size, int) else (2, size))) for size in shape]
+    tensor = _message((1, _FLOAT), (2, _message(*dimensions)))
+    return _message((1, name), (2, _message((1, tensor))))
+
+
+def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
+    """A protobuf message of (field number, value)."""
+    out = bytearray()
+    for number, value in fields:
+        if isinstance(value, int):
+            out += _varint(number << 3) + _varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            out += _varint(number << 3 | 2) + _varint(len(data)) + data
+    return bytes(out)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

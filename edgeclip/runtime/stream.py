@@ -22,19 +22,18 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ParityError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
-from edgeclip.runtime.decision import DecisionOptions
+from edgeclip.runtime.decision import DecisionOptions, SourceState
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.gate import GateOptions, SceneGate
-from edgeclip.runtime.pipeline import Batch, Batcher, End, Feeder, Places
+from edgeclip.runtime.pipeline import Batch, Batcher, End, Places, SourceThread
 from edgeclip.runtime.preprocess.choose import choose_backend
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
-from edgeclip.runtime.proof.in_the_loop import hold
+from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region, whole
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.sinks.base import Run, Sink, SinkThread, close_sinks
-from edgeclip.runtime.source_state import Track
 from edgeclip.runtime.sources.open import Source
 from edgeclip.runtime.tables import TableSet
 
@@ -179,7 +178,7 @@ class Stream:
         for position, source in enumerate(sources):
             self.account.sources[source.name] = SourceCount()
             self._feeders.append(
-                Feeder(
+                SourceThread(
                     position,
                     source,
                     Preprocessor(spec, self.preprocessing.backend),
@@ -192,7 +191,7 @@ class Stream:
                 )
             )
             name = source.name if len(sources) > 1 else ""
-            self._tracks.append(Track(options.decision, self._regions, source=name, top_k=options.top_k))
+            self._tracks.append(SourceState(options.decision, self._regions, source=name, top_k=options.top_k))
         run = Run(bundle, tuple(sources), self.tables, self.account, self.stop, self._regions)
         self._sinks: list[SinkThread] = []
         self._resources.callback(self._close_sinks, complete=False)  # does nothing once they are closed
@@ -207,7 +206,7 @@ class Stream:
             rows = rows if encoder.variant.dynamic_batch else 1
             encoder.engine.prepare(rows)
             try:
-                hold(encoder, rows=rows, parallel=parallel)
+                prove_in_the_loop(encoder, rows=rows, parallel=parallel)
             except ParityError as error:
                 if parallel == 1:
                     raise

@@ -1,6 +1,6 @@
-"""The prompt tables in use, each of which can be replaced between two frames.
+"""Prompt tables in; the ones in use out, each of which can be replaced between two frames.
 
-Files of prompt tables on disk in; the tables of a running stream replaced as the files change.
+``TableWatch`` replaces those whose files on disk change while a stream runs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
 
 _log = logging.getLogger("edgeclip")
+
+Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
 
 
 class TableSet:
@@ -82,9 +84,6 @@ class TableSet:
         if found.said:
             self.said[table.name] = found.said
         return Scorer(table, self._bundle.manifest.encoder, found.decisions)
-
-
-Stamp = tuple[int, int, int]  # inode, size, time of the last change in ns
 
 
 class TableWatch:

@@ -93,7 +93,7 @@ def _transformers(name: str, pretrained: str | None, seed: int) -> ContrastiveMo
 def _edgeclip(name: str, pretrained: str | None, seed: int) -> ContrastiveModel:  # noqa: ARG001
     from edgeclip.training.checkpoint.checkpoint import load_checkpoint
 
-    return load_checkpoint(name)
+    return load_checkpoint(name, teachers_text=load_text_tower)
 
 
 def _open_clip_text(name: str, pretrained: str | None, seed: int) -> TextTower:
@@ -111,7 +111,7 @@ def _transformers_text(name: str, pretrained: str | None, seed: int) -> TextTowe
 def _edgeclip_text(name: str, pretrained: str | None, seed: int) -> TextTower:  # noqa: ARG001
     from edgeclip.training.checkpoint.checkpoint import load_checkpoint_text
 
-    return load_checkpoint_text(name)
+    return load_checkpoint_text(name, teachers_text=load_text_tower)
 
 
 # By ModelOrigin.loader; each takes (name, pretrained, seed).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -71,7 +71,7 @@ def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | FewShotRecipe
     """
     task = str(tree.get("task", "contrastive"))
     if task not in _RECIPES:
-        raise RecipeError(f"{source}: expected task {', '.join(_RECIPES)}, got {task!r}{_nearest(task, _RECIPES)}")
+        raise RecipeError(f"{source}: expected task {', '.join(_RECIPES)}, got {task!r}{nearest(task, _RECIPES)}")
     return convert(tree, _RECIPES[task], source=source)
 
 
@@ -81,6 +81,13 @@ def convert(tree: dict[str, Any], recipe: type[AnyRecipe], *, source: str) -> An
         return msgspec.convert(_numbers(tree), recipe)
     except msgspec.ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error, recipe)}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown name: the known one that it may stand for, or all there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"
 
 
 def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -115,9 +122,4 @@ def _explain(error: msgspec.ValidationError, recipe: type[msgspec.Struct]) -> st
     for name in filter(None, (unknown[2] or "").split(".")):
         kind = next(field.type for field in msgspec.structs.fields(section) if field.name == name)
         section = next((part for part in get_args(kind) if hasattr(part, "__struct_fields__")), kind)  # of an optional
-    return text + _nearest(unknown[1], section.__struct_fields__)
-
-
-def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"
+    return text + nearest(unknown[1], section.__struct_fields__)

@@ -1,4 +1,4 @@
-"""A recipe's model section in, the model to train out: two towers, two linear projections, one temperature."""
+"""Two towers and their projections in, the model to train out: one space, one temperature."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch.nn.functional import normalize
 from edgeclip.errors import RecipeError
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.model import TextModule
-from edgeclip.training.recipe import Loss, Model, Tower
-from edgeclip.training.towers.build import build_image_tower, build_text_tower
+from edgeclip.training.recipe import Model, Tower
 
 _TEXT_BATCH = 256
 
@@ -153,52 +152,6 @@ class TwoTower(nn.Module):
                     name = getattr(self.model, side).name
                     raise RecipeError(f"the {side} tower {name} cannot checkpoint: set scale.checkpointing to false")
                 switch(enable)
-
-
-def build_two_tower(model: Model, *, seed: int, loss: Loss | None = None) -> TwoTower:
-    """Build the model that a recipe describes; the same seed gives the same weights.
-
-    The projections are linear and without bias. A tower that gives a contrastive embedding of ``embedding_dim`` already
-    (an open_clip or transformers CLIP) keeps its own projection and gets no second one.
-
-    Args:
-        loss: where temperature and bias start; by default as CLIP. With ``model.start`` they are the checkpoint's.
-
-    Raises:
-        RecipeError: an unknown tower or option, or a ``start`` of another architecture.
-        ModelError: weights that cannot be had.
-    """
-    loss = loss or Loss()
-    if model.start:
-        from edgeclip.training.checkpoint.checkpoint import load_two_tower  # which builds models itself
-
-        return load_two_tower(model.start, model=model, loss=loss)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image = build_image_tower(model.image, seed)
-        text = build_text_tower(model.text, seed)
-        image_head = projection(image.width, model.embedding_dim, projects=image.projects)
-        text_head = projection(text.width, model.embedding_dim, projects=getattr(text, "projects", False))
-    return TwoTower(
-        image.module,
-        image_head,
-        text,
-        text_head,
-        preprocess=image.preprocess,
-        model=model,
-        logit_scale=loss.logit_scale,
-        logit_bias=loss.logit_bias if loss.kind == "siglip" else None,
-        max_logit_scale=loss.max_logit_scale,
-    )
-
-
-def projection(width: int, embedding_dim: int, *, projects: bool) -> nn.Module:
-    """A linear projection (N, width) → (N, embedding_dim); none where the tower projects to that width itself."""
-    if projects and width == embedding_dim:
-        return nn.Identity()
-    head = nn.Linear(width, embedding_dim, bias=False)
-    nn.init.normal_(head.weight, std=width**-0.5)
-    return head
 
 
 def _choose_trained(module: nn.Module, tower: Tower, side: str) -> None:

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelOrigin
-from edgeclip.training.loop.distill import GivenText
 from edgeclip.training.model import ContrastiveModel, TextModule, TextTower
-from edgeclip.training.towers.heads import ImageEncoder
+from edgeclip.training.student import GivenText
+from edgeclip.training.towers.heads import ImageTowerWithHead
 from edgeclip.training.towers.open_clip import merge_branches
 from edgeclip.training.two_tower import TwoTower
 
 _TEXT_BATCH = 256
 
 
-class ProjectedText(TextTower):
+class TextTowerWithHead(TextTower):
     """A text tower of ours and its projection."""
 
     def __init__(self, tower: TextModule, head: nn.Module) -> None:
@@ -63,8 +63,8 @@ class TwoTowerModel(ContrastiveModel):
             self.text: TextTower = two_tower.text.encoder
             self.distilled_from = (teacher.image_sha256, *teacher.distilled_from)
         else:
-            self.text = ProjectedText(two_tower.text, two_tower.text_head)
-        self._image = ImageEncoder(two_tower.image, two_tower.image_head).eval()
+            self.text = TextTowerWithHead(two_tower.text, two_tower.text_head)
+        self._image = ImageTowerWithHead(two_tower.image, two_tower.image_head).eval()
 
     @torch.inference_mode()
     def encode_image(self, images: Tensor) -> Tensor:

@@ -18,14 +18,20 @@ import pytest
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.calibration.decisions.background import FootageOptions, describe_site, fit_footage, vocabulary
 from edgeclip.calibration.decisions.confidence import NONE, Labelled, _Regression, fit_confidence, fit_temperature
-from edgeclip.calibration.decisions.fit import FitOptions, Fitted, fit_decisions
+from edgeclip.calibration.decisions.fit import (
+    FitOptions,
+    Fitted,
+    calibration_error,
+    fit_decisions,
+    reliability,
+    separation,
+)
 from edgeclip.calibration.decisions.precision_bound import (
     fewest_images,
     likely_threshold,
     lower_bound,
     promised_threshold,
 )
-from edgeclip.calibration.decisions.reliability import calibration_error, reliability, separation
 from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.calibration.hashed_images import files
 from edgeclip.decisions import DecisionFacts, Decisions, look_at
@@ -173,8 +179,7 @@ def test_a_class_with_many_images_is_promised_by_itself_and_others_together(worl
 # Probabilities.
 
 
-def test_calibration_error_and_separation_are_scikit_learns() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
+def test_calibration_error_and_separation_are_what_they_are_called() -> None:
     rng = np.random.default_rng(0)
     probability = rng.random(2000)
     right = rng.random(2000) < probability**2
@@ -183,7 +188,8 @@ def test_calibration_error_and_separation_are_scikit_learns() -> None:
     assert calibration_error(probability, right) == pytest.approx(by_hand, abs=1e-9)
     assert sum(each.n for each in reliability(probability, right)) == 2000
     coarse = probability.round(1)  # ties
-    assert separation(coarse, right) == pytest.approx(metrics.roc_auc_score(right, coarse))
+    ahead = coarse[right][:, None] - coarse[~right]
+    assert separation(coarse, right) == pytest.approx((ahead > 0).mean() + (ahead == 0).mean() / 2)
     assert separation(probability, np.ones(2000, bool)) is None
 
 
@@ -240,6 +246,15 @@ def test_without_unknown_images_every_frame_shows_a_class(world: World) -> None:
     assert (sure.known > 0.999).all()
     report = fit_decisions(world.table, SPEC, embeddings, truth, FitOptions(), variant="v", graph="g").report
     assert any("not known" in note for note in report.notes)
+
+
+def test_a_table_that_is_always_right_is_fitted_too(world: World) -> None:
+    embeddings, truth = world.images(200, 0, unknown=0.0)
+    logits = Scorer(world.table, SPEC).logits(embeddings)
+    right = logits.argmax(axis=1) == truth
+    images = Labelled(embeddings, logits, truth).take(right)
+    sure = fit_confidence(images, np.ones(right.sum(), bool)).of(look_at(images.logits), images.embeddings)
+    assert (sure.right > 0.8).all()
 
 
 def test_five_images_a_class_fit_and_say_what_they_cannot_promise(world: World) -> None:

@@ -20,6 +20,7 @@ from edgeclip.devices.machine import software
 from edgeclip.devices.machine.jetson import Mode, fastest_mode, l4t_release, power_modes
 from edgeclip.devices.machine.machine import find_profile
 from edgeclip.devices.machine.software import try_libraries
+from edgeclip.devices.machine.try_library import trials
 from edgeclip.errors import InputError
 from tests.machines import NAMES, files, make
 
@@ -260,7 +261,8 @@ def test_a_library_that_crashes_hangs_or_prints_takes_nobody_with_it(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(software, "_PATIENCE_S", 2.0)
     names = ("onnxruntime", "openvino", "tensorrt", "av", "nvml")
-    crashed, hung, raised, printed, lacking = try_libraries(names)
+    known = {trial.name: trial for trial in trials()}
+    crashed, hung, raised, printed, lacking = try_libraries(known[name] for name in names)
     assert crashed.error == "crashes (SIGSEGV)"
     assert hung.error == "hangs: nothing for 2 s"
     assert raised.error == "RuntimeError: libnvinfer.so.10: cannot open"

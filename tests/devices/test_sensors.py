@@ -21,7 +21,7 @@ from edgeclip.devices.sensors.base import Channel, Found
 from edgeclip.devices.sensors.find import find_sources
 from edgeclip.devices.sensors.jetson import is_jetson
 from edgeclip.devices.sensors.nvml import nvml_sources
-from edgeclip.devices.sensors.tegrastats import Engine, parse_tegrastats, tegrastats_sources
+from edgeclip.devices.sensors.tegrastats import UnitReading, parse_tegrastats, tegrastats_sources
 from edgeclip.errors import InputError
 from tests.device_trees import AGX_ORIN, JETSON_RELEASE, ORIN_NANO, RYZEN, THOR, TX2, XEON, Files, write_tree
 
@@ -103,7 +103,7 @@ def test_a_line_of_tegrastats_is_read(
     assert read.ram_mib == ram
     assert read.cpu_load == pytest.approx(load)
     assert read.cpu_clock_mhz == clock
-    assert read.engines.get("GR3D") == (Engine(load=gpu[0], clock_mhz=gpu[1]) if gpu else None)
+    assert read.engines.get("GR3D") == (UnitReading(load=gpu[0], clock_mhz=gpu[1]) if gpu else None)
     assert temperatures.items() <= read.temperatures_c.items()
     assert powers.items() <= read.powers_w.items()
 

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeclip.devices.sensors.base import Accuracy, Channel, Found
+from edgeclip.devices.sensors.base import Channel, Found, SensorAccuracy
 from edgeclip.devices.sensors.energy import Array, Energy, energy_of, trapezoid, unwrapped, with_error
 from edgeclip.devices.sensors.find import find_sources
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.errors import InputError
 from tests.device_trees import AGX_ORIN, ORIN_NANO, XEON, write_tree
@@ -129,7 +129,7 @@ def test_the_error_from_sampling_covers_the_truth(load: Callable[..., tuple[Arra
 
 
 def test_a_sensors_own_error_does_not_shrink_with_readings() -> None:
-    channel = Channel("GPU board", "power_w", "gpu", in_total=True, accuracy=Accuracy(5.0, 0.05, "its maker"))
+    channel = Channel("GPU board", "power_w", "gpu", in_total=True, accuracy=SensorAccuracy(5.0, 0.05, "its maker"))
     for seconds in (10.0, 100.0):
         times = moments(seconds)
         energy = measured(channel, times, np.full_like(times, 100.0), 0.0, seconds)
@@ -140,7 +140,7 @@ def test_a_sensors_own_error_does_not_shrink_with_readings() -> None:
 def test_a_sensor_that_lags_is_unsure_where_power_changes() -> None:
     times = moments(10.0)
     powers = np.where(times < 5, 20.0, 80.0) + np.random.default_rng(0).normal(0, 0.1, len(times))
-    lagging = Channel("GPU", "power_w", "gpu", in_total=True, accuracy=Accuracy(0.0, 0.0, "its maker", lag_s=1.0))
+    lagging = Channel("GPU", "power_w", "gpu", in_total=True, accuracy=SensorAccuracy(0.0, 0.0, "its maker", lag_s=1.0))
     assert measured(lagging, times, powers, 0.0, 10.0).sampling_j > 25  # half a second of what changed, at each edge
     assert measured(POWER, times, powers, 0.0, 10.0).sampling_j < 15
 
@@ -154,7 +154,7 @@ def test_an_undocumented_sensor_says_so() -> None:
 
 def test_sensors_of_one_kind_err_alike() -> None:
     times = moments(10.0)
-    rails = [Channel(name, "power_w", "board", in_total=True, accuracy=Accuracy(1.0, 0.0, "")) for name in "ab"]
+    rails = [Channel(name, "power_w", "board", in_total=True, accuracy=SensorAccuracy(1.0, 0.0, "")) for name in "ab"]
     energy = energy_of(rails, times, np.full((len(times), 2), 5.0), 0.0, 10.0)
     assert isinstance(energy, Energy)
     assert (energy.joules, energy.sensor_j) == (pytest.approx(100.0), pytest.approx(20.0))
@@ -250,7 +250,7 @@ def test_what_it_says_is_json_and_comes_back(tmp_path: Path) -> None:
         time.sleep(0.2)
     conditions = telemetry.conditions(inferences=7)
     written = msgspec.json.encode(conditions)
-    assert msgspec.json.decode(written, type=Conditions) == conditions
+    assert msgspec.json.decode(written, type=MeasurementConditions) == conditions
     assert json.loads(written)["energy_per_inference_j"] > 0
 
 

@@ -21,7 +21,7 @@ from edgeclip.export.proofs import check_parity, preprocess
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.proof.golden import COUNT, golden_of
-from edgeclip.runtime.proof.parity import Limits, compare_embeddings
+from edgeclip.runtime.proof.parity import ParityLimits, compare_embeddings
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")
@@ -121,7 +121,7 @@ def test_gelu_in_place_of_quick_gelu_is_refused(small: Exported, photos: list[Ph
 
 @pytest.mark.slow
 def test_merging_branches_without_the_identity_branch_is_refused(photos: list[Photograph], tmp_path: Path) -> None:
-    from edgeclip.training.towers.open_clip import ImageTower, merge_branches
+    from edgeclip.training.towers.open_clip import OpenClipImageTower, merge_branches
 
     model = as_if_trained(OpenClipModel("MobileCLIP2-S0"))
     branchy = model.image_modules()[0]
@@ -129,7 +129,8 @@ def test_merging_branches_without_the_identity_branch_is_refused(photos: list[Ph
     normalisation = torch.nn.BatchNorm2d
     block = next(part for part in damaged.modules() if isinstance(getattr(part, "identity", None), normalisation))
     block.identity = None
-    export_onnx(ImageTower(merge_branches(damaged)).eval(), model.encoder, tmp_path / "merged.onnx", metadata={})
+    merged = OpenClipImageTower(merge_branches(damaged)).eval()
+    export_onnx(merged, model.encoder, tmp_path / "merged.onnx", metadata={})
     with pytest.raises(ParityError):
         check_parity(model, tmp_path / "merged.onnx", photos[:FEW])
 
@@ -253,9 +254,9 @@ def rows(seed: int = 0, shape: tuple[int, int] = (4, 8)) -> np.ndarray:  # type:
 NAMES = ("a", "b", "c", "d")
 
 
-def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> Limits:
+def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> ParityLimits:
     """Limits that every number reaches, but for those given."""
-    return Limits(
+    return ParityLimits(
         min_cosine=min_cosine,
         p01_cosine=-1,
         min_centred_cosine=min_centred_cosine,

@@ -27,13 +27,13 @@ from edgeclip.export.onnx import export_onnx  # noqa: E402
 from edgeclip.export.proofs import run_onnx  # noqa: E402
 from edgeclip.runtime.engines.base import load_engine  # noqa: E402
 from edgeclip.spec import EncoderSpec, PreprocessSpec  # noqa: E402
+from edgeclip.training.build_model import build_two_tower  # noqa: E402
 from edgeclip.training.checkpoint.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from edgeclip.training.recipe import Data, Model, Recipe, Tower  # noqa: E402
-from edgeclip.training.towers.hugging_face import ImageTower as TransformersTower  # noqa: E402
-from edgeclip.training.towers.open_clip import ImageTower, for_clip_class_token  # noqa: E402
+from edgeclip.training.towers.hugging_face import TransformersImageTower  # noqa: E402
+from edgeclip.training.towers.open_clip import OpenClipImageTower, for_clip_class_token  # noqa: E402
 from edgeclip.training.towers.pretrained import efficientnet_lite0  # noqa: E402
 from edgeclip.training.towers.vit import VisionTransformer, VitOptions  # noqa: E402
-from edgeclip.training.two_tower import build_two_tower  # noqa: E402
 
 SIDE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 64, 3, 4
 PATCHES = (SIDE // PATCH) ** 2
@@ -41,7 +41,7 @@ PATCHES = (SIDE // PATCH) ** 2
 
 def open_clip_tower(**options: object) -> nn.Module:
     visual = open_clip.transformer.VisionTransformer(SIDE, PATCH, WIDTH, DEPTH, HEADS, 4.0, output_dim=24, **options)
-    return ImageTower(visual)
+    return OpenClipImageTower(visual)
 
 
 def transformers_tower(kind: str) -> nn.Module:
@@ -54,7 +54,7 @@ def transformers_tower(kind: str) -> nn.Module:
         patch_size=PATCH,
     )
     vision = getattr(transformers, f"{kind}VisionModel")(config)
-    return TransformersTower(for_clip_class_token(vision.eval()), None)
+    return TransformersImageTower(for_clip_class_token(vision.eval()), None)
 
 
 def our_tower() -> nn.Module:

@@ -11,7 +11,7 @@ import pytest
 from edgeclip import EncoderSpec, PreprocessSpec, PromptTable, make_classes
 from edgeclip.errors import InputError
 from edgeclip.prompts import unit_rows
-from edgeclip.runtime.decision import Decider, Decision, DecisionOptions, EmbeddingSmoother
+from edgeclip.runtime.decision import Decider, DecisionOptions, EmbeddingSmoother, LabelDecision
 from edgeclip.runtime.scoring import Scorer
 
 SPEC = EncoderSpec(
@@ -30,14 +30,14 @@ def scorer(*labels: str, **said: Any) -> Scorer:
 
 def play(
     decider: Decider, table: Scorer, rows: list[list[float]], *, fps: float = 10.0, start: int = 0
-) -> list[Decision]:
+) -> list[LabelDecision]:
     return [
         decider.update(table, np.array(row, np.float32), frame=i, time_s=i / fps, top_k=2)
         for i, row in enumerate(rows, start)
     ]
 
 
-def said(decisions: list[Decision]) -> list[tuple[str, str, int]]:
+def said(decisions: list[LabelDecision]) -> list[tuple[str, str, int]]:
     return [(event.kind, event.label, event.frame) for decision in decisions for event in decision.events]
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +23,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeclip import Bundle, EncoderSpec, Variant
+from edgeclip.engine_list import ENGINES
 from edgeclip.errors import EdgeclipError, EngineError, VariantError
 from edgeclip.export.photographs import COLOUR, photograph
 from edgeclip.runtime.engines import onnxruntime as ort_engine
 from edgeclip.runtime.engines import plan_cache
-from edgeclip.runtime.engines.base import CPU_LAYOUT, ENGINES, Engine, FloatArray, engine_class, load_engine
+from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, engine_class, load_engine
 from edgeclip.runtime.engines.onnxruntime import OrtCudaEngine, OrtEngine, adds_int8_exactly
+from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from tests.conftest import SIZE, WIDTH
 
@@ -210,10 +216,52 @@ def test_describe_tells_library_device_and_threads(load: Callable[..., Engine], 
     assert said.endswith(f", {threads} thread{'s' if threads > 1 else ''}")
 
 
-def test_a_precision_that_the_graph_does_not_have_is_not_claimed(load: Callable[..., Engine]) -> None:
-    with load("openvino", precision="fp16") as engine:
-        assert "int8" not in engine.describe()
-        assert "f16 (" not in engine.describe().replace("bf16", "")
+# What a CPU may do is capped, so that one machine stands for lesser ones; a cap above what it can do changes nothing.
+CAPS = ["DEFAULT", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16"]
+
+
+@pytest.mark.parametrize("cap", CAPS)
+def test_a_precision_is_claimed_only_where_the_cpu_computes_in_it(graph: Path, cap: str) -> None:
+    """An FP32 graph loaded as FP16: a CPU that has f16 computes in it, any other in f32; what is said is what runs.
+
+    OpenVINO names the type at the end of each kernel's name, ``brgconv_avx2_f32``; the results' rounding shows it too.
+    """
+    pytest.importorskip("openvino")
+    code = f"""
+        import json
+        from pathlib import Path
+        import numpy as np
+        from edgeclip import EncoderSpec, PreprocessSpec
+        from edgeclip.runtime.engines.base import load_engine
+
+        spec = PreprocessSpec(height={SIZE}, width={SIZE}, resize_to={SIZE}, mean=(0.5,) * 3, std=(0.5,) * 3)
+        encoder = EncoderSpec(preprocess=spec, embedding_dim={WIDTH}, logit_scale=50.0)
+        images = np.random.default_rng(0).standard_normal((1, 3, {SIZE}, {SIZE})).astype(np.float32)
+        expected = load_engine("onnxruntime", Path({str(graph)!r}), encoder).infer(images)
+        engine = load_engine("openvino", Path({str(graph)!r}), encoder, precision="fp16")
+        found = engine.infer(images)
+        (compiled,) = engine._compiled.values()
+        infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+        kernels = [info["primitiveType"].astype(str) for info in infos
+                   if info["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul")]
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        capabilities = engine._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        print(json.dumps([engine.describe(), kernels, error, capabilities]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": cap},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said, kernels, error, capabilities = json.loads(done.stdout.splitlines()[-1])
+    computed = Counter(kernel.rpartition("_")[2].lower() for kernel in kernels)
+    claimed = dict(re.findall(r"(\w+) \((\d+)/2 products\)", said))
+    assert claimed == {kind: str(count) for kind, count in computed.items()}
+    assert set(computed) <= ({"f32", "f16"} if "FP16" in capabilities else {"f32"})
+    assert (error > 1e-5) == ("f16" in computed)
 
 
 @pytest.mark.parametrize("name", CPU_ENGINES)
@@ -443,16 +491,18 @@ def test_a_stream_compiles_once_and_loads_the_next_time(
 def blob(graph: Path, encoder: EncoderSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny graph's blob, in a cache of this test."""
     pytest.importorskip("openvino")
-    from edgeclip.runtime.engines.openvino import build_blob
+    from edgeclip.runtime.engines.openvino import compile_variant
 
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
-    return build_blob(graph, encoder)
+    path, reused, _ = compile_variant("openvino", graph, encoder, "fp32", BuildOptions())
+    assert not reused
+    return path
 
 
 def test_a_blob_is_loaded_instead_of_compiling(
     load: Callable[..., Any], blob: Path, images: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeclip.runtime.engines.openvino import OpenVinoEngine, build_blob
+    from edgeclip.runtime.engines.openvino import OpenVinoEngine, compile_variant
 
     written = blob.stat().st_mtime_ns
     with load("onnxruntime") as reference, load("openvino") as engine:
@@ -462,7 +512,7 @@ def test_a_blob_is_loaded_instead_of_compiling(
         with load("openvino", threads=1) as again:
             np.testing.assert_allclose(again.infer(images[:1]), reference.infer(images[:1]), atol=1e-4, rtol=1e-4)
             assert again.describe().endswith(", 1 thread")
-        assert build_blob(engine.path, engine.encoder) == blob
+        assert compile_variant("openvino", engine.path, engine.encoder, "fp32", BuildOptions()) == (blob, True, ())
     assert blob.stat().st_mtime_ns == written
 
 

@@ -175,7 +175,7 @@ def test_graphs_that_do_not_load_or_fit_are_refused(tiny_bundle: Path, tmp_path:
 
 
 def test_an_engine_is_one_class(tiny_bundle: Path) -> None:
-    """The promise of runtime/engine.py: a subclass that fills _infer has every check."""
+    """The promise of runtime/engines/base.py: a subclass that fills _infer has every check."""
 
     class Constant(Engine):
         name = "constant"

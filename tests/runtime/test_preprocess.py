@@ -16,7 +16,7 @@ from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import normalise
 from edgeclip.runtime.images import Image, read_image
-from edgeclip.runtime.preprocess.choose import choose_backend, probe_pictures
+from edgeclip.runtime.preprocess.choose import choose_backend, synthetic_frames
 from edgeclip.runtime.preprocess.exact import window
 from edgeclip.runtime.preprocess.preprocess import BACKENDS, Preprocessor, resized_size
 from tests.conftest import shared
@@ -301,8 +301,8 @@ def test_the_gate_refuses_fast_to_an_encoder_that_it_would_change() -> None:
             choose_backend(encoder, "fast")
 
 
-def test_probe_pictures_are_always_the_same() -> None:
-    for one, other in zip(probe_pictures(), probe_pictures(), strict=True):
+def test_synthetic_frames_are_always_the_same() -> None:
+    for one, other in zip(synthetic_frames(), synthetic_frames(), strict=True):
         left, right = (p.to_ndarray() if isinstance(p, av.VideoFrame) else p for p in (one, other))
         np.testing.assert_array_equal(left, right)
 

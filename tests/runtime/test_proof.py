@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from edgeclip import Bundle, EncoderSpec
+from edgeclip import Bundle
+from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import (
     BundleError,
     EngineError,
@@ -34,14 +35,14 @@ from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.engines import plan_cache
-from edgeclip.runtime.engines.base import ENGINES, load_engine
+from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
-from edgeclip.runtime.proof.golden import FILE, Golden, decoded_inputs, golden_of
-from edgeclip.runtime.proof.parity import LIMITS, Limits, ParityReport, compare_embeddings, margin_loss, worst_of
+from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
+from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, margin_loss, worst_of
 from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.sinks.terminal import print_choice
 from edgeclip.spec import Precision
@@ -52,7 +53,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from edgeclip.evaluation.accuracy.zeroshot import evaluate_folder
-from edgeclip.evaluation.statistics.paired import LabelledImages, paired_difference
+from edgeclip.evaluation.quantize import LabelledImages
+from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.export import variants as workstation
 from edgeclip.export.bundle import extended
 from edgeclip.export.photographs import photographs
@@ -76,7 +78,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def golden_set(bundle: Bundle) -> Golden:
+def golden_set(bundle: Bundle) -> GoldenImages:
     golden = golden_of(bundle)
     assert golden is not None
     return golden
@@ -114,17 +116,10 @@ class CountingEngine(OrtEngine):
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
     loads: ClassVar[list[str]] = []
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, threads=threads, parallel=parallel)
-        self.loads.append(path.stem)
+    def _load(self) -> None:
+        self.precision = "fp32"  # ONNX Runtime takes other types than those it has fast kernels for
+        super()._load()
+        self.loads.append(self.path.stem)
 
 
 @pytest.fixture
@@ -132,7 +127,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The only engines are ONNX Runtime's, for fp32 alone, and one that counts, for all; its loads."""
     for name in set(ENGINES) - {"onnxruntime"}:
         monkeypatch.delitem(ENGINES, name)
-    monkeypatch.setitem(ENGINES, "counting", f"{__name__}:CountingEngine")
+    where = f"{__name__}:CountingEngine"
+    monkeypatch.setitem(ENGINES, "counting", EngineEntry("counting", where, module="counting", packages=("counting",)))
     monkeypatch.setattr(CountingEngine, "loads", [])
     return CountingEngine.loads
 
@@ -220,7 +216,7 @@ GOOD = ParityReport(
     p95_margin_loss=0.0,
     worst=("a", "b", "c"),
 )
-EXACT = Limits(
+EXACT = ParityLimits(
     min_cosine=0.9, p01_cosine=0.9, min_centred_cosine=0.9, mean_centred_cosine=0.9, agreement=0.9, margin_loss=0.1
 )
 
@@ -275,7 +271,7 @@ def test_a_golden_set_comes_back_as_it_was_saved(golden_bundle: Path, tmp_path: 
     golden = golden_set(Bundle.open(golden_bundle))
     for kept in (golden, replace(golden, classes=golden.classes[:0])):
         kept.save(tmp_path / "again.safetensors")
-        again = Golden.load(tmp_path / "again.safetensors")
+        again = GoldenImages.load(tmp_path / "again.safetensors")
         assert (again.names, again.files) == (kept.names, kept.files)
         np.testing.assert_array_equal(again.embeddings, kept.embeddings)
         np.testing.assert_array_equal(again.classes, kept.classes)
@@ -358,14 +354,14 @@ def test_a_file_that_holds_no_golden_images_is_refused(
 
     save_file(content, str(tmp_path / "x.safetensors"), metadata)
     with pytest.raises(IntegrityError, match="holds no golden images"):
-        Golden.load(tmp_path / "x.safetensors")
+        GoldenImages.load(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("cut", [10, 1000, -10])
 def test_a_truncated_file_is_refused(golden_bundle: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "x.safetensors").write_bytes((golden_bundle / FILE).read_bytes()[:cut])
     with pytest.raises(IntegrityError, match="holds no golden images"):
-        Golden.load(tmp_path / "x.safetensors")
+        GoldenImages.load(tmp_path / "x.safetensors")
 
 
 def test_images_that_are_no_jpeg_of_the_encoders_size_are_refused(golden_bundle: Path) -> None:
@@ -1087,7 +1083,7 @@ def test_a_failure_leaves_the_bundle_byte_for_byte_as_it_was(golden_bundle: Path
             # The files are the bundle's own under second names: writing any of them again must not write through.
             for name in ("fp16", "fp32"):
                 save_again(folder, name)
-            Golden.load(folder / FILE).save(folder / FILE)
+            GoldenImages.load(folder / FILE).save(folder / FILE)
             write_json(folder / "reports" / "quantization.json", {})
             made.append(variant_named("fp16"))
             raise error

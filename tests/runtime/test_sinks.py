@@ -16,10 +16,9 @@ import pytest
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.records import LabelledFrame, Scored, View
-from edgeclip.runtime.sinks.base import Sink, SinkThread, close_sinks
+from edgeclip.runtime.sinks.base import Sink, SinkThread, close_sinks, slugs
 from edgeclip.runtime.sinks.files import COLUMNS, CsvSink, JsonlSink
 from edgeclip.runtime.sinks.make import SinkOptions, make_sinks
-from edgeclip.runtime.sinks.slug import slugs
 from edgeclip.runtime.sinks.video import OverlaySink
 from edgeclip.runtime.sources.open import Frame
 from tests.sink_runs import Named, event, happens, make_run, pixels, push, record

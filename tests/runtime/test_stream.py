@@ -208,7 +208,7 @@ def test_a_slow_consumer_holds_back_a_file_and_no_more_than_a_few_frames_wait(st
     stream = start(source, batch=2, parallel=2)
     for seen, _record in enumerate(stream, start=1):
         time.sleep(0.002)
-        assert source.given - seen <= 2 * 3 + 1  # places for three batches, and the frame in the feeder's hand
+        assert source.given - seen <= 2 * 3 + 1  # places for three batches, and the frame in the source's thread
 
 
 @pytest.mark.parametrize("after", [1, 13])
@@ -253,7 +253,7 @@ def test_leaving_a_stream_early_closes_its_sources_and_sinks(start: Callable[...
     assert source.closed
     assert kept.complete is False
     assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith(("edgeclip-feed", "edgeclip-batch"))
+        thread for thread in threading.enumerate() if thread.name.startswith(("edgeclip-source", "edgeclip-batch"))
     ]
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle
+from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import ParityError
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import ENGINES, FloatArray
+from edgeclip.runtime.engines.base import FloatArray
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
-from edgeclip.runtime.proof.in_the_loop import hold
+from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 
@@ -43,7 +44,10 @@ class BatchingEngine(OrtEngine):
 @pytest.fixture(autouse=True)
 def _engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for engine in (RacingEngine, BatchingEngine):
-        monkeypatch.setitem(ENGINES, engine.name, f"{__name__}:{engine.__name__}")
+        entry = EngineEntry(
+            engine.name, f"{__name__}:{engine.__name__}", module="onnxruntime", packages=("onnxruntime",)
+        )
+        monkeypatch.setitem(ENGINES, engine.name, entry)
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
 
 
@@ -74,16 +78,16 @@ def test_every_start_looks_again(golden_bundle: Path) -> None:
     """A race goes wrong at one start and not at another, so the success of an earlier one is not enough."""
     bundle = Bundle.open(golden_bundle)
     with ImageEncoder(bundle) as encoder:
-        hold(encoder, rows=2, parallel=1)
+        prove_in_the_loop(encoder, rows=2, parallel=1)
         healthy = encoder.engine._infer
         encoder.engine._infer = lambda images: -healthy(images)  # type: ignore[method-assign]
         with pytest.raises(ParityError, match=r"got -1\.0000"):
-            hold(encoder, rows=2, parallel=1)
+            prove_in_the_loop(encoder, rows=2, parallel=1)
 
 
 def test_a_bundle_without_golden_images_is_not_held_against_any(tiny_bundle: Path) -> None:
     with ImageEncoder(Bundle.open(tiny_bundle), engine="batching") as encoder:
-        hold(encoder, rows=8, parallel=1)
+        prove_in_the_loop(encoder, rows=8, parallel=1)
 
 
 def test_the_starter_in_fp32_on_openvino_says_what_it_says_alone(photographs_dir: Path) -> None:

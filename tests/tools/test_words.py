@@ -17,10 +17,9 @@ from edgeclip.training.checkpoint.checkpoint import (
     load_two_tower,
     save_checkpoint,
 )
-from edgeclip.training.recipe_file import load_recipe
 from edgeclip.training.towers.heads import ConceptHead
 from tools.starter.concepts import ClassSpace, WordTargets, fit_concepts
-from tools.starter.recipe import Words
+from tools.starter.recipe import Words, load_starter_recipe
 from tools.starter.wordnet import WordNet, read_wordnet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +126,8 @@ def test_a_concept_head_comes_back_from_a_checkpoint_and_the_classifier_stays_in
     assert isinstance(two_tower.text_head, ConceptHead)
     with torch.no_grad():
         two_tower.text_head.concepts.bias += 0.5
-    save_checkpoint(tmp_path / "again", two_tower, recipe=load_recipe(ROOT / "recipes" / "starter.yaml"))
+    recipe = load_starter_recipe(ROOT / "tools" / "starter" / "starter.yaml")
+    save_checkpoint(tmp_path / "again", two_tower, recipe=recipe)
     again, text = load_two_tower(str(tmp_path / "again")), load_checkpoint_text(str(tmp_path / "again"))
     for name, value in two_tower.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

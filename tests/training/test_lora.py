@@ -17,11 +17,12 @@ open_clip = pytest.importorskip("open_clip")
 from rich.console import Console  # noqa: E402
 
 from edgeclip.errors import RecipeError  # noqa: E402
+from edgeclip.training.build_model import build_two_tower  # noqa: E402
 from edgeclip.training.checkpoint.checkpoint import load_checkpoint, load_two_tower  # noqa: E402
 from edgeclip.training.loop.lora import LoraOptions, adaptable, apply_lora, apply_to_towers, merge_lora, merged_weights  # noqa: E402
 from edgeclip.training.loop.trainer import train_recipe  # noqa: E402
 from edgeclip.training.recipe_file import check_recipe, load_recipe  # noqa: E402
-from edgeclip.training.two_tower import TwoTower, build_two_tower  # noqa: E402
+from edgeclip.training.two_tower import TwoTower  # noqa: E402
 from tools.shapes import write_shapes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

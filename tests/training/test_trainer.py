@@ -28,6 +28,7 @@ from edgeclip.runtime.images import IMAGE_SUFFIXES, decode_image  # noqa: E402
 from edgeclip.runtime.preprocess.preprocess import Preprocessor  # noqa: E402
 from edgeclip.training.checkpoint.checkpoint import load_checkpoint  # noqa: E402
 from edgeclip.training.data.pairs import open_pairs  # noqa: E402
+from edgeclip.training.load import load_model  # noqa: E402
 from edgeclip.training.loop.distributed import World, blocks_of  # noqa: E402
 from edgeclip.training.loop.frozen_towers import FeatureLoader, TextFeatures, pair_features  # noqa: E402
 from edgeclip.training.loop.grad_cache import forward_backward  # noqa: E402
@@ -598,7 +599,7 @@ def test_a_student_comes_nearer_to_its_teacher(shapes: Path, tmp_path: Path) -> 
     train(path, tmp_path / "student", "optimizer.steps=40", "optimizer.lr=1e-2", "model.image.options.width=8")
     losses = log_of(tmp_path / "student")
     assert losses[40] < 0.7 * losses[1]
-    student, model = load_checkpoint(str(tmp_path / "student")), load_checkpoint(str(teacher))
+    student, model = load_model(str(tmp_path / "student")), load_model(str(teacher))
     assert student.text.sha256 == model.text.sha256, "the teacher's tables are the student's"
 
 
@@ -634,7 +635,7 @@ def test_a_locked_student_learns_on_its_cached_features(shapes: Path, tmp_path: 
     train(path, tmp_path / "student", "optimizer.steps=200", "optimizer.lr=2e-2", "optimizer.weight_decay=0")
     losses = log_of(tmp_path / "student")
     assert losses[200] < 0.1 * losses[1]
-    assert load_checkpoint(str(tmp_path / "student")).encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+    assert load_model(str(tmp_path / "student")).encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
 
 
 def test_a_table_of_frames_teaches_without_captions(shapes: Path, tmp_path: Path) -> None:

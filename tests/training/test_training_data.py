@@ -31,7 +31,7 @@ from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.training.data import streams as shard_streams
 from edgeclip.training.data.labelled import LabelledSamples
 from edgeclip.training.data.loader import PairBatch, PairLoader
-from edgeclip.training.data.pairs import Damaged, Pair, PairSource, Share, open_pairs
+from edgeclip.training.data.pairs import Damaged, ImageTextPair, PairSource, Share, open_pairs
 from edgeclip.training.data.patterns import expand_braces
 from edgeclip.training.data.shards import ShardPairs
 from edgeclip.training.data.streams import Download
@@ -257,6 +257,8 @@ def test_class_folders_have_their_names_or_those_of_a_file(pairs: Path, tmp_path
         ("{x,y}-{1..2}", ["x-1", "x-2", "y-1", "y-2"]),
         ("a-{2..0}", ["a-2", "a-1", "a-0"]),
         ("a{b}c{}", ["a{b}c{}"]),
+        ("a{b.tar", ["a{b.tar"]),
+        ("{a,{b,c}}.tar", ["a.tar", "b.tar", "c.tar"]),
         ("pipe:f {0..1} | awk '{print $1,$2}'", [f"pipe:f {n} | awk '{{print $1,$2}}'" for n in (0, 1)]),
     ],
 )
@@ -585,13 +587,13 @@ def test_labels_without_class_names_are_explained(pairs: Path) -> None:
 
 
 def cuts() -> list[int]:
-    """Places to cut a shard: in a header, in an image, at the border of a member, in the mark that ends it."""
+    """Places to cut a shard: in a header, in an image, in what fills its block, at a border, in the mark at the end."""
     whole = tar_bytes(captioned(range(4)))
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         members = archive.getmembers()
     border = members[4].offset
     last = members[-1].offset_data + 512
-    return [0, 100, members[2].offset_data + 50, border, border + 200, last]
+    return [0, 100, members[2].offset_data + 50, border - 1, border, border + 200, last]
 
 
 @pytest.mark.parametrize("at", cuts())
@@ -767,7 +769,7 @@ def test_more_readers_than_samples_are_refused(pairs: Path, tmp_path: Path) -> N
 class Deadly(ShardPairs):
     """Kills the first worker that gets to its fourth sample, as the kernel would if memory ran out."""
 
-    def read(self, share: Share) -> Iterator[Pair | Damaged]:
+    def read(self, share: Share) -> Iterator[ImageTextPair | Damaged]:
         for number, item in enumerate(super().read(share)):
             if number == 3 and share.part == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -814,4 +816,4 @@ def test_every_source_can_be_sent_to_a_worker(pairs: Path) -> None:
         copy: PairSource = pickle.loads(pickle.dumps(source))
         assert list(copy) == list(source)
         assert copy.identity() == source.identity()
-        assert all(isinstance(item, Pair) for item in copy)
+        assert all(isinstance(item, ImageTextPair) for item in copy)

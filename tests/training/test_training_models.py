@@ -23,6 +23,7 @@ from edgeclip.export.bundle import export_bundle  # noqa: E402
 from edgeclip.export.photographs import photographs  # noqa: E402
 from edgeclip.export.prompt_table import table_for_bundle  # noqa: E402
 from edgeclip.prompts import make_classes  # noqa: E402
+from edgeclip.training.build_model import build_student, build_two_tower  # noqa: E402
 from edgeclip.training.checkpoint.checkpoint import (  # noqa: E402
     load_checkpoint,
     load_checkpoint_text,
@@ -32,9 +33,8 @@ from edgeclip.training.checkpoint.checkpoint import (  # noqa: E402
 from edgeclip.training.checkpoint.weight_grid import pack_all, to_grid, unpack_all  # noqa: E402
 from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
 from edgeclip.training.loop.distill import (  # noqa: E402
-    Teaching,
+    DistillationViews,
     affinity_loss,
-    build_student,
     convert,
     distill_loss,
     embedding_loss,
@@ -43,7 +43,8 @@ from edgeclip.training.loop.loss import info_nce, sigmoid_loss  # noqa: E402
 from edgeclip.training.recipe import Data, Loss, Model, Recipe, Tower  # noqa: E402
 from edgeclip.training.towers.build import build_image_tower, build_text_tower  # noqa: E402
 from edgeclip.training.towers.vit import VisionTransformer, VitOptions, position_grid  # noqa: E402
-from edgeclip.training.two_tower import TwoTower, build_two_tower  # noqa: E402
+from edgeclip.training.two_tower import TwoTower  # noqa: E402
+from edgeclip.training.two_tower_model import TwoTowerModel  # noqa: E402
 
 TEXTS = ["a red square", "a photo of a small blue circle on a white table"]
 VIT = Tower(name="vit", options={"width": 32, "depth": 2, "heads": 2, "patch": 8, "image_size": 32})
@@ -634,11 +635,11 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_student_comes_nearer_to_its_teacher_on_images_that_it_has_not_seen(teacher_folder: Path) -> None:
     teacher = load_model(str(teacher_folder))
     student = build_student(Model(image=VIT, embedding_dim=24), teacher, seed=0)
-    teaching = Teaching(teacher, student)
-    assert teaching.preprocess.height == 64  # the larger of the two; the student sees it made smaller
+    views = DistillationViews(teacher, student)
+    assert views.preprocess.height == 64  # the larger of the two; the student sees it made smaller
     train, held_out = pictures(256, 64, seed=1), pictures(64, 64, seed=2)
-    wanted, wanted_held_out = teaching.teach(train), teaching.teach(held_out)
-    train, held_out = teaching.students_view(train), teaching.students_view(held_out)
+    wanted, wanted_held_out = views.teacher_embeddings(train), views.teacher_embeddings(held_out)
+    train, held_out = views.students_view(train), views.students_view(held_out)
     # How near a student gets that gives the mean for every image.
     blind = embedding_loss(normalize(wanted.mean(dim=0, keepdim=True), dim=-1), wanted_held_out).item()
 
@@ -706,7 +707,8 @@ def test_a_student_can_start_from_a_checkpoint(teacher_folder: Path, tmp_path: P
     assert same_state(student.image, first.image)
     assert same_state(student.image_head, first.image_head)
     save_checkpoint(tmp_path / "student", student, recipe=recipe_of(student.model, "student"))
-    assert same_state(load_two_tower(str(tmp_path / "student")), student)
+    loaded = load_two_tower(str(tmp_path / "student"), teachers_text=load_text_tower)
+    assert same_state(loaded, student)
     again = Model(image=Tower(name="vit"), embedding_dim=24, start=str(tmp_path / "student"))
     assert same_state(build_student(again, load_model(str(teacher_folder)), seed=0), student)
     with pytest.raises(RecipeError, match="task distill"):
@@ -736,11 +738,14 @@ def test_a_missing_or_changed_teacher_is_told(teacher_folder: Path, tmp_path: Pa
     shutil.copytree(teacher_folder, copy)
     student = build_student(Model(image=VIT, embedding_dim=24), load_model(str(copy)), seed=0)
     save_checkpoint(tmp_path / "student", student, recipe=recipe_of(student.model, "student"))
-    assert isinstance(load_two_tower(str(tmp_path / "student")), TwoTower)
+    for load in (load_two_tower, load_checkpoint, load_checkpoint_text):
+        with pytest.raises(ModelError, match=r"is a student of .*: load it by load_model"):
+            load(str(tmp_path / "student"))
+    assert isinstance(load_model(str(tmp_path / "student")), TwoTowerModel)
     shutil.rmtree(copy)
     save_checkpoint(copy, build_two_tower(SMALL, seed=8), recipe=recipe_of(SMALL))
     with pytest.raises(ModelError, match="has changed"):
-        load_checkpoint(str(tmp_path / "student"))
+        load_model(str(tmp_path / "student"))
     shutil.rmtree(copy)
     with pytest.raises(ModelError, match="expected a checkpoint at"):
-        load_checkpoint(str(tmp_path / "student"))
+        load_model(str(tmp_path / "student"))

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.training.model import weights_digest
-from edgeclip.training.towers.pretrained import MiniLm
+from edgeclip.training.towers.sentence import SentenceEncoder
 
 _BATCH = 256
 
 
-class Captions:
+class CaptionVectors:
     """Every class name × template, encoded once by the locked text tower.
 
     Args:
@@ -29,7 +29,7 @@ class Captions:
         vectors: (V, T, W) sentence vectors.
     """
 
-    def __init__(self, tower: MiniLm, names: Sequence[str], templates: Sequence[str], bars: Progress) -> None:
+    def __init__(self, tower: SentenceEncoder, names: Sequence[str], templates: Sequence[str], bars: Progress) -> None:
         self.row_of = {name: row for row, name in enumerate(names)}
         texts = [template.replace("{}", name) for name in names for template in templates]
         self.vectors = encode_cached(tower, texts, bars).reshape(len(names), len(templates), tower.width)
@@ -39,7 +39,7 @@ class Captions:
         return torch.tensor([self.row_of[name] for name in names])
 
 
-def encode_cached(tower: MiniLm, texts: Sequence[str], bars: Progress) -> Tensor:
+def encode_cached(tower: SentenceEncoder, texts: Sequence[str], bars: Progress) -> Tensor:
     """Sentence vectors (M, W) of M texts, computed once for these texts and these weights."""
     key = hashlib.sha256(weights_digest([tower]).encode() + msgspec.json.encode(texts)).hexdigest()
     cached = cache_dir("captions") / f"{key}.npy"

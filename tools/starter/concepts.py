@@ -1,6 +1,6 @@
-"""Nouns with the classes that they mean in, a text projection that knows them out; no image is looked at.
+"""WordNet's nouns and an image tower's classes in, a text projection that knows the nouns out; no image is looked at.
 
-WordNet's nouns and an image tower's classes in, how much each noun means each class out.
+``word_targets`` says how much each noun means each class, ``fit_concepts`` teaches a projection that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from edgeclip.errors import RecipeError
 from edgeclip.extras import require
 from edgeclip.training.towers.heads import ConceptHead
-from edgeclip.training.towers.pretrained import MiniLm
+from edgeclip.training.towers.sentence import SentenceEncoder
 from tools.starter.caption_vectors import encode_cached
 from tools.starter.recipe import Words
 from tools.starter.wordnet import WordNet
@@ -41,7 +41,9 @@ class WordTargets(NamedTuple):
     glosses: Tensor
 
 
-def word_targets(wordnet: WordNet, names: Tensor, centre: Tensor, tower: MiniLm, bars: Progress) -> WordTargets:
+def word_targets(
+    wordnet: WordNet, names: Tensor, centre: Tensor, tower: SentenceEncoder, bars: Progress
+) -> WordTargets:
     """Spread every noun that can be photographed over the classes that it is akin to.
 
     Nouns are those of the senses that ImageNet-21k has pictures of. A sense is as much like a class as the mean of

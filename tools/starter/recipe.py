@@ -96,7 +96,7 @@ class StarterRecipe(Section, frozen=True, kw_only=True):
     """Everything that determines a run of the task ``starter``.
 
     Attributes:
-        image_tower, text_tower: names in ``training/towers/pretrained.py``; both are locked.
+        image_tower, text_tower: as a recipe's ``model`` names them; both are locked.
         embedding_dim: width of the shared space.
         weight_grid: keep all weights on an 8-bit grid, so that they can be stored in a quarter of the space.
         words: learn the text projection from WordNet and keep it; by default it is linear and trained on the captions.

@@ -28,16 +28,19 @@ from edgeclip.training.checkpoint.checkpoint import save_checkpoint
 from edgeclip.training.checkpoint.weight_grid import to_grid, without_negative_zeros
 from edgeclip.training.data.labelled import read_class_names
 from edgeclip.training.data.shards import ShardPairs
-from edgeclip.training.loop.features import cached_features
 from edgeclip.training.loop.loss import info_nce
 from edgeclip.training.loop.run import FILE as LOG
 from edgeclip.training.recipe import Model, Tower
-from edgeclip.training.towers.heads import ConceptHead, ImageHead, TextHead
-from edgeclip.training.towers.pretrained import ImageTower, MiniLm, image_tower, text_tower
+from edgeclip.training.towers.build import build_image_tower, build_text_tower
+from edgeclip.training.towers.heads import ConceptHead, ImageHead
+from edgeclip.training.towers.pretrained import ImageTower
+from edgeclip.training.towers.sentence import SentenceEncoder
 from edgeclip.training.two_tower import TwoTower
-from tools.starter.caption_vectors import Captions
+from tools.starter.caption_vectors import CaptionVectors
 from tools.starter.concepts import fit_concepts, word_targets
+from tools.starter.features import cached_features
 from tools.starter.recipe import StarterRecipe, Words, load_starter_recipe
+from tools.starter.start import start_from_captions, start_from_classes
 from tools.starter.wordnet import read_wordnet
 
 _FEATURES_FOR_SCALE = 2000
@@ -59,8 +62,13 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         # Towers, locked.
-        tower = image_tower(recipe.image_tower, on_grid=recipe.weight_grid)
-        sentences = text_tower(recipe.text_tower)
+        model = Model(
+            image=Tower(name=recipe.image_tower, locked=True, options={"on_grid": recipe.weight_grid}),
+            text=Tower(name=recipe.text_tower, locked=True),
+            embedding_dim=recipe.embedding_dim,
+        )
+        tower, sentences = build_image_tower(model.image), build_text_tower(model.text)
+        assert isinstance(sentences, SentenceEncoder)
 
         # Features of every image in every view, and the captions that can be said of them.
         class_names = read_class_names(Path(recipe.data.classes))
@@ -68,19 +76,20 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         first_names = [names[0].lower() for names in class_names]
         tower_names = [name.lower() for name in tower.class_names]
         templates = load_templates(recipe.captions.templates)
-        captions = Captions(sentences, list(dict.fromkeys(first_names + tower_names)), templates, bars)
+        captions = CaptionVectors(sentences, list(dict.fromkeys(first_names + tower_names)), templates, bars)
         label_rows, tower_rows = captions.rows(first_names), captions.rows(tower_names)  # (classes,), (C,)
 
         # Projections, started from the image tower's own classifier.
-        text_head: TextHead | ConceptHead
+        text_head: nn.Linear | ConceptHead
         if recipe.words is None:
-            text_head, places = TextHead(sentences.width, recipe.embedding_dim), None
-            text_head.start_from_captions(captions.vectors.flatten(0, 1))
+            places = None
+            text_head = start_from_captions(captions.vectors.flatten(0, 1), recipe.embedding_dim)
         else:
             text_head, places = _learn_words(recipe, recipe.words, sentences, captions.vectors[tower_rows], bars)
         head = ImageHead(tower, recipe.embedding_dim, on_grid=recipe.weight_grid)
         class_embeddings = normalize(text_head(captions.vectors).detach().mean(dim=1), dim=-1)  # (V, D)
-        head.start_from_classes(
+        start_from_classes(
+            head,
             class_embeddings[tower_rows],
             views[0][:_FEATURES_FOR_SCALE].float(),
             class_scale=recipe.init.class_scale,
@@ -134,11 +143,6 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
             parameter.data = without_negative_zeros(to_grid(result)) if on_grid else result
         head.classifier.weight.data = without_negative_zeros(head.classifier.weight.data)
     final_loss = _recent_loss(log)
-    model = Model(
-        image=Tower(name=recipe.image_tower, locked=True, options={"on_grid": recipe.weight_grid}),
-        text=Tower(name=recipe.text_tower, locked=True),
-        embedding_dim=recipe.embedding_dim,
-    )
     two_tower = TwoTower(
         tower.module,
         head,
@@ -159,7 +163,7 @@ def _recent_loss(log: Sequence[dict[str, float]]) -> float:
 
 
 def _learn_words(
-    recipe: StarterRecipe, settings: Words, sentences: MiniLm, captions: Tensor, bars: Progress
+    recipe: StarterRecipe, settings: Words, sentences: SentenceEncoder, captions: Tensor, bars: Progress
 ) -> tuple[ConceptHead, Tensor]:
     """The text projection that WordNet's nouns teach, and the places (C, D) of the classes; captions are (C, P, T)."""
     centre = captions.flatten(0, 1).mean(dim=0)

@@ -1,1 +1,1 @@
-"""Footage in; the images that INT8 ranges are measured on, and whether they cover other footage, out."""
+"""Footage in; the images that INT8 ranges are measured on, and whether other footage has drifted from it, out."""

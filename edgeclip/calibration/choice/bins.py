@@ -1,12 +1,9 @@
-"""What the encoder sees of a frame in; how bright, contrasty and colourful it is, and its bin, out.
-
-A frame and where it came from in; when it was taken, as well as that can be known, out: one of 16 bins.
-"""
+"""A frame and where it came from in; two bins out: how it is exposed, and when it was taken as far as that is known."""
 
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import av
@@ -21,6 +18,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BRIGHTNESS = ((55.0, "dark"), (95.0, "dim"), (160.0, "ordinary"), (256.0, "bright"))
 _FLAT = 35.0
 _GREY = 25.0
+_HOURS = 3  # a bin of the day
+_PARTS = 8  # bins of a video whose time of day is not known
+_EXIF_TIME = re.compile(rb"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)")
+_HEAD = 1 << 17
 
 
 class Exposure(msgspec.Struct, frozen=True):
@@ -50,12 +51,6 @@ def exposure_of(image: Image) -> Exposure:
     luma = pixels @ _LUMA
     saturation = pixels.max(axis=2) - pixels.min(axis=2)
     return Exposure(*(round(float(value), 2) for value in (luma.mean(), luma.std(), saturation.mean())))
-
-
-_HOURS = 3  # a bin of the day
-_PARTS = 8  # bins of a video whose time of day is not known
-_EXIF_TIME = re.compile(rb"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)")
-_HEAD = 1 << 17
 
 
 def of_the_day(time: datetime) -> str:
@@ -94,8 +89,3 @@ def video_start(path: Path) -> datetime | None:
         return datetime.fromisoformat(said.replace("Z", "+00:00")[:19])
     except (av.error.FFmpegError, OSError, ValueError):
         return None
-
-
-def later(start: datetime, seconds: float) -> datetime:
-    """A time some seconds after another."""
-    return start + timedelta(seconds=seconds)

@@ -1,39 +1,49 @@
-"""Footage and a bundle in, a calibration set out: looked through, chosen, written into a folder and judged."""
+"""Footage and a bundle in, a calibration set out: different frames, spread over exposures and times.
+
+One pass. What is alike a frame that is held already is dropped, and what is new enters a pool of bounded size. From the
+pool each exposure and time gets a share, half of it drawn at random and half farthest-first.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
-from edgeclip.calibration.choice.candidates import Choice, choose, cover
+from edgeclip.calibration.choice.bins import Exposure
 from edgeclip.calibration.choice.chosen_set import (
     IMAGES,
     RECORD,
     CalibrationSet,
     ChosenImage,
     Counts,
-    Held,
     SourceRecord,
-    write_held,
+    write_sample,
 )
-from edgeclip.calibration.choice.coverage import Coverage, coverage_of
-from edgeclip.calibration.choice.footage import Footage, Sampling
-from edgeclip.calibration.choice.survey import RANDOM_SETS, Kept, Sampled, Survey, rows_of, survey
+from edgeclip.calibration.choice.footage import Footage, FootageSampler, Look, Sampling, embedded
 from edgeclip.errors import InputError, SourceError
-from edgeclip.files import sha256_json, write_json
+from edgeclip.files import atomic_file, write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.images import opencv
+from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.version import __version__
 
-_SPOOL = ".pool"
+Stratum: TypeAlias = tuple[str, str]  # bins of exposure and time
+
+LEAST_POOL = 1200
+NEAR_COSINE = 0.985
+NEAR_LEVELS = 4.0
+_POOL = ".pool"
 
 
 @dataclass(frozen=True)
@@ -42,25 +52,20 @@ class ChooseOptions:
 
     Attributes:
         count: images wanted.
-        sampling: which frames are looked at and which are held out; its seed is the seed of all.
+        sampling: which frames are looked at.
+        seed: of all that is drawn.
         variant, engine: what embeds them.
     """
 
     count: int = 512
     sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
     variant: str = "fp32"
     engine: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise InputError(f"expected --count of at least 1, got {self.count}")
-
-
-class Chosen(NamedTuple):
-    """The set's record, and the held-out frames that it covers worst (distance, frame), the farthest first."""
-
-    record: CalibrationSet
-    worst: list[tuple[float, Sampled]]
 
 
 def choose_images(
@@ -70,167 +75,247 @@ def choose_images(
     options: ChooseOptions = ChooseOptions(),
     *,
     progress: Callable[[int], None] | None = None,
-) -> Chosen:
-    """Choose calibration images and write them, the record and the embeddings held out into an existing folder.
+) -> CalibrationSet:
+    """Choose calibration images and write them, their record and a sample of the footage into an existing folder.
 
-    Two passes over the same files with the same options and seed, on the same machine, write the same bytes.
+    Two passes over the same files with the same options, on the same machine, write the same bytes.
 
     Args:
         folder: empty; the caller renames it when all is there (``atomic_folder``).
         progress: called with the number of frames looked at.
 
     Raises:
-        SourceError: a source cannot be opened, or holds nothing to choose from.
+        SourceError: a source cannot be opened, or holds nothing that can be read.
         VariantError, IntegrityError, EngineError: as the bundle and the engine say.
     """
-    seed = options.sampling.seed
-    spool = folder / _SPOOL
-    spool.mkdir()
+    (folder / _POOL).mkdir()
+    pool = Pool(max(4 * options.count, LEAST_POOL), folder / _POOL, options.seed)
+    sampler = FootageSampler(options.seed)
+    seen = unchanged = 0
     with (
         Footage(sources, options.sampling) as footage,
         ImageEncoder(bundle, options.variant, engine=options.engine) as encoder,
     ):
-        found = survey(footage, encoder, spool, count=options.count, seed=seed, progress=progress)
-    members = found.pool.members
-    if not members:
-        raise SourceError(
-            f"expected images to choose from, got only {found.seen} that are held out: lower --holdout or add footage"
-        )
-    rows = rows_of(members)
-    hashes = [hashlib.sha256(f"{seed} {member.what.sha256}".encode()).hexdigest() for member in members]
-    strata = [(member.what.exposure.bin, member.what.moment) for member in members]
-    choice = choose(rows, strata, [member.absorbed for member in members], hashes, options.count)
-    images = _write_images(found, choice, folder)
-    shutil.rmtree(spool)
-    held = found.held_out.items
-    coverage = _coverage(found, rows[choice.taken], images, held, seed)
+        for look in embedded(footage, encoder, progress=progress):
+            seen += 1
+            sampler.offer(look)
+            if look.changed:
+                pool.offer(look)
+            else:
+                unchanged += 1
+    (folder / IMAGES).mkdir()
+    images = tuple(
+        _write_image(folder, number, found, distance)
+        for number, (found, distance) in enumerate(pool.choose(options.count))
+    )
+    shutil.rmtree(folder / _POOL)
     record = CalibrationSet(
         edgeclip=__version__,
-        options={"count": options.count, **asdict(options.sampling)},
+        options={"count": options.count, "seed": options.seed, **asdict(options.sampling)},
         model_id=bundle.manifest.model.id,
         variant=options.variant,
-        graph_sha256=graph_of(bundle, options.variant),
+        graph_sha256=bundle.graph_sha256(options.variant),
         engine=options.engine,
         sources=tuple(map(SourceRecord, footage.names, footage.failed)),
-        counts=_counts(found),
-        radius=round(choice.radius, 5),
-        slack=round(found.pool.slack, 5),
-        reserved=choice.reserved,
-        edge=choice.edge,
+        counts=Counts(seen=seen, unchanged=unchanged, near_duplicates=pool.near_duplicates, pool=len(pool.members)),
         exposures=dict(sorted(Counter(image.stratum for image in images).items())),
         moments=dict(sorted(Counter(image.moment for image in images).items())),
-        coverage=coverage,
-        notes=_notes(options, images, footage, coverage),
+        notes=_notes(options, len(images), sum(footage.failed)),
         images=images,
     )
     write_json(folder / RECORD, record)
-    write_held(folder, held_of(held, rows.shape[1]))
-    distances = cover(_rows(held, rows.shape[1]), rows[choice.taken])
-    worst = [(float(distances[index]), held[index]) for index in np.argsort(-distances, kind="stable")]
-    return Chosen(record, worst)
+    write_sample(folder, sampler.sample())
+    return record
 
 
-def graph_of(bundle: Bundle, variant: str) -> str:
-    """Hex sha256 that stands for a variant's graph with its weights."""
-    digests = bundle.graph_digests(variant)
-    return digests[0] if len(digests) == 1 else sha256_json(digests)
+class Candidate(NamedTuple):
+    """A frame of the pool: its unit embedding (D,), where it came from, and where its file lies."""
+
+    row: FloatArray
+    exposure: Exposure
+    moment: str
+    source: int
+    frame: int
+    time_s: float
+    priority: float
+    sha256: str
+    place: Path
+    name: str
+
+    @property
+    def stratum(self) -> Stratum:
+        """Its exposure and time."""
+        return self.exposure.bin, self.moment
 
 
-def held_of(frames: Sequence[Sampled], width: int) -> Held:
-    """A uniform sample as what is written and compared."""
-    numbers: dict[str, int] = {}
-    return Held(
-        _rows(frames, width),
-        np.array([[f.exposure.luma, f.exposure.contrast, f.exposure.saturation] for f in frames], np.float32).reshape(
-            -1, 3
-        ),
-        np.array([numbers.setdefault(frame.block, len(numbers)) for frame in frames], np.int32),
-    )
+class Pool:
+    """Different frames, at most ``size``: when it is full, the fullest exposure and time gives up one at random.
 
+    So a rare hour is kept however long the footage is, and each exposure and time is a random sample of what it had.
 
-def _rows(frames: Sequence[Sampled], width: int) -> FloatArray:
-    return np.stack([frame.row for frame in frames]) if frames else np.zeros((0, width), np.float32)
+    Args:
+        folder: for video frames, as PNG; image files stay where they are.
+        seed: decides which frame goes.
 
+    Attributes:
+        members: in no order.
+        near_duplicates: frames that were alike a member both in embedding and in luma, and were dropped.
+    """
 
-def _write_images(found: Survey, choice: Choice, folder: Path) -> tuple[ChosenImage, ...]:
-    (folder / IMAGES).mkdir()
-    images = []
-    for number, (taken, distance) in enumerate(zip(choice.taken, choice.distances, strict=True)):
-        member = found.pool.members[taken]
-        kept: Kept = member.what
-        file = f"{IMAGES}/{number:04}-{kept.sha256[:8]}{kept.place.suffix.lower()}"
-        _copy(kept, folder / file)
-        images.append(
-            ChosenImage(
-                file=file,
-                sha256=kept.sha256,
-                source=kept.source,
-                frame=kept.frame,
-                time_s=kept.time_s,
-                name=kept.name,
-                exposure=kept.exposure,
-                stratum=kept.exposure.bin,
-                moment=kept.moment,
-                distance=round(distance, 5),
-                stands_for=member.absorbed,
-            )
+    def __init__(self, size: int, folder: Path, seed: int) -> None:
+        self.members: list[Candidate] = []
+        self.near_duplicates = 0
+        self._size, self._folder = size, folder
+        self._seed, self._random = seed, random.Random(f"{seed} pool")
+        self._rows = np.empty((0, 0), np.float32)  # (size, D), made when the first frame tells D
+        self._cells = np.empty((0, 0, 0), np.float32)
+
+    def offer(self, look: Look) -> None:
+        """Take a frame, or leave it."""
+        if not self.members:
+            self._rows = np.zeros((self._size, *look.row.shape), np.float32)
+            self._cells = np.zeros((self._size, *look.cells.shape), np.float32)
+        count = len(self.members)
+        alike = np.flatnonzero(self._rows[:count] @ look.row >= NEAR_COSINE)
+        if np.any(np.abs(self._cells[alike] - look.cells).mean(axis=(1, 2)) <= NEAR_LEVELS):
+            self.near_duplicates += 1
+            return
+        priority = self._random.random()
+        place = count if count < self._size else self._make_room((look.exposure.bin, look.shot.moment), priority)
+        if place is None:
+            return
+        self._rows[place], self._cells[place] = look.row, look.cells
+        self.members[place:] = [self._keep(look, priority), *self.members[place + 1 :]]
+
+    def choose(self, count: int) -> list[tuple[Candidate, float]]:
+        """What ``choose`` takes of the members, each with its distance to the nearest one taken before it."""
+        taken = choose(
+            np.stack([member.row for member in self.members]),
+            [member.stratum for member in self.members],
+            [hashlib.sha256(f"{self._seed} {member.sha256}".encode()).hexdigest() for member in self.members],
+            count,
         )
-    return tuple(images)
+        return [(self.members[index], distance) for index, distance in taken]
+
+    def _make_room(self, stratum: Stratum, priority: float) -> int | None:
+        """The place of the member that goes; None if it is the new one."""
+        sizes = Counter([stratum, *(member.stratum for member in self.members)])
+        fullest = max(sizes, key=lambda name: (sizes[name], name))
+        crowd = [(member.priority, at) for at, member in enumerate(self.members) if member.stratum == fullest]
+        highest, place = max(crowd)
+        if fullest == stratum and priority > highest:
+            return None
+        if (old := self.members[place].place).parent == self._folder:
+            old.unlink()
+        return place
+
+    def _keep(self, look: Look, priority: float) -> Candidate:
+        shot = look.shot
+        origin = look.row, look.exposure, shot.moment, shot.source, shot.frame, round(shot.time_s, 3), priority
+        if shot.path is not None:
+            return Candidate(*origin, shot.sha256, shot.path, shot.path.name)
+        content = _png(shot.pixels)
+        name = f"frame{shot.frame:07}.png"
+        place = self._folder / f"{shot.source}-{name}"
+        with atomic_file(place) as temporary:
+            temporary.write_bytes(content)
+        return Candidate(*origin, hashlib.sha256(content).hexdigest(), place, name)
 
 
-def _copy(kept: Kept, target: Path) -> None:
+def choose(rows: FloatArray, strata: Sequence[Stratum], names: Sequence[str], count: int) -> list[tuple[int, float]]:
+    """Take ``count`` of N, or all if there are no more.
+
+    Each stratum gets one, the fullest first, and what remains is shared out by how many each has. Half of a share is
+    drawn at random. The other half is taken farthest-first (k-center; Gonzalez, 1985): the next one is that which lies
+    farthest from all taken. Farthest-first alone takes what is odd, and one image of what the camera sees all day.
+
+    Args:
+        rows: (N, D) unit embeddings.
+        strata: the one that each belongs to.
+        names: hashes, which decide what is drawn and which of equals is taken.
+
+    Returns:
+        (index, distance to the nearest one taken before it, 2 for the first) in the order in which they were taken.
+    """
+    order = np.argsort(np.asarray(names))  # the first ones of a stratum are a random draw; argmax takes the first
+    rows, groups = rows[order], [strata[index] for index in order]
+    left = _shares(Counter(groups), min(count, len(rows)))
+    nearest = np.full(len(rows), 2.0, np.float32)
+    free = np.ones(len(rows), np.bool_)
+    taken: list[tuple[int, float]] = []
+
+    def take(index: int) -> None:
+        taken.append((int(order[index]), float(nearest[index])))
+        free[index] = False
+        left[groups[index]] -= 1
+        np.minimum(nearest, distances(rows @ rows[index]), out=nearest)
+
+    drawn = {name: share - share // 2 for name, share in left.items()}
+    for index, name in enumerate(groups):
+        if drawn[name]:
+            drawn[name] -= 1
+            take(index)
+    members = {name: np.array([group == name for group in groups]) for name in left}
+    while any(left.values()):
+        open_ = free & np.any([members[name] for name, share in left.items() if share], axis=0)
+        take(int(np.where(open_, nearest, -1.0).argmax()))
+    return taken
+
+
+def _shares(sizes: Counter[Stratum], count: int) -> dict[Stratum, int]:
+    """How many of ``count`` each stratum gets: one, and then by size (D'Hondt's rule), never more than it has."""
+    shares = dict.fromkeys(sizes, 0)
+    for _ in range(count):
+        open_ = [name for name in sizes if shares[name] < sizes[name]]
+        next_ = max(open_, key=lambda name: (not shares[name], sizes[name] / (shares[name] + 1), name))
+        shares[next_] += 1
+    return shares
+
+
+def distances(cosines: npt.NDArray[np.float32]) -> FloatArray:
+    """Of unit vectors, 0 to 2, from their cosines."""
+    found: FloatArray = np.sqrt(np.maximum(0.0, 2.0 - 2.0 * cosines)).astype(np.float32)
+    return found
+
+
+def _write_image(folder: Path, number: int, found: Candidate, distance: float) -> ChosenImage:
+    file = f"{IMAGES}/{number:04}-{found.sha256[:8]}{found.place.suffix.lower()}"
     try:
-        content = kept.place.read_bytes()
+        content = found.place.read_bytes()
     except OSError as error:
-        raise SourceError(f"expected {kept.place} to stay until it is copied, got: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != kept.sha256:
-        raise SourceError(f"{kept.place} changed while images were chosen: choose again when nothing writes there")
-    target.write_bytes(content)
-
-
-def _coverage(
-    found: Survey, chosen: FloatArray, images: Sequence[ChosenImage], held: Sequence[Sampled], seed: int
-) -> Coverage | None:
-    if not held:
-        return None
-    count = min(len(chosen), len(found.random_sets[0].items))
-    return coverage_of(
-        _rows(held, chosen.shape[1]),
-        [frame.exposure.bin for frame in held],
-        [frame.block for frame in held],
-        chosen,
-        [image.stratum for image in images],
-        [np.stack(sample.items[:count]) for sample in found.random_sets[:RANDOM_SETS]],
-        seed=seed,
+        raise SourceError(f"expected {found.place} to stay until it is copied, got: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != found.sha256:
+        raise SourceError(f"{found.place} changed while images were chosen: choose again when nothing writes there")
+    (folder / file).write_bytes(content)
+    return ChosenImage(
+        file=file,
+        sha256=found.sha256,
+        source=found.source,
+        frame=found.frame,
+        time_s=found.time_s,
+        name=found.name,
+        exposure=found.exposure,
+        stratum=found.exposure.bin,
+        moment=found.moment,
+        distance=round(distance, 5),
     )
 
 
-def _counts(found: Survey) -> Counts:
-    pool = found.pool
-    return Counts(
-        seen=found.seen,
-        candidates=found.candidates,
-        gap=found.gap,
-        held_out=found.held_out.offered,
-        unchanged=found.unchanged,
-        near_duplicates=pool.near_duplicates,
-        absorbed=pool.absorbed,
-        pool=pool.largest,
-        pool_size=pool.size,
-    )
+def _png(pixels: Pixels) -> bytes:
+    """A frame without loss."""
+    cv2 = opencv()
+    image = pixels if isinstance(pixels, np.ndarray) else pixels.to_ndarray(format="rgb24")
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return bytes(data.tobytes())
 
 
-def _notes(
-    options: ChooseOptions, images: Sequence[ChosenImage], footage: Footage, coverage: Coverage | None
-) -> tuple[str, ...]:
+def _notes(options: ChooseOptions, found: int, failed: int) -> tuple[str, ...]:
     notes = []
-    if len(images) < options.count:
+    if found < options.count:
         notes.append(
-            f"{options.count} images were asked for and only {len(images)} different ones were there: all are taken; "
+            f"{options.count} images were asked for and only {found} different ones were there: all are taken; "
             "add footage, or look at more of it with a lower --every"
         )
-    if failed := sum(footage.failed):
+    if failed:
         notes.append(f"{failed} files or frames could not be decoded and were passed over")
-    if coverage is None:
-        notes.append("nothing was held out, so that coverage is not known: pass --holdout above 0, or more footage")
     return tuple(notes)

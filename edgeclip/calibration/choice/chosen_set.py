@@ -3,10 +3,10 @@
 ::
 
     calib/
-      calibration.json         how it was chosen, the images in the order in which they were taken, coverage
+      calibration.json         how it was chosen, and the images in the order in which they were taken
       images/0000-….png        frames of videos without loss, image files as they were
-      held_out.safetensors     embeddings of footage held out, for comparisons (float32, unit rows)
-      coverage.html, .png      for people
+      footage.safetensors      embeddings and exposures of frames of the footage, drawn at random, for ``drift``
+      calibration.html         for people
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from edgeclip.calibration.choice.bins import Exposure
-from edgeclip.calibration.choice.coverage import Coverage
 from edgeclip.errors import IntegrityError, SourceError
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image, decode_image
 
 RECORD = "calibration.json"
 IMAGES = "images"
-HELD_OUT = "held_out.safetensors"
-SCHEMA = "edgeclip.calibration/1"
+SAMPLE = "footage.safetensors"
+SCHEMA = "edgeclip.calibration/2"
+_READABLE = (SCHEMA, "edgeclip.calibration/1")  # the first one had more in it, and another sample
 
 
 class ChosenImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +44,7 @@ class ChosenImage(msgspec.Struct, frozen=True, kw_only=True):
         name: the image file's, or the frame's.
         exposure: as measured, and its bin.
         moment: bin of when it was taken.
-        distance: to the nearest image taken before it; 2 for the first.
-        stands_for: frames that were absorbed by it, itself included.
+        distance: of the unit embeddings, to the nearest image taken before it; 2 for the first.
     """
 
     file: str
@@ -58,7 +57,6 @@ class ChosenImage(msgspec.Struct, frozen=True, kw_only=True):
     stratum: str
     moment: str
     distance: float
-    stands_for: int
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
@@ -72,23 +70,16 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the frames that were looked at.
 
     Attributes:
-        seen: all; candidates: those to choose from; gap: left out for being near held-out ones.
-        held_out: frames held out, of which at most 2,048 are kept.
-        unchanged: like the frame before, not encoded again.
+        seen: all.
+        unchanged: like the frame before, not encoded.
         near_duplicates: like one already in the pool, in embedding and luma.
-        absorbed: so near to one in the pool that the full pool had no place for both.
-        pool, pool_size: most candidates held at once, and most that could be.
+        pool: different frames that were held at the end, to choose from.
     """
 
     seen: int
-    candidates: int
-    gap: int
-    held_out: int
     unchanged: int
     near_duplicates: int
-    absorbed: int
     pool: int
-    pool_size: int
 
 
 class CalibrationSet(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +88,7 @@ class CalibrationSet(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         options: as given, with defaults.
         model_id, variant, graph_sha256, engine: what the embeddings were made with.
-        radius: no member of the pool lies farther from the choice.
-        slack: no frame lay farther from the pool (near-duplicates: cosine 0.985), so radius + slack covers all.
-        reserved, edge: how many were taken for their exposure or time, and farthest first.
-        coverage: None if nothing was held out.
+        exposures, moments: images of each.
         notes: what a reader should know, in sentences.
     """
 
@@ -113,23 +101,17 @@ class CalibrationSet(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     sources: tuple[SourceRecord, ...]
     counts: Counts
-    radius: float
-    slack: float
-    reserved: int
-    edge: int
     exposures: dict[str, int]
     moments: dict[str, int]
-    coverage: Coverage | None
     notes: tuple[str, ...]
     images: tuple[ChosenImage, ...]
 
 
-class Held(NamedTuple):
-    """Footage held out: unit embeddings (N, D), exposures (N, 3) as in ``Exposure``, block of each (N,)."""
+class FootageSample(NamedTuple):
+    """Frames of footage drawn at random, in its order: unit embeddings (N, D), exposures (N, 3) as in ``Exposure``."""
 
     rows: FloatArray
     exposures: FloatArray
-    blocks: np.typing.NDArray[np.int32]
 
 
 def is_chosen_set(folder: Path) -> bool:
@@ -148,7 +130,7 @@ def read_record(folder: Path) -> CalibrationSet:
         record = msgspec.json.decode(path.read_bytes(), type=CalibrationSet)
     except (OSError, msgspec.DecodeError) as error:
         raise SourceError(f"expected the record of a calibration set in {path}, got: {error}") from error
-    if record.schema != SCHEMA:
+    if record.schema not in _READABLE:
         raise SourceError(f"expected {path} of schema {SCHEMA}, got {record.schema}: choose the images again")
     return record
 
@@ -195,21 +177,23 @@ def _content(path: Path, sha256: str) -> bytes:
     return content
 
 
-def write_held(folder: Path, held: Held) -> None:
-    """Write ``held_out.safetensors``; the caller's folder is temporary."""
-    save_file({name: np.ascontiguousarray(value) for name, value in held._asdict().items()}, folder / HELD_OUT)
-    (folder / HELD_OUT).chmod(0o644)  # the library makes files that only their owner can read
+def write_sample(folder: Path, sample: FootageSample) -> None:
+    """Write ``footage.safetensors``; the caller's folder is temporary."""
+    save_file({name: np.ascontiguousarray(value) for name, value in sample._asdict().items()}, folder / SAMPLE)
+    (folder / SAMPLE).chmod(0o644)  # the library makes files that only their owner can read
 
 
-def read_held(folder: Path) -> Held:
-    """Read what ``write_held`` wrote.
+def read_sample(folder: Path) -> FootageSample:
+    """Read what ``write_sample`` wrote.
 
     Raises:
         SourceError: absent or damaged.
     """
-    path = folder / HELD_OUT
+    path = folder / SAMPLE
     try:
         found = load_file(path)
-        return Held(found["rows"], found["exposures"], found["blocks"])
+        return FootageSample(found["rows"], found["exposures"])
     except (OSError, KeyError, SafetensorError) as error:
-        raise SourceError(f"expected footage held out in {path}, got: {error}: choose the images again") from error
+        raise SourceError(
+            f"expected a sample of the footage in {path}, got: {error}: choose the images again"
+        ) from error

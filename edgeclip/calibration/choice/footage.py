@@ -1,7 +1,5 @@
-"""Texts that name sources in; frames of all of them, one source after another and thinned out in time, out.
-
-Each frame says what it is for: to choose from, or held out to see how well the choice covers what it was not chosen
-from. Of a video, whole blocks of time are held out, with a gap around them; of image files, those whose hash says so.
+"""Texts that name sources in; frames of all of them, one source after another and thinned out in time, out: each with
+what the encoder makes of it.
 """
 
 from __future__ import annotations
@@ -9,54 +7,59 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from edgeclip.calibration.choice.bins import image_time, later, of_the_day, of_the_video, video_start
+import numpy as np
+
+from edgeclip.calibration.choice.bins import (
+    Exposure,
+    exposure_of,
+    image_time,
+    of_the_day,
+    of_the_video,
+    video_start,
+)
+from edgeclip.calibration.choice.chosen_set import FootageSample
 from edgeclip.calibration.images import find_images
 from edgeclip.errors import InputError, SourceError
-from edgeclip.runtime.images import Image, decode_image
+from edgeclip.prompts import FloatArray
+from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.gate import DEFAULT_THRESHOLD, Cells, average, difference
+from edgeclip.runtime.images import decode_image
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Source
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
 
-Role = Literal["candidate", "held out", "gap"]
 _SLACK_S = 1e-6
-_LEAST_BLOCK_S = 1.0
+SAMPLED = 1024  # frames that footage is compared by
+_LIVE_S = 60.0  # how long a camera is read unless it is said
+_SAME_LIGHT = 4.0  # grey levels that the whole picture may change by and still count as unchanged
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames are looked at, and which of them are held out.
+    """Which frames are looked at.
 
     Attributes:
         every_s: of a video or camera, a frame every so many seconds.
         duration_s: read so many seconds of each; None for all of a file, 60 s of a camera.
-        holdout: share that is held out, 0 to 1.
-        block_s: length of the blocks of time that are held out whole, at most.
-        gap_s: frames nearer than that to the border of a held-out block are not used at all.
-        seed: of what is held out.
     """
 
     every_s: float = 0.2
     duration_s: float | None = None
-    holdout: float = 0.2
-    block_s: float = 5.0
-    gap_s: float = 0.5
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.every_s) and self.every_s >= 0):
             raise InputError(f"expected --every of at least 0 seconds, got {self.every_s}")
         if self.duration_s is not None and not self.duration_s > 0:
             raise InputError(f"expected --duration above 0 seconds, got {self.duration_s}")
-        if not 0 <= self.holdout <= 1:
-            raise InputError(f"expected --holdout from 0 to 1, got {self.holdout}")
 
 
 class Shot(NamedTuple):
@@ -66,8 +69,6 @@ class Shot(NamedTuple):
         source: number of its source.
         frame, time_s: index and time of a ``Frame``; a file's position, and 0.
         pixels: decoded.
-        role: what it is for.
-        block: what it was taken together with: a block of time of a video, or an image file by itself.
         moment: bin of the time at which it was taken.
         content, path: an image file's bytes and place; None for a video frame.
         sha256: of the bytes; empty for a video frame.
@@ -77,8 +78,6 @@ class Shot(NamedTuple):
     frame: int
     time_s: float
     pixels: Pixels
-    role: Role
-    block: str
     moment: str
     content: bytes | None = None
     path: Path | None = None
@@ -139,32 +138,18 @@ class Footage:
         for index, path in enumerate(paths):
             try:
                 content = path.read_bytes()
-                pixels: Image = decode_image(content, name=str(path))
+                pixels = decode_image(content, name=str(path))
             except (OSError, SourceError):
                 self.failed[number] += 1
                 continue
             digest = hashlib.sha256(content).hexdigest()
-            held = _share(f"{self._sampling.seed} {digest}") < self._sampling.holdout
-            moment = of_the_day(image_time(path, content))
-            yield Shot(
-                number,
-                index,
-                0.0,
-                pixels,
-                "held out" if held else "candidate",
-                f"file {digest[:16]}",
-                moment,
-                content,
-                path,
-                digest,
-            )
+            yield Shot(number, index, 0.0, pixels, of_the_day(image_time(path, content)), content, path, digest)
 
     def _frames(self, number: int, source: Source) -> Iterator[Shot]:
         sampling, text = self._sampling, self._texts[number]
-        limit_s = sampling.duration_s or (60.0 if source.live else math.inf)
+        limit_s = sampling.duration_s or (_LIVE_S if source.live else math.inf)
         began = datetime.now(timezone.utc) if source.live else video_start(Path(text)) if Path(text).is_file() else None
         length_s = source.total / source.fps if source.total and source.fps else None
-        blocks = _Blocks(number, length_s, sampling)
         due_s = -math.inf
         for frame in source:
             if frame.time_s >= limit_s:
@@ -172,36 +157,101 @@ class Footage:
             if frame.time_s < due_s - _SLACK_S:
                 continue
             due_s = frame.time_s + sampling.every_s
-            moment = of_the_day(later(began, frame.time_s)) if began else of_the_video(frame.time_s, length_s)
-            block, role = blocks.at(frame.time_s)
-            yield Shot(number, frame.index, frame.time_s, frame.pixels, role, f"{number} block {block}", moment)
+            moment = (
+                of_the_day(began + timedelta(seconds=frame.time_s)) if began else of_the_video(frame.time_s, length_s)
+            )
+            yield Shot(number, frame.index, frame.time_s, frame.pixels, moment)
         self.failed[number] = source.failed
 
 
-class _Blocks:
-    """Blocks of time of one source; of every ``1 / holdout`` in a row one is held out, from a seeded start."""
+class Look(NamedTuple):
+    """What the encoder makes of a frame.
 
-    def __init__(self, number: int, length_s: float | None, sampling: Sampling) -> None:
-        self._share = sampling.holdout
-        # A short video has shorter blocks, so that four of them are held out.
-        short_s = max(_LEAST_BLOCK_S, (length_s or math.inf) * self._share / 4) if self._share else math.inf
-        self._length_s = min(sampling.block_s, short_s)
-        self._gap_s = min(sampling.gap_s, self._length_s / 5)
-        self._start = int(_share(f"{sampling.seed} {number}") / self._share) if self._share else 0
+    Attributes:
+        row: unit embedding (D,).
+        cells: luma of what it saw, averaged over cells, float32.
+        exposure: of what it saw.
+        changed: False if the frame does not differ from the one before: it was not encoded, and has that one's row.
+    """
 
-    def at(self, time_s: float) -> tuple[int, Role]:
-        """Number of a time's block, and what a frame of that time is for."""
-        block = int(time_s // self._length_s)
-        if not self._held(block):
-            return block, "candidate"
-        near = (int(max(0.0, time_s - self._gap_s) // self._length_s), int((time_s + self._gap_s) // self._length_s))
-        return block, "held out" if all(map(self._held, near)) else "gap"
-
-    def _held(self, block: int) -> bool:
-        moved = block + self._start
-        return math.floor((moved + 1) * self._share) > math.floor(moved * self._share)
+    shot: Shot
+    row: FloatArray
+    cells: Cells
+    exposure: Exposure
+    changed: bool
 
 
-def _share(text: str) -> float:
-    """A number in [0, 1) that a text decides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+def embedded(
+    footage: Footage, encoder: ImageEncoder, *, progress: Callable[[int], None] | None = None
+) -> Iterator[Look]:
+    """Go through the footage once, one frame held at a time.
+
+    Args:
+        progress: called with the number of frames looked at.
+
+    Raises:
+        SourceError: no frame can be read.
+        EngineError: the encoder failed.
+    """
+    before: Look | None = None
+    count = 0
+    for shot in footage:
+        small = encoder.preprocess.resize(shot.pixels)
+        cells = average(small)
+        row = before.row if before and not _differs(shot, cells, before) else None
+        look = Look(
+            shot,
+            encoder.encode_preprocessed(encoder.preprocess.normalise_batch(small[None]))[0] if row is None else row,
+            cells if before is None or row is None else before.cells,  # so that a slow change adds up
+            exposure_of(small),
+            row is None,
+        )
+        before = look
+        count += 1
+        if progress and count % 32 == 0:
+            progress(count)
+        yield look
+    if not count:
+        raise SourceError(
+            f"expected images in {', '.join(footage.names)}, got none that can be read ({sum(footage.failed)} are "
+            "damaged): check one by hand"
+        )
+
+
+def _differs(shot: Shot, cells: Cells, before: Look) -> bool:
+    """Whether a frame shows something else than the last one of its source that was encoded."""
+    return (
+        shot.source != before.shot.source
+        or shot.path is not None
+        or difference(cells, before.cells) > DEFAULT_THRESHOLD
+        or abs(float(np.median(cells - before.cells))) > _SAME_LIGHT
+    )
+
+
+class FootageSampler:
+    """Every frame offered is in the sample with the same chance (Vitter's algorithm R, 1985).
+
+    Args:
+        seed: decides which.
+        size: most frames kept.
+    """
+
+    def __init__(self, seed: int, size: int = SAMPLED) -> None:
+        self._kept: list[tuple[int, FloatArray, Exposure]] = []
+        self._offered = 0
+        self._size, self._random = size, random.Random(f"{seed} sample")
+
+    def offer(self, look: Look) -> None:
+        """Show it one more frame."""
+        item = self._offered, look.row, look.exposure
+        self._offered += 1
+        if len(self._kept) < self._size:
+            self._kept.append(item)
+        elif (place := self._random.randrange(self._offered)) < self._size:
+            self._kept[place] = item
+
+    def sample(self) -> FootageSample:
+        """What was kept, in the order of the footage."""
+        kept = sorted(self._kept, key=lambda item: item[0])
+        exposures = [(exposure.luma, exposure.contrast, exposure.saturation) for _, _, exposure in kept]
+        return FootageSample(np.stack([row for _, row, _ in kept]), np.array(exposures, np.float32))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.decisions import FEATURES, Confidence, Doubles, look_at, second_opinion, sigmoid
+from edgeclip.decisions import FEATURES, Confidence, Doubles, look_at, second_opinion
 from edgeclip.extras import require
 from edgeclip.key_cache import FloatArray
 
@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 
 _RIDGE = 0.1  # in units of the mean eigenvalue of the images' Gram matrix
 _CONSTANT = 0.3  # of a regression's constant term beside embeddings of length 1, which are centred
-_SHRINK, _SHRINK_CONSTANT = 1.0, 0.01
+_SHRINK_CONSTANT = 0.01  # of the logistic regressions' constant, beside 1 of all other parameters
 _CERTAIN = 30.0  # of every frame showing a class, where no image of none was given
 
 
@@ -76,7 +76,8 @@ def fit_confidence(images: Labelled, judged: npt.NDArray[np.bool_]) -> Confidenc
 
 def fit_temperature(images: Labelled, *, sigmoid_scores: bool) -> float:
     """The temperature that makes the true rows of images of a class most likely (Guo et al. 2017)."""
-    optimize: Any = require("scipy.optimize", purpose="fit decisions", extra="export")
+    optimize: Any = require("scipy.optimize", purpose="fit decisions")
+    special: Any = require("scipy.special", purpose="fit decisions")
     known = images.truth != NONE
     logits, truth = images.logits[known].astype(np.float64), images.truth[known]
     rows = np.arange(len(truth))
@@ -84,11 +85,8 @@ def fit_temperature(images: Labelled, *, sigmoid_scores: bool) -> float:
     def loss(log_temperature: float) -> float:
         scaled = logits * np.exp(-log_temperature)
         if sigmoid_scores:
-            own = scaled[rows, truth]
-            return float((np.logaddexp(0, scaled).sum(axis=1) - own).mean())
-        top = scaled.max(axis=1, keepdims=True)
-        total = top[:, 0] + np.log(np.exp(scaled - top).sum(axis=1))
-        return float((total - scaled[rows, truth]).mean())
+            return float((np.logaddexp(0, scaled).sum(axis=1) - scaled[rows, truth]).mean())
+        return -float(special.log_softmax(scaled, axis=1)[rows, truth].mean())
 
     found = optimize.minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
     return float(np.exp(found.x))
@@ -118,17 +116,15 @@ def _logistic(
     features: Doubles, group: npt.NDArray[np.intp], true: npt.NDArray[np.bool_], groups: int
 ) -> tuple[Doubles, Doubles]:
     """Weights (9,) and offsets (G,) of ``true``, by penalised likelihood; offsets are drawn to each other."""
-    optimize: Any = require("scipy.optimize", purpose="fit decisions", extra="export")
-    sign = np.where(true, 1.0, -1.0)
-    shrink = np.concatenate([np.full(FEATURES, _SHRINK), [_SHRINK_CONSTANT], np.full(groups, _SHRINK)])
-
-    def loss(parameters: Doubles) -> tuple[float, Doubles]:
-        weights, constant, bias = parameters[:FEATURES], parameters[FEATURES], parameters[FEATURES + 1 :]
-        margin = sign * (features @ weights + constant + bias[group])
-        slope = -sign * sigmoid(-margin)
-        gradient = np.concatenate([features.T @ slope, [slope.sum()], np.bincount(group, slope, minlength=groups)])
-        penalty = 0.5 * float(shrink @ np.square(parameters))
-        return float(np.logaddexp(0, -margin).sum()) + penalty, gradient + shrink * parameters
-
-    found = optimize.minimize(loss, np.zeros(len(shrink)), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
-    return found.x[:FEATURES], found.x[FEATURES] + found.x[FEATURES + 1 :]
+    sparse: Any = require("scipy.sparse", purpose="fit decisions")
+    linear: Any = require("sklearn.linear_model", purpose="fit decisions")
+    # A parameter is shrunk less the larger its column is: this one's makes it _SHRINK_CONSTANT.
+    count, column = len(true), 1 / np.sqrt(_SHRINK_CONSTANT)
+    group_of = sparse.csr_matrix((np.ones(count), (np.arange(count), group)), shape=(count, groups))
+    inputs = sparse.hstack([sparse.csr_matrix(features), np.full((count, 1), column), group_of])
+    # Two rows of no weight: scikit-learn wants to see both answers.
+    inputs = sparse.vstack([inputs, sparse.csr_matrix((2, inputs.shape[1]))]).tocsr()
+    weight = np.append(np.ones(count), [0, 0])
+    model = linear.LogisticRegression(C=1.0, fit_intercept=False, tol=1e-6, max_iter=1000)
+    found = model.fit(inputs, np.append(true, [True, False]), weight).coef_[0]
+    return found[:FEATURES], column * found[FEATURES] + found[FEATURES + 1 :]

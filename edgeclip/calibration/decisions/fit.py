@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,9 +24,9 @@ from edgeclip.calibration.decisions.precision_bound import (
     likely_threshold,
     promised_threshold,
 )
-from edgeclip.calibration.decisions.reliability import Bin, calibration_error, reliability, separation
-from edgeclip.decisions import ClassDecision, DecisionFacts, Decisions, Doubles, Promise, Sure, look_at
+from edgeclip.decisions import ClassDecision, DecisionFacts, Decisions, Doubles, Promise, Sure, look_at, sigmoid
 from edgeclip.errors import InputError
+from edgeclip.extras import require
 from edgeclip.key_cache import FloatArray
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
@@ -34,6 +35,7 @@ from edgeclip.spec import EncoderSpec
 _FOLDS = 25
 _FEWEST = 10  # images whose label may be reported
 _CURVE = 60  # points of precision by acceptance
+_BINS = 15  # of reliability
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class FitOptions:
         for name, value in (("precision target", self.target), ("confidence", self.confidence)):
             if not 0 < value < 1:
                 raise InputError(f"expected a {name} above 0 and below 1, got {value}")
+
+
+class Bin(msgspec.Struct, frozen=True):
+    """Images whose probability lies in one bin: how many, their mean probability, and the share that is right."""
+
+    n: int
+    probability: float
+    right: float
 
 
 class Reported(msgspec.Struct, frozen=True):
@@ -277,12 +287,37 @@ def _figures(
 
 def _best_score(logits: FloatArray, encoder: EncoderSpec) -> Doubles:
     """The best class's softmax or sigmoid (N,) of logits (N, C)."""
-    top = logits.max(axis=1).astype(np.float64)
     if encoder.score == "sigmoid":
-        best: Doubles = 1 / (1 + np.exp(-top))
-    else:
-        best = 1 / np.exp(logits.astype(np.float64) - top[:, None]).sum(axis=1)
+        return sigmoid(logits.max(axis=1).astype(np.float64))
+    special: Any = require("scipy.special", purpose="fit decisions")
+    best: Doubles = special.softmax(logits.astype(np.float64), axis=1).max(axis=1)
     return best
+
+
+def reliability(probability: Doubles, right: Bools) -> list[Bin]:
+    """Of probabilities (N,) and what came true: the non-empty of 15 equally wide bins over (0, 1], lowest first."""
+    place = np.clip(np.ceil(probability * _BINS).astype(int) - 1, 0, _BINS - 1)
+    counts = np.bincount(place, minlength=_BINS)
+    said = np.bincount(place, weights=probability, minlength=_BINS)
+    true = np.bincount(place, weights=right, minlength=_BINS)
+    return [Bin(int(n), float(p / n), float(t / n)) for n, p, t in zip(counts, said, true, strict=True) if n]
+
+
+def calibration_error(probability: Doubles, right: Bools) -> float:
+    """Expected calibration error (Guo et al. 2017): the mean distance of probability and share right, over images.
+
+    With few images it is above zero for perfect probabilities too, as each bin's share is off by chance.
+    """
+    found = reliability(probability, right)
+    return sum(each.n * abs(each.probability - each.right) for each in found) / max(1, len(probability))
+
+
+def separation(score: Doubles, known: Bools) -> float | None:
+    """AUROC: the chance that an image of a class scores above one of none, ties counting half; None without either."""
+    if known.all() or not known.any():
+        return None
+    metrics: Any = require("sklearn.metrics", purpose="fit decisions")
+    return float(metrics.roc_auc_score(known, score))
 
 
 def _curve(probability: Doubles, right: Bools) -> list[Reported]:

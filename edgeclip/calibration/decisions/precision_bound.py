@@ -76,7 +76,7 @@ def lower_bound(right: int, n: int, confidence: float) -> float:
     """Clopper and Pearson's lower bound on a share of which ``right`` of ``n`` were seen."""
     if right == 0:
         return 0.0
-    stats: Any = require("scipy.stats", purpose="promise a precision", extra="export")
+    stats: Any = require("scipy.stats", purpose="promise a precision")
     return float(stats.beta.ppf(1 - confidence, right, n - right + 1))
 
 

@@ -6,14 +6,9 @@ from collections.abc import Iterator
 
 from edgeclip.devices.doctor.finding import Facts, Finding, Rule
 from edgeclip.devices.machine.software import Software
+from edgeclip.engine_list import engine_libraries
 
-# What runs encoders -> what installs it, where pip does.
-_ENGINES = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "edgeclip[openvino]",
-    "tensorrt": "edgeclip[tensorrt]",
-    "tensorrt-rtx": "edgeclip[tensorrt-rtx]",
-}
+# What engines need beside their own library -> what installs it.
 _NEEDED = {"av": "av", "cuda-bindings": "edgeclip[cuda]"}
 _GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 _INSTALL_DRIVER = {
@@ -28,7 +23,7 @@ def engines(facts: Facts) -> Iterator[Finding]:
     software = facts.software
     if software is None:
         return
-    loaded = [f"{name} {software.library(name).version}" for name in _ENGINES if software.loads(name)]
+    loaded = [f"{name} {software.library(name).version}" for name in engine_libraries() if software.loads(name)]
     if loaded:
         yield Finding("engines", "ok", f"engines load: {', '.join(loaded)}")
     else:
@@ -45,7 +40,8 @@ def engines(facts: Facts) -> Iterator[Finding]:
 def broken(facts: Facts) -> Iterator[Finding]:
     """Libraries that are installed and do not load or do not work."""
     software = facts.software
-    for name, package in (_ENGINES | _NEEDED).items() if software else ():
+    engines = {name: entry.install for name, entry in engine_libraries().items()}
+    for name, package in (engines | _NEEDED).items() if software else ():
         assert software is not None
         tried = software.library(name)
         why = tried.error or tried.facts.get("broken")
@@ -156,7 +152,8 @@ def gpu_engine(facts: Facts) -> Iterator[Finding]:
     if software is None or facts.machine.jetson or "cuda" not in software.library("nvidia-driver").facts:
         return
     works = software.library("onnxruntime").facts.get("works", "").split()
-    if software.loads("tensorrt") or software.loads("tensorrt-rtx") or set(works) & set(_GPU_PROVIDERS):
+    own = [name for name, entry in engine_libraries().items() if entry.nvidia]
+    if any(software.loads(name) for name in own) or set(works) & set(_GPU_PROVIDERS):
         return
     fails = software.library("onnxruntime").facts.get("fails", "").split()
     also = f"; ONNX Runtime has {', '.join(fails)}, which do not load" if fails else ""
@@ -192,7 +189,7 @@ def builders(facts: Facts) -> Iterator[Finding]:
     """TensorRTs that load, have a driver, and still make no builder."""
     software = facts.software
     served = software.library("nvidia-driver").facts.get("cuda") if software else None
-    for name in ("tensorrt", "tensorrt-rtx") if software and served else ():
+    for name in engine_libraries() if software and served else ():
         assert software is not None
         assert served is not None
         if software.library(name).facts.get("builder") == "no":

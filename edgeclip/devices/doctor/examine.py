@@ -1,7 +1,7 @@
 """A root folder in, a report out: what the machine is, what it can use, and what to mend with which command.
 
-To add a check, write a rule beside those of its kind (``doctor_jetson``, ``doctor_host``, ``doctor_engines``,
-``doctor_cameras``): facts in, findings out; what is absent in the facts gives no finding, or one that says so.
+To add a check, write a rule beside those of its kind (``host.py``, ``jetson.py``, ``engines.py``, ``cameras.py``):
+facts in, findings out; what is absent in the facts gives no finding, or one that says so.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.devices.catalogue.jetpack import JetPack
-from edgeclip.devices.doctor import cameras as doctor_cameras
-from edgeclip.devices.doctor import engines as doctor_engines
-from edgeclip.devices.doctor import host as doctor_host
-from edgeclip.devices.doctor import jetson as doctor_jetson
+from edgeclip.devices.doctor import cameras, engines, host, jetson
 from edgeclip.devices.doctor.finding import Facts, Finding, Rule
 from edgeclip.devices.machine.machine import Machine, match_profile, read_machine
 from edgeclip.devices.machine.software import Software, read_software
@@ -22,7 +19,7 @@ from edgeclip.devices.machine.tree import Tree, open_tree
 from edgeclip.errors import InputError
 from edgeclip.version import __version__
 
-RULES: tuple[Rule, ...] = (*doctor_host.RULES, *doctor_jetson.RULES, *doctor_engines.RULES, *doctor_cameras.RULES)
+RULES: tuple[Rule, ...] = (*host.RULES, *jetson.RULES, *engines.RULES, *cameras.RULES)
 # Beside a recorded machine's files: what its Python and its user could use.
 RECORD = "edgeclip-doctor.json"
 _ORDER = {"problem": 0, "note": 1, "ok": 2}

@@ -1,6 +1,6 @@
 """A machine's files in, what makes it a Jetson out: Jetson Linux release, power modes, and JetPack's own TensorRT.
 
-A machine's files in, the name of its power mode and whether its clocks are pinned out.
+``power_mode`` names the power mode of any machine, and whether its clocks are pinned.
 """
 
 from __future__ import annotations
@@ -75,6 +75,31 @@ def current_mode(tree: Tree, modes: tuple[Mode, ...]) -> Mode | None:
     return next((mode for mode in modes if mode.id == int(now[1])), Mode(int(now[1]), f"mode {int(now[1])}"))
 
 
+def power_mode(tree: Tree) -> str | None:
+    """The power mode in words: ``"15W"``, ``"MAXN, CPU clocks pinned"``, ``"governor powersave"``; None if unknown."""
+    clocks = [clock for clock in read_clocks(tree) if clock.name != "gpu"]
+    words = []
+    if mode := nvpmodel_mode(tree):
+        words.append(mode)
+    elif profile := tree.text("sys/firmware/acpi/platform_profile"):
+        words.append(f"profile {profile}")
+    if not mode and (governors := {clock.governor for clock in clocks if clock.governor}):
+        words.append(f"governor {'/'.join(sorted(governors))}")
+    if clocks and all(clock.pinned for clock in clocks):
+        words.append("CPU clocks pinned")  # as jetson_clocks does
+    return ", ".join(words) or None
+
+
+def nvpmodel_mode(tree: Tree) -> str | None:
+    """A Jetson's power mode by name (``"MAXN"``), from nvpmodel's own files, which anyone may read.
+
+    Returns:
+        The name; ``"mode 2"`` where only the number is known; None where nvpmodel has left no status.
+    """
+    mode = current_mode(tree, power_modes(tree.text("etc/nvpmodel.conf") or ""))
+    return mode.name if mode else None
+
+
 def l4t_release(text: str) -> str | None:
     """``# R36 (release), REVISION: 4.3, …`` as ``36.4.3``."""
     found = _RELEASE.search(text)
@@ -116,28 +141,3 @@ def _tensorrt(tree: Tree) -> SystemTensorRt | None:
     return SystemTensorRt(
         versions[-1], tuple(path.removesuffix("/tensorrt/__init__.py") for path in modules if tree.exists(path))
     )
-
-
-def nvpmodel_mode(tree: Tree) -> str | None:
-    """A Jetson's power mode by name (``"MAXN"``), from nvpmodel's own files, which anyone may read.
-
-    Returns:
-        The name; ``"mode 2"`` where only the number is known; None where nvpmodel has left no status.
-    """
-    mode = current_mode(tree, power_modes(tree.text("etc/nvpmodel.conf") or ""))
-    return mode.name if mode else None
-
-
-def power_mode(tree: Tree) -> str | None:
-    """The power mode in words: ``"15W"``, ``"MAXN, CPU clocks pinned"``, ``"governor powersave"``; None if unknown."""
-    clocks = [clock for clock in read_clocks(tree) if clock.name != "gpu"]
-    words = []
-    if mode := nvpmodel_mode(tree):
-        words.append(mode)
-    elif profile := tree.text("sys/firmware/acpi/platform_profile"):
-        words.append(f"profile {profile}")
-    if not mode and (governors := {clock.governor for clock in clocks if clock.governor}):
-        words.append(f"governor {'/'.join(sorted(governors))}")
-    if clocks and all(clock.pinned for clock in clocks):
-        words.append("CPU clocks pinned")  # as jetson_clocks does
-    return ", ".join(words) or None

@@ -1,8 +1,7 @@
-"""A machine's files in, what it is and how it is set out; and the device profile that it fits.
+"""A machine's files in; what it is and how it is set out, and the device profile that it fits, out.
 
-A machine's files in, its PCI graphics cards out: NVIDIA's with or without a driver, and Intel's.
-
-A machine's files in, the cameras that Linux shows out: USB and CSI, by the index that OpenCV takes.
+Among it are the PCI graphics cards, NVIDIA's with or without a driver and Intel's, and the cameras that Linux shows,
+USB and CSI, by the index that OpenCV takes.
 """
 
 from __future__ import annotations
@@ -21,6 +20,23 @@ from edgeclip.devices.machine.memory import MachineMemory, read_memory
 from edgeclip.devices.machine.tree import Tree, field, open_tree
 
 _DRIVER = re.compile(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)")
+# Codecs, scalers and image processors, which are video devices to V4L2 too.
+_NO_CAMERA = ("bcm2835-", "pispbe", "rpivid", "rpi-hevc-dec", "rockchip-", "hantro")
+# Receivers of CSI ports: a Jetson's, and a Raspberry Pi's up to 4 and from 5 on.
+_CSI = ("vi-output", "unicam", "rp1-cfe")
+
+
+class ThermalZone(msgspec.Struct, frozen=True):
+    """A temperature sensor.
+
+    Attributes:
+        celsius: None where the sensor is switched off.
+        throttles_at: the lowest temperature at which Linux slows something down; None where it names none.
+    """
+
+    name: str
+    celsius: float | None
+    throttles_at: float | None
 
 
 class NvidiaCards(msgspec.Struct, frozen=True):
@@ -37,33 +53,6 @@ class NvidiaCards(msgspec.Struct, frozen=True):
     on_bus: int
 
 
-def read_nvidia(tree: Tree) -> NvidiaCards | None:
-    """NVIDIA's cards, or None where neither the bus nor a driver shows one."""
-    found = re.search(_DRIVER, field(tree.text("proc/driver/nvidia/version"), "NVRM version") or "")
-    names = [
-        field(tree.text(path), "Model") or "NVIDIA GPU" for path in tree.glob("proc/driver/nvidia/gpus/*/information")
-    ]
-    on_bus = count_graphics_cards(tree, "0x10de")
-    if found is None and not names and not on_bus:
-        return None
-    return NvidiaCards(found[1] if found else None, tuple(names), on_bus)
-
-
-def count_graphics_cards(tree: Tree, vendor: str) -> int:
-    """PCI devices of a vendor whose class is display (VGA 0x0300…, 3D 0x0302…)."""
-    devices = [path.removesuffix("/class") for path in tree.glob("sys/bus/pci/devices/*/class")]
-    return sum(
-        (tree.text(f"{device}/class") or "").startswith("0x03") and tree.text(f"{device}/vendor") == vendor
-        for device in devices
-    )
-
-
-# Codecs, scalers and image processors, which are video devices to V4L2 too.
-_NO_CAMERA = ("bcm2835-", "pispbe", "rpivid", "rpi-hevc-dec", "rockchip-", "hantro")
-# Receivers of CSI ports: a Jetson's, and a Raspberry Pi's up to 4 and from 5 on.
-_CSI = ("vi-output", "unicam", "rp1-cfe")
-
-
 class VideoDevice(msgspec.Struct, frozen=True):
     """A video device that gives frames.
 
@@ -78,35 +67,6 @@ class VideoDevice(msgspec.Struct, frozen=True):
     name: str
     kind: Literal["usb", "csi"]
     sensor: str | None = None
-
-
-def read_cameras(tree: Tree) -> tuple[VideoDevice, ...]:
-    """The cameras of a machine, in the order of their numbers.
-
-    A USB camera has a second device for its metadata; only index 0 of each gives frames.
-    """
-    cameras = []
-    for path in tree.glob("sys/class/video4linux/video*"):
-        name, index = tree.text(f"{path}/name"), tree.number(f"{path}/index")
-        if name is None or index not in (None, 0) or name.startswith(_NO_CAMERA):
-            continue
-        sensor = re.match(r"vi-output, (\S+)", name)
-        kind: Literal["usb", "csi"] = "csi" if name.startswith(_CSI) else "usb"
-        cameras.append(VideoDevice(f"/dev/{path.rpartition('/')[2]}", name, kind, sensor[1] if sensor else None))
-    return tuple(cameras)
-
-
-class ThermalZone(msgspec.Struct, frozen=True):
-    """A temperature sensor.
-
-    Attributes:
-        celsius: None where the sensor is switched off.
-        throttles_at: the lowest temperature at which Linux slows something down; None where it names none.
-    """
-
-    name: str
-    celsius: float | None
-    throttles_at: float | None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -211,6 +171,43 @@ def match_profile(
         if best is None or (*fit, near) > best[0]:
             best = (*fit, near), profile
     return best[1] if best else None
+
+
+def read_nvidia(tree: Tree) -> NvidiaCards | None:
+    """NVIDIA's cards, or None where neither the bus nor a driver shows one."""
+    found = re.search(_DRIVER, field(tree.text("proc/driver/nvidia/version"), "NVRM version") or "")
+    names = [
+        field(tree.text(path), "Model") or "NVIDIA GPU" for path in tree.glob("proc/driver/nvidia/gpus/*/information")
+    ]
+    on_bus = count_graphics_cards(tree, "0x10de")
+    if found is None and not names and not on_bus:
+        return None
+    return NvidiaCards(found[1] if found else None, tuple(names), on_bus)
+
+
+def count_graphics_cards(tree: Tree, vendor: str) -> int:
+    """PCI devices of a vendor whose class is display (VGA 0x0300…, 3D 0x0302…)."""
+    devices = [path.removesuffix("/class") for path in tree.glob("sys/bus/pci/devices/*/class")]
+    return sum(
+        (tree.text(f"{device}/class") or "").startswith("0x03") and tree.text(f"{device}/vendor") == vendor
+        for device in devices
+    )
+
+
+def read_cameras(tree: Tree) -> tuple[VideoDevice, ...]:
+    """The cameras of a machine, in the order of their numbers.
+
+    A USB camera has a second device for its metadata; only index 0 of each gives frames.
+    """
+    cameras = []
+    for path in tree.glob("sys/class/video4linux/video*"):
+        name, index = tree.text(f"{path}/name"), tree.number(f"{path}/index")
+        if name is None or index not in (None, 0) or name.startswith(_NO_CAMERA):
+            continue
+        sensor = re.match(r"vi-output, (\S+)", name)
+        kind: Literal["usb", "csi"] = "csi" if name.startswith(_CSI) else "usb"
+        cameras.append(VideoDevice(f"/dev/{path.rpartition('/')[2]}", name, kind, sensor[1] if sensor else None))
+    return tuple(cameras)
 
 
 def _os_release(tree: Tree) -> dict[str, str]:

@@ -13,14 +13,13 @@ from edgeclip.devices.machine.jetson import nvpmodel_mode
 from edgeclip.devices.machine.machine import read_nvidia
 from edgeclip.devices.machine.memory import read_memory
 from edgeclip.devices.machine.tree import Tree, field
+from edgeclip.engine_list import engine_packages
 
 Description = dict[str, str | int | float]
 
-_ENGINES = ("onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
-
 
 def describe_machine(root: Path = Path("/")) -> Description:
-    """Board or CPU, a Jetson's power mode, NVIDIA cards and driver, cores, memory, versions that matter to speed.
+    """Board or CPU, a Jetson's power mode, NVIDIA cards and driver, cores, memory, versions of what runs encoders.
 
     What cannot be read is left out, never guessed.
 
@@ -53,7 +52,7 @@ def describe_machine(root: Path = Path("/")) -> Description:
             described["gpu"] = ", ".join(cards.names)
         if cards.driver:
             described["nvidia_driver"] = cards.driver
-    described.update(installed_versions(_ENGINES))
+    described.update(installed_versions((*engine_packages(), "torch")))
     return described
 
 
@@ -73,7 +72,7 @@ def _installed_version(package: str) -> str | None:
 
 def summary(described: Description) -> str:
     """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``; with a GPU, it and its driver."""
-    engines = [f"{name} {described[name]}" for name in _ENGINES if name in described]
+    engines = [f"{name} {described[name]}" for name in engine_packages() if name in described]
     parts = [
         str(described.get("board") or described.get("cpu") or described["architecture"]),
         f"{described['cores_usable']} cores",

@@ -18,7 +18,7 @@ import msgspec
 
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.machine.tree import without_home
-from edgeclip.devices.machine.try_library import LIBRARIES, Tried
+from edgeclip.devices.machine.try_library import Trial, Tried, trials
 from edgeclip.files import cache_place
 
 # Packages that bring the same module, of which the last one installed wins.
@@ -31,7 +31,7 @@ _PATIENCE_S = 90.0
 # The path comes first: nothing is to be imported from the working folder.
 _CHILD = (
     "import sys; sys.path[:] = sys.argv[1].split('\\n'); "
-    "from edgeclip.devices.machine.try_library import main; main(sys.argv[2])"
+    "from edgeclip.devices.machine.try_library import main; main(*sys.argv[2:])"
 )
 
 
@@ -73,7 +73,7 @@ class Software(msgspec.Struct, frozen=True):
     disk: Disk | None
 
     def library(self, name: str) -> Tried:
-        """How a library of ``try_library.LIBRARIES`` did; one that was not tried counts as not installed."""
+        """How a library did, by doctor's name of it; one that was not tried counts as not installed."""
         return next((tried for tried in self.libraries if tried.name == name), Tried(name, installed=False))
 
     def loads(self, name: str) -> bool:
@@ -104,7 +104,7 @@ def read_software(devices: Iterable[str] = ()) -> Software:
         environment=sys.prefix != sys.base_prefix,
         system_python=sys.base_prefix == "/usr",
         system_packages=sys.prefix == "/usr" or any(path.endswith("/dist-packages") for path in sys.path),
-        libraries=try_libraries(LIBRARIES),
+        libraries=try_libraries(trials()),
         packages=installed_versions(name for names in _SAME_MODULE for name in names),
         missing_groups=_missing_groups(),
         closed_devices=tuple(path for path in devices if not os.access(path, os.R_OK | os.W_OK)),
@@ -112,17 +112,26 @@ def read_software(devices: Iterable[str] = ()) -> Software:
     )
 
 
-def try_libraries(names: Iterable[str]) -> tuple[Tried, ...]:
+def try_libraries(wanted: Iterable[Trial]) -> tuple[Tried, ...]:
     """Try libraries, each in a process of its own: one that crashes or hangs is told as that."""
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
-        return tuple(pool.map(_try, names))
+        return tuple(pool.map(_try, wanted))
 
 
-def _try(name: str) -> Tried:
+def _try(trial: Trial) -> Tried:
+    name, module, asks = trial
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CHILD, "\n".join(sys.path), name],  # it finds what this process would find
+            [
+                sys.executable,
+                "-c",
+                _CHILD,
+                "\n".join(sys.path),
+                name,
+                module,
+                asks or "",
+            ],  # it finds what this process would find
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment,

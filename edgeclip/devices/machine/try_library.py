@@ -1,9 +1,7 @@
-"""The name of a library in, what it says of itself out as one line of JSON; run in a process of its own.
+"""A library in, what it says of itself out as one line of JSON; run in a process of its own.
 
 A library that crashes, hangs or prints takes only that process with it. What is done is more than an import: providers
 of ONNX Runtime run a graph, TensorRT makes a builder, CUDA counts its GPUs.
-
-What ``cv2.getBuildInformation()`` gives in, whether OpenCV was built with a feature out.
 """
 
 from __future__ import annotations
@@ -16,9 +14,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
+
+from edgeclip.engine_list import engine_libraries
 
 # One node, Identity, of float32 [1]: the smallest graph that a provider can be asked to run. Made with
 # onnx.helper.make_model(…, ir_version=8, opset 13).
@@ -48,9 +49,33 @@ class Tried(msgspec.Struct, frozen=True):
     facts: dict[str, str] = {}
 
 
-def try_library(name: str) -> Tried:
-    """Import a library of ``LIBRARIES`` and ask what it can do here; never raises for what the library does."""
-    module, ask = LIBRARIES[name]
+Answer = tuple[list[str], dict[str, str]]
+Question: TypeAlias = Callable[[Any], Answer]
+"""What a loaded library is asked: the module in; details for people, and facts for rules, out. It may raise."""
+
+
+class Trial(NamedTuple):
+    """A library that is to be tried.
+
+    Attributes:
+        module: to import.
+        asks: ``"module:function"`` of its ``Question``; None for no more than whether it loads.
+    """
+
+    name: str
+    module: str
+    asks: str | None
+
+
+def trials() -> list[Trial]:
+    """All libraries that doctor tries: those that run encoders, and what edgeclip needs beside them."""
+    engines = [Trial(name, entry.module, entry.asks) for name, entry in engine_libraries().items()]
+    return [*engines, *(Trial(name, module, f"{__name__}:{question}") for name, module, question in _BESIDE)]
+
+
+def try_library(trial: Trial) -> Tried:
+    """Import a library and ask what it can do here; never raises for what the library does."""
+    name, module, asks = trial
     try:
         loaded = import_module(module)
     except ModuleNotFoundError as error:
@@ -61,16 +86,14 @@ def try_library(name: str) -> Tried:
         return Tried(name, error=_one_line(error))
     version = str(getattr(loaded, "__version__", None) or "of unknown version")
     try:
-        details, facts = ask(loaded)
+        details, facts = resolve_name(asks)(loaded) if asks else ([], {})
     except Exception as error:  # noqa: BLE001 - likewise
         return Tried(name, version, details=(f"does not work: {_one_line(error)}",), facts={"broken": _one_line(error)})
     return Tried(name, facts.pop("version", version), details=tuple(details), facts=facts)
 
 
-Answer = tuple[list[str], dict[str, str]]
-
-
-def _onnxruntime(ort: Any) -> Answer:
+def ask_onnxruntime(ort: Any) -> Answer:
+    """Which providers run a graph."""
     import numpy as np
 
     options = ort.SessionOptions()
@@ -92,14 +115,16 @@ def _onnxruntime(ort: Any) -> Answer:
     return details, {"works": " ".join(works), "fails": " ".join(fails)}
 
 
-def _openvino(openvino: Any) -> Answer:
+def ask_openvino(openvino: Any) -> Answer:
+    """Which devices it sees."""
     core = openvino.Core()
     devices = {name: str(core.get_property(name, "FULL_DEVICE_NAME")).strip() for name in core.available_devices}
     version = str(openvino.__version__).partition("-")[0]
     return [f"{name}: {title}" for name, title in devices.items()], {"version": version, "devices": " ".join(devices)}
 
 
-def _tensorrt(trt: Any) -> Answer:
+def ask_tensorrt(trt: Any) -> Answer:
+    """Whether it makes a builder."""
     try:
         made = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR)) is not None
     except (TypeError, RuntimeError):  # the bindings' way to say that a constructor gave nothing
@@ -145,7 +170,6 @@ def _nvml(nvml: Any) -> Answer:
 
 
 def _opencv(cv2: Any) -> Answer:
-
     information = cv2.getBuildInformation()
     has = {name: built_with(information, name) for name in ("GStreamer", "NVIDIA CUDA", "FFMPEG", "v4l/v4l2")}
     short = {"NVIDIA CUDA": "CUDA", "FFMPEG": "FFmpeg", "v4l/v4l2": "V4L2"}
@@ -176,25 +200,24 @@ def _gstreamer(_module: Any) -> Answer:
     }
 
 
-# Name -> module, and what to ask it.
-LIBRARIES: dict[str, tuple[str, Callable[[Any], Answer]]] = {
-    "onnxruntime": ("onnxruntime", _onnxruntime),
-    "openvino": ("openvino", _openvino),
-    "tensorrt": ("tensorrt", _tensorrt),
-    "tensorrt-rtx": ("tensorrt_rtx", _tensorrt),
-    "nvidia-driver": ("edgeclip.devices.machine.cuda", _driver),
-    "cuda-bindings": ("cuda.bindings", _cuda),
-    "nvml": ("pynvml", _nvml),
-    "opencv": ("cv2", _opencv),
-    "av": ("av", _av),
-    "gstreamer": ("sys", _gstreamer),
-}
+# Name, module and question.
+_BESIDE = (
+    ("nvidia-driver", "edgeclip.devices.machine.cuda", "_driver"),
+    ("cuda-bindings", "cuda.bindings", "_cuda"),
+    ("nvml", "pynvml", "_nvml"),
+    ("opencv", "cv2", "_opencv"),
+    ("av", "av", "_av"),
+    ("gstreamer", "sys", "_gstreamer"),
+)
 
 
-def main(name: str) -> None:
-    """Try a library; print the answer as the last line of standard output, and nothing else of the library's."""
+def main(name: str, module: str, asks: str) -> None:
+    """Try a library, given as ``Trial`` has it, "" for None.
+
+    Prints the answer as the last line of standard output, and nothing else of the library's.
+    """
     with _standard_output_set_aside() as answer:
-        answer.write(msgspec.json.encode(try_library(name)) + b"\n")
+        answer.write(msgspec.json.encode(try_library(Trial(name, module, asks or None))) + b"\n")
         answer.flush()
     os._exit(0)  # without the library's own way out, which may crash
 

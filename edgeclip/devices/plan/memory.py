@@ -24,7 +24,7 @@ _LEAST_WORKSPACE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Memory:
+class VariantMemory:
     """Bytes that one variant takes.
 
     Attributes:
@@ -47,11 +47,11 @@ class Memory:
         return self.weights + self.activations + self.frames + self.library
 
 
-def memory_of(cost: GraphCost, precision: str, profile: DeviceProfile, *, batch: int, cameras: int) -> Memory:
+def memory_of(cost: GraphCost, precision: str, profile: DeviceProfile, *, batch: int, cameras: int) -> VariantMemory:
     """What a variant takes on a device, bytes."""
     library = _LIBRARY_BYTES[profile.kind]
     activations = cost.activation_peak * batch * max(2, ELEMENT_BYTES[precision])
-    return Memory(
+    return VariantMemory(
         weights=cost.weights * ELEMENT_BYTES[precision],
         activations=activations,
         frames=cameras * _FRAMES_A_CAMERA * _FRAME_BYTES,

@@ -1,7 +1,7 @@
 """A graph's cost, a device's profile and what is asked of it in; variants that are legal there, their memory, their
 speed as a range, how to build them, and whether the target is reachable, out.
 
-This machine in; its profile, and what of it is free for a model, out: what a plan for it starts from.
+For this machine, ``profile_here`` and ``demand_here`` find the profile, and what is free for a model.
 """
 
 from __future__ import annotations
@@ -76,6 +76,33 @@ def variants_for(profile: DeviceProfile, wanted: Sequence[str] = ()) -> list[str
     return list(wanted) or [name for name in legal if known[name] in pays]
 
 
+def profile_here(tree: Tree) -> DeviceProfile:
+    """The profile that a machine fits best.
+
+    Raises:
+        InputError: none does.
+    """
+    if (found := match_profile(tree)) is None:
+        raise InputError("no device profile fits this machine: name one with --device; edgeclip devices lists them")
+    return found
+
+
+def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
+    """A demand with what the machine itself can tell filled in: free memory, and a CPU's cores and clock.
+
+    What was asked for stays; a GPU with memory of its own does not show how much of it is free.
+    """
+    memory = read_memory(tree)
+    if demand.memory_gib is None and profile.kind != "gpu":
+        available = [gib for gib in (memory.available_gib, memory.limit_gib) if gib is not None]
+        demand = dataclasses.replace(demand, memory_gib=min(available, default=None))
+    if profile.kind == "cpu":
+        cpu = read_cpu(tree)
+        cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
+        demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
+    return demand
+
+
 def _release(profile: DeviceProfile, demand: Demand) -> JetPack | None:
     if demand.jetpack is not None:
         if demand.jetpack not in profile.jetpacks:
@@ -147,33 +174,6 @@ def _reach(speed: Estimate | None, demand: Demand) -> str | None:
     if wanted <= speed.images_per_s.low:
         return "yes"
     return "perhaps" if wanted <= speed.images_per_s.high else "no"
-
-
-def profile_here(tree: Tree) -> DeviceProfile:
-    """The profile that a machine fits best.
-
-    Raises:
-        InputError: none does.
-    """
-    if (found := match_profile(tree)) is None:
-        raise InputError("no device profile fits this machine: name one with --device; edgeclip devices lists them")
-    return found
-
-
-def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
-    """A demand with what the machine itself can tell filled in: free memory, and a CPU's cores and clock.
-
-    What was asked for stays; a GPU with memory of its own does not show how much of it is free.
-    """
-    memory = read_memory(tree)
-    if demand.memory_gib is None and profile.kind != "gpu":
-        available = [gib for gib in (memory.available_gib, memory.limit_gib) if gib is not None]
-        demand = dataclasses.replace(demand, memory_gib=min(available, default=None))
-    if profile.kind == "cpu":
-        cpu = read_cpu(tree)
-        cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
-        demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
-    return demand
 
 
 def _ghz(tree: Tree) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeclip.devices.plan.cost import GraphCost
-from edgeclip.devices.plan.memory import Memory
+from edgeclip.devices.plan.memory import VariantMemory
 from edgeclip.devices.plan.speed import Estimate
 from edgeclip.errors import InputError
 
@@ -65,7 +65,7 @@ class VariantPlan:
     refused: str | None = None
     wise: bool = False
     why: str = ""
-    memory: Memory | None = None
+    memory: VariantMemory | None = None
     fits: bool | None = None
     estimate: Estimate | None = None
     reach: str | None = None

@@ -17,7 +17,7 @@ NEVER = math.nan  # what a channel reads where there is nothing to read: absent,
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class SensorAccuracy:
     """What the maker of a power sensor promises.
 
     Attributes:
@@ -58,13 +58,13 @@ class Channel:
     kind: Kind
     part: Part
     in_total: bool = False
-    accuracy: Accuracy | None = None
+    accuracy: SensorAccuracy | None = None
     wraps_j: float = 0.0
     period_s: float | None = None
     reasons: Mapping[int, str] = field(default_factory=dict)
 
 
-class Source(ABC):
+class SensorSource(ABC):
     """Some channels that are read together.
 
     Attributes:
@@ -97,7 +97,7 @@ class Found:
         absent: quantity (``"CPU power"``) to reason.
     """
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[SensorSource] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: Found) -> None:
@@ -183,7 +183,7 @@ class ProductFiles:
         self._amperes.close()
 
 
-class FileSource(Source):
+class FileSource(SensorSource):
     """Channels that are a file, or two, each."""
 
     def __init__(self, name: str, readers: Sequence[tuple[Channel, Reader]], *, each_time: bool = True) -> None:

@@ -2,8 +2,6 @@
 
 Paths are those of L4T 32 (the ``ina3221x`` driver, under iio), 35, 36 and 38 (hwmon); written from NVIDIA's Jetson
 Linux Developer Guides and the kernel's documentation of the drivers, not run on a board.
-
-Names of a Jetson's power rails in; which of them make the total, and what each feeds, out.
 """
 
 from __future__ import annotations
@@ -13,49 +11,29 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgeclip.devices.sensors.base import (
-    Accuracy,
     Channel,
     FileSource,
     Found,
     Part,
     ProductFiles,
     Reader,
+    SensorAccuracy,
     ValueFile,
     numbered,
     opened,
     text_of,
 )
 
+_GPU = re.compile(r"^(gpu-gpc-0|[0-9a-f]+\.(gpu|gm20b|gp10b|gv11b|ga10b|gb10b))$")
+_EVENTS = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
+_INA3221_DATASHEET = "TI SBOS576B: shunt offset ±80 µV, gain ±0.25 %, bus ±16 mV and ±0.25 %; the shunt's own not known"
 # A rail that all others hang on. VDD_IN: the module (TX2, Xavier NX, Orin Nano and NX); POM_5V_IN: the board (Nano);
 # VIN: the board, through the carrier's own sensor (Thor). NVIDIA, Jetson Linux Developer Guide, "Software-Based Power
 # Consumption Modeling" of each series.
 _WHOLE = ("VIN", "VDD_IN", "POM_5V_IN")
 # Fed by VIN_SYS_5V0 and so already counted there (AGX Orin, same place).
 _WITHIN_ANOTHER = frozenset({"VDDQ_VDD2_1V8AO"})
-
-
-def in_total(rails: Iterable[str]) -> frozenset[str]:
-    """The rails whose powers add up to the most that is measured: one that feeds all, else all that are apart."""
-    names = set(rails)
-    for whole in _WHOLE:
-        if whole in names:
-            return frozenset({whole})
-    return frozenset(names - _WITHIN_ANOTHER)
-
-
-def part_of_rail(rail: str) -> Part:
-    """``gpu`` and ``cpu`` for a rail of its own; ``board`` for one that feeds several parts."""
-    gpu, cpu = "GPU" in rail, "CPU" in rail
-    if gpu != cpu:
-        return "gpu" if gpu else "cpu"
-    return "board"
-
-
-_GPU = re.compile(r"^(gpu-gpc-0|[0-9a-f]+\.(gpu|gm20b|gp10b|gv11b|ga10b|gb10b))$")
-_EVENTS = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
-_INA3221_DATASHEET = "TI SBOS576B: shunt offset ±80 µV, gain ±0.25 %, bus ±16 mV and ±0.25 %; the shunt's own not known"
-
-Rail = tuple[str, Reader, Accuracy | None]
+PowerRail = tuple[str, Reader, SensorAccuracy | None]
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
@@ -68,7 +46,7 @@ def jetson_sources(root: Path) -> Found:
     found = Found()
     rails = _hwmon_rails(root) or _iio_rails(root)
     if rails:
-        total = in_total(name for name, _, _ in rails)
+        total = total_rails(name for name, _, _ in rails)
         found.sources.append(
             FileSource(
                 "INA power monitors",
@@ -85,9 +63,9 @@ def jetson_sources(root: Path) -> Found:
     return found
 
 
-def _hwmon_rails(root: Path) -> list[Rail]:
+def _hwmon_rails(root: Path) -> list[PowerRail]:
     """Rails of L4T 35 and later: ``in<n>_label``, ``in<n>_input`` (mV) and ``curr<n>_input`` (mA), or power itself."""
-    rails: list[Rail] = []
+    rails: list[PowerRail] = []
     for chip in numbered(root / "sys/class/hwmon", "hwmon*"):
         name = text_of(chip / "name")
         if name == "ina238" and (power := opened(chip / "power1_input", 1e-6)):  # µW; the input of a Thor's carrier
@@ -106,22 +84,22 @@ def _hwmon_rails(root: Path) -> list[Rail]:
     return rails
 
 
-def _ina3221_accuracy(chip: Path, number: str, volts: ValueFile) -> Accuracy | None:
+def _ina3221_accuracy(chip: Path, number: str, volts: ValueFile) -> SensorAccuracy | None:
     """From the datasheet's limits and the shunt's resistance; None where that is not told."""
     shunt, bus_v = text_of(chip / f"shunt{number}_resistor"), volts.read() * 1e-3  # µΩ
     if not shunt.isdigit() or int(shunt) == 0 or not bus_v > 0:
         return None
     current_offset_a = 80e-6 / (int(shunt) * 1e-6)
-    return Accuracy(
+    return SensorAccuracy(
         absolute_w=bus_v * current_offset_a,
         relative=0.0025 + 0.0025 + 16e-3 / bus_v,
         source=_INA3221_DATASHEET,
     )
 
 
-def _iio_rails(root: Path) -> list[Rail]:
+def _iio_rails(root: Path) -> list[PowerRail]:
     """Rails of L4T 32: ``rail_name_<n>`` and ``in_power<n>_input`` (mW) of each iio device."""
-    rails: list[Rail] = []
+    rails: list[PowerRail] = []
     for device in sorted((root / "sys/bus/i2c/drivers/ina3221x").glob("*/iio*device*")):
         for name_file in numbered(device, "rail_name_*"):
             number = name_file.name.rpartition("_")[2]
@@ -131,6 +109,23 @@ def _iio_rails(root: Path) -> list[Rail]:
             elif power:
                 power.close()
     return rails
+
+
+def total_rails(rails: Iterable[str]) -> frozenset[str]:
+    """The power rails whose powers add up to the most that is measured: one that feeds all, else all that are apart."""
+    names = set(rails)
+    for whole in _WHOLE:
+        if whole in names:
+            return frozenset({whole})
+    return frozenset(names - _WITHIN_ANOTHER)
+
+
+def part_of_rail(rail: str) -> Part:
+    """``gpu`` and ``cpu`` for a rail of its own; ``board`` for one that feeds several parts."""
+    gpu, cpu = "GPU" in rail, "CPU" in rail
+    if gpu != cpu:
+        return "gpu" if gpu else "cpu"
+    return "board"
 
 
 def _gpu(root: Path) -> Found:

@@ -15,7 +15,7 @@ from edgeclip.devices.sensors.base import (
     Found,
     Part,
     Reader,
-    Source,
+    SensorSource,
     numbered,
     opened,
     text_of,
@@ -41,7 +41,7 @@ def linux_sources(root: Path) -> Found:
     return found
 
 
-class ProcSource(Source):
+class ProcSource(SensorSource):
     """CPU load, this process's share of the cores, and memory, from /proc.
 
     Loads are of the time since the reading before; 1 is all cores busy.
@@ -156,7 +156,7 @@ def _clocks(root: Path) -> Found:
     return Found(absent={"CPU clock": f"no cpufreq in {root / 'sys/devices/system/cpu'}, no cpu MHz in {info}"})
 
 
-class _CpuinfoClock(Source):
+class _CpuinfoClock(SensorSource):
     """The mean of ``cpu MHz``; on a large machine a reading takes milliseconds, so before and after only."""
 
     name = "/proc/cpuinfo"

@@ -39,7 +39,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     fault: str = ""
 
 
-class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+class MeasurementConditions(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine was doing during a measurement; goes with its result.
 
     Attributes:

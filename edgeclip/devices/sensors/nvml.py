@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgeclip.devices.sensors.base import NEVER, Accuracy, Channel, Found, Source
+from edgeclip.devices.sensors.base import NEVER, Channel, Found, SensorAccuracy, SensorSource
 from edgeclip.errors import MissingExtraError
 from edgeclip.extras import require
 
@@ -57,7 +57,7 @@ def nvml_sources(nvml: Any | None = None, *, in_total: bool = True) -> Found:
     return found
 
 
-class NvmlSource(Source):
+class NvmlSource(SensorSource):
     """What one GPU reports; what it says it does not support is left out.
 
     Args:
@@ -76,7 +76,9 @@ class NvmlSource(Source):
         self.name = f"NVML of {_text(nvml.nvmlDeviceGetName(handle))}"
         self._readings: list[tuple[Channel, Callable[[], float]]] = []
         counted = self._offer(
-            Channel(f"{name} board", "energy_j", "gpu", in_total=in_total, accuracy=Accuracy(5.0, 0.05, _DOCUMENT)),
+            Channel(
+                f"{name} board", "energy_j", "gpu", in_total=in_total, accuracy=SensorAccuracy(5.0, 0.05, _DOCUMENT)
+            ),
             lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3,
         )
         self._offer_power(handle, name, in_total=in_total and not counted)
@@ -134,10 +136,10 @@ class NvmlSource(Source):
                 raise self._nvml.NVMLError(field.nvmlReturn)
             return float(field.value.uiVal) * 1e-3
 
-        accuracy = Accuracy(5.0, 0.05, _DOCUMENT)
+        accuracy = SensorAccuracy(5.0, 0.05, _DOCUMENT)
         if self._offer(Channel(name, "power_w", "gpu", in_total=in_total, accuracy=accuracy), instant):
             return
-        averaged = Accuracy(5.0, 0.05, _DOCUMENT, lag_s=_AVERAGED_S)
+        averaged = SensorAccuracy(5.0, 0.05, _DOCUMENT, lag_s=_AVERAGED_S)
         self._offer(
             Channel(name, "power_w", "gpu", in_total=in_total, accuracy=averaged),
             lambda: float(self._nvml.nvmlDeviceGetPowerUsage(handle)) * 1e-3,

@@ -1,10 +1,8 @@
-"""One line of NVIDIA's tegrastats in, its numbers by name out.
+"""A running tegrastats in, channels of its latest line out: where a Jetson's own files cannot be read.
 
 Formats of JetPack 4 (L4T 32) to 7 (L4T 38, 39), as in the tables "tegrastats Utility" of NVIDIA's Jetson Linux
 Developer Guides: powers without a unit or in mW, with one value, two (now/average) or three (now/average/highest);
 temperatures with one value or two (now/highest); loads with or without a clock, and clocks without a load.
-
-A running tegrastats in, channels of its latest line out: where a Jetson's own files cannot be read.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgeclip.devices.sensors.base import NEVER, Channel, Found, Kind, Part, Source
-from edgeclip.devices.sensors.jetson import in_total, part_of_rail
+from edgeclip.devices.sensors.base import NEVER, Channel, Found, Kind, Part, SensorSource
+from edgeclip.devices.sensors.jetson import part_of_rail, total_rails
 from edgeclip.devices.sensors.linux import part_of
 from edgeclip.errors import InputError
 
@@ -30,105 +28,10 @@ _CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
 _ENGINE = re.compile(r"\b([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(\d+)%)?(?:@(?:\[([\d,]+)\]|(\d+)))?(?= |$)")
 _TEMPERATURE = re.compile(r"\b([\w-]+)@(-?\d+(?:\.\d+)?)C\b")
 _POWER = re.compile(r"\b((?:VDD|VIN|POM|CPU|GPU|SOC|CV|SYS5V)\w*) (-?\d+)(?=mW|/)(?:mW)?(?:/(-?\d+))?")
-
-
-class Engine(msgspec.Struct, frozen=True, kw_only=True):
-    """Load and clock of one unit; None where the line does not say it.
-
-    Attributes:
-        load: share of its time in [0, 1].
-        clock_mhz: the highest, where there are several.
-    """
-
-    load: float | None = None
-    clock_mhz: float | None = None
-
-
-class Tegrastats(msgspec.Struct, frozen=True, kw_only=True):
-    """What one line says; anything that it leaves out is None or not in its dictionary.
-
-    Attributes:
-        ram_mib, ram_total_mib, swap_mib: memory in use, all memory, swap in use (tegrastats' MB are 2²⁰ bytes).
-        cpus: one entry a core; None for a core that is off.
-        engines: ``"GR3D"`` (the GPU), ``"EMC"`` (memory), ``"NVENC"``, …
-        temperatures_c: by sensor; the value now.
-        powers_w: by rail; the value now.
-        average_powers_w: by rail, since tegrastats started, where it is given.
-    """
-
-    ram_mib: float | None
-    ram_total_mib: float | None
-    swap_mib: float | None
-    cpus: tuple[Engine | None, ...]
-    engines: dict[str, Engine]
-    temperatures_c: dict[str, float]
-    powers_w: dict[str, float]
-    average_powers_w: dict[str, float]
-
-    @property
-    def cpu_load(self) -> float | None:
-        """Mean load of all cores; one that is off has none."""
-        loads = [core.load or 0.0 if core else 0.0 for core in self.cpus]
-        return sum(loads) / len(loads) if loads else None
-
-    @property
-    def cpu_clock_mhz(self) -> float | None:
-        """Mean clock of the cores that are on."""
-        clocks = [core.clock_mhz for core in self.cpus if core and core.clock_mhz is not None]
-        return sum(clocks) / len(clocks) if clocks else None
-
-
-def parse_tegrastats(line: str) -> Tegrastats:
-    """Read one line; what is not known in it is passed over.
-
-    Raises:
-        InputError: it has neither memory nor CPUs, and so is not a line of tegrastats.
-    """
-    memory = {name: (float(used), float(all_)) for name, used, all_, _ in _MEMORY.findall(line)}
-    cores = _CPU.search(line)
-    if not memory and not cores:
-        raise InputError(f"expected a line of tegrastats (RAM …/…MB … CPU […]), got {line[:60]!r}")
-    ram = memory.get("RAM")
-    powers: dict[str, float] = {}
-    averages: dict[str, float] = {}
-    for rail, now, average in _POWER.findall(line):
-        powers[rail] = int(now) / 1000
-        if average:
-            averages[rail] = int(average) / 1000
-    return Tegrastats(
-        ram_mib=ram[0] if ram else None,
-        ram_total_mib=ram[1] if ram else None,
-        swap_mib=memory["SWAP"][0] if "SWAP" in memory else None,
-        cpus=tuple(_core(text, cores[2]) for text in cores[1].split(",")) if cores else (),
-        engines=_engines(line),
-        temperatures_c={name: float(now) for name, now in _TEMPERATURE.findall(line)},
-        powers_w=powers,
-        average_powers_w=averages,
-    )
-
-
-def _core(text: str, common_clock: str | None) -> Engine | None:
-    found = _CORE.match(text.strip())
-    if not found:
-        return None  # "off"
-    clock = found[2] or common_clock
-    return Engine(load=int(found[1]) / 100, clock_mhz=float(clock) if clock else None)
-
-
-def _engines(line: str) -> dict[str, Engine]:
-    engines: dict[str, Engine] = {}
-    for name, load, clocks, clock in _ENGINE.findall(line):
-        if load or clocks or clock:
-            speeds = [float(value) for value in (clocks or clock).split(",") if value]
-            engines[name] = Engine(load=int(load) / 100 if load else None, clock_mhz=max(speeds) if speeds else None)
-    return engines
-
-
 _PATHS = "/usr/bin:/usr/local/bin:/home/nvidia:/home/ubuntu"
 _STALE_S = 1.0
 _FIRST_LINE_S = 3.0
 _EVERY_MS = 100
-
 Key = tuple[str, Kind, Part]
 
 
@@ -147,7 +50,7 @@ def tegrastats_sources(command: str | None = None) -> Found:
         return Found(absent={"board power": f"{path}: {error}"})
 
 
-class TegrastatsSource(Source):
+class TegrastatsSource(SensorSource):
     """Powers, temperatures and the GPU, as a tegrastats process prints them ten times a second.
 
     Raises:
@@ -170,7 +73,7 @@ class TegrastatsSource(Source):
             self.close()
             raise InputError(f"it printed no line that can be read within {_FIRST_LINE_S:.0f} s")
         self._keys: tuple[Key, ...] = tuple(self._lines[0][1])
-        total = in_total(name for name, kind, _ in self._keys if kind == "power_w")
+        total = total_rails(name for name, kind, _ in self._keys if kind == "power_w")
         self.channels = tuple(
             Channel(name, kind, part, in_total=kind == "power_w" and name in total) for name, kind, part in self._keys
         )
@@ -223,3 +126,97 @@ def _values(line: Tegrastats) -> dict[Key, float]:
     if gpu and gpu.clock_mhz is not None:
         values["GPU", "clock_mhz", "gpu"] = gpu.clock_mhz
     return values
+
+
+class UnitReading(msgspec.Struct, frozen=True, kw_only=True):
+    """Load and clock of one unit; None where the line does not say it.
+
+    Attributes:
+        load: share of its time in [0, 1].
+        clock_mhz: the highest, where there are several.
+    """
+
+    load: float | None = None
+    clock_mhz: float | None = None
+
+
+class Tegrastats(msgspec.Struct, frozen=True, kw_only=True):
+    """What one line says; anything that it leaves out is None or not in its dictionary.
+
+    Attributes:
+        ram_mib, ram_total_mib, swap_mib: memory in use, all memory, swap in use (tegrastats' MB are 2²⁰ bytes).
+        cpus: one entry a core; None for a core that is off.
+        engines: ``"GR3D"`` (the GPU), ``"EMC"`` (memory), ``"NVENC"``, …
+        temperatures_c: by sensor; the value now.
+        powers_w: by rail; the value now.
+        average_powers_w: by rail, since tegrastats started, where it is given.
+    """
+
+    ram_mib: float | None
+    ram_total_mib: float | None
+    swap_mib: float | None
+    cpus: tuple[UnitReading | None, ...]
+    engines: dict[str, UnitReading]
+    temperatures_c: dict[str, float]
+    powers_w: dict[str, float]
+    average_powers_w: dict[str, float]
+
+    @property
+    def cpu_load(self) -> float | None:
+        """Mean load of all cores; one that is off has none."""
+        loads = [core.load or 0.0 if core else 0.0 for core in self.cpus]
+        return sum(loads) / len(loads) if loads else None
+
+    @property
+    def cpu_clock_mhz(self) -> float | None:
+        """Mean clock of the cores that are on."""
+        clocks = [core.clock_mhz for core in self.cpus if core and core.clock_mhz is not None]
+        return sum(clocks) / len(clocks) if clocks else None
+
+
+def parse_tegrastats(line: str) -> Tegrastats:
+    """Read one line; what is not known in it is passed over.
+
+    Raises:
+        InputError: it has neither memory nor CPUs, and so is not a line of tegrastats.
+    """
+    memory = {name: (float(used), float(all_)) for name, used, all_, _ in _MEMORY.findall(line)}
+    cores = _CPU.search(line)
+    if not memory and not cores:
+        raise InputError(f"expected a line of tegrastats (RAM …/…MB … CPU […]), got {line[:60]!r}")
+    ram = memory.get("RAM")
+    powers: dict[str, float] = {}
+    averages: dict[str, float] = {}
+    for rail, now, average in _POWER.findall(line):
+        powers[rail] = int(now) / 1000
+        if average:
+            averages[rail] = int(average) / 1000
+    return Tegrastats(
+        ram_mib=ram[0] if ram else None,
+        ram_total_mib=ram[1] if ram else None,
+        swap_mib=memory["SWAP"][0] if "SWAP" in memory else None,
+        cpus=tuple(_core(text, cores[2]) for text in cores[1].split(",")) if cores else (),
+        engines=_engines(line),
+        temperatures_c={name: float(now) for name, now in _TEMPERATURE.findall(line)},
+        powers_w=powers,
+        average_powers_w=averages,
+    )
+
+
+def _core(text: str, common_clock: str | None) -> UnitReading | None:
+    found = _CORE.match(text.strip())
+    if not found:
+        return None  # "off"
+    clock = found[2] or common_clock
+    return UnitReading(load=int(found[1]) / 100, clock_mhz=float(clock) if clock else None)
+
+
+def _engines(line: str) -> dict[str, UnitReading]:
+    engines: dict[str, UnitReading] = {}
+    for name, load, clocks, clock in _ENGINE.findall(line):
+        if load or clocks or clock:
+            speeds = [float(value) for value in (clocks or clock).split(",") if value]
+            engines[name] = UnitReading(
+                load=int(load) / 100 if load else None, clock_mhz=max(speeds) if speeds else None
+            )
+    return engines

@@ -21,10 +21,10 @@ import numpy as np
 
 from edgeclip.devices.machine.jetson import power_mode
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.sensors.base import Channel, Found, Source
+from edgeclip.devices.sensors.base import Channel, Found, SensorSource
 from edgeclip.devices.sensors.energy import Array, Energy, energy_of
 from edgeclip.devices.sensors.find import find_sources
-from edgeclip.devices.sensors.measurement_conditions import Conditions, never_read, readings_of, throttling
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions, never_read, readings_of, throttling
 from edgeclip.errors import InputError
 
 INTERVAL_S = 0.1
@@ -58,8 +58,8 @@ class Telemetry:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._random = random.Random(0)
-        self._often: list[Source] = []
-        self._seldom: list[Source] = []
+        self._often: list[SensorSource] = []
+        self._seldom: list[SensorSource] = []
         self._seldom_values: list[list[float]] = []
         self._faults: list[str] = []
         self._mode: str | None = None
@@ -145,7 +145,7 @@ class Telemetry:
         idle: Energy | None = None,
         start: float | None = None,
         end: float | None = None,
-    ) -> Conditions:
+    ) -> MeasurementConditions:
         """Sum up a window, by default all the time so far.
 
         Args:
@@ -176,7 +176,7 @@ class Telemetry:
         names = [source.name for source in [*self._often, *self._seldom] for _ in source.channels]
         throttled, reasons = throttling(fast, values)
         per, per_error = _per_inference(energy, inferences, idle)
-        return Conditions(
+        return MeasurementConditions(
             seconds=round(last - first, 4),
             rate_hz=round((len(values) - 1) / (last - first), 2) if last > first else 0.0,
             cost=round(self._cost_s / whole_s, 5) if whole_s > 0 else 0.0,
@@ -217,7 +217,7 @@ class Telemetry:
         self._seldom_values.append(values)
         self._note_faults(values, self._seldom, len(self._fast_channels()))
 
-    def _note_faults(self, values: array[float] | list[float], sources: list[Source], offset: int) -> None:
+    def _note_faults(self, values: array[float] | list[float], sources: list[SensorSource], offset: int) -> None:
         if all(value == value for value in values):  # no NaN: the usual case, and the cheap one
             return
         position = 0

@@ -11,11 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgeclip.devices.machine.probe import installed_versions, summary
+from edgeclip.devices.machine.probe import summary
+from edgeclip.engine_list import engine_entry, engine_packages
 from edgeclip.evaluation.accuracy.retrieval import RetrievalResult
 from edgeclip.evaluation.accuracy.zeroshot import ZeroShotResult
 from edgeclip.evaluation.statistics.metrics import ClassAccuracy
-from edgeclip.runtime.engines.base import ENGINES
 
 _SHOWN = 5
 
@@ -119,8 +119,8 @@ def _failed(count: int) -> str:
 
 def _measured_on(results: Sequence[ZeroShotResult | RetrievalResult]) -> str:
     first, variants = results[0], ", ".join(result.variant for result in results)
-    libraries = installed_versions(ENGINES) | installed_versions(["tensorrt-rtx-cu13"])
-    own = {part: value for part, value in first.machine.items() if part == first.engine or part not in libraries}
+    others = set(engine_packages()).difference(engine_entry(first.engine).packages)
+    own = {part: value for part, value in first.machine.items() if part not in others}
     return f"{variants} of model {first.model_id} by {first.engine} on {summary(own)}"
 
 

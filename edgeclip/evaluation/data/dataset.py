@@ -22,8 +22,8 @@ from edgeclip.training.data.folders import FolderPairs
 from edgeclip.training.data.pairs import (
     FOLDER,
     Damaged,
+    ImageTextPair,
     IndexedPairs,
-    Pair,
     PairSource,
     Share,
     Tally,
@@ -76,11 +76,11 @@ class Items(Sequence[Item]):
         chosen = np.unique(np.asarray(rows, np.int64))
         return Items(self._source, self._places[chosen], self.labels[chosen])
 
-    def _indexed(self) -> Iterator[Pair]:
+    def _indexed(self) -> Iterator[ImageTextPair]:
         assert isinstance(self._source, IndexedPairs)
         return (_still(self._source.pair(place)) for place in self._places.tolist())
 
-    def _streamed(self) -> Iterator[Pair]:
+    def _streamed(self) -> Iterator[ImageTextPair]:
         stored = enumerate(self._source.read(Share()))
         for wanted in self._places.tolist():
             found = next((sample for place, sample in stored if place == wanted), None)
@@ -245,7 +245,7 @@ def _first_file(source: PairSource, text: str) -> Path | None:
     return Path(expand(text)[0])
 
 
-def _still(found: Pair | Damaged | None) -> Pair:
-    if isinstance(found, Pair):
+def _still(found: ImageTextPair | Damaged | None) -> ImageTextPair:
+    if isinstance(found, ImageTextPair):
         return found
     raise SourceError("the images changed while they were read: run it again when they are complete")

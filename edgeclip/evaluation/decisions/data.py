@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from edgeclip.calibration.decisions.confidence import NONE, Labels
-from edgeclip.calibration.hashed_images import Item, Picture, Pictures
+from edgeclip.calibration.hashed_images import HashedImage, HashedImages, Item
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import plain_name
 from edgeclip.evaluation.data.dataset import open_labelled
@@ -64,14 +64,14 @@ class Reviewed:
         labels: of each picture.
     """
 
-    def __init__(self, pictures: list[tuple[Picture, str]]) -> None:
+    def __init__(self, pictures: list[tuple[HashedImage, str]]) -> None:
         self._pictures = [picture for picture, _ in pictures]
         self.labels = tuple(label for _, label in pictures)
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[HashedImage]:
         return iter(self._pictures)
 
 
@@ -87,7 +87,7 @@ def open_reviewed(path: Path, source: str = "") -> Reviewed:
         SourceError: a video or image that is not there.
     """
     frames: list[tuple[Path, int, str]] = []
-    images: list[tuple[Picture, str]] = []
+    images: list[tuple[HashedImage, str]] = []
     for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
         if not raw.strip():
             continue
@@ -207,7 +207,7 @@ class DecisionData:
         options: where they come from.
     """
 
-    items: Pictures
+    items: HashedImages
     labels: tuple[str, ...]
     options: DataOptions
 
@@ -227,7 +227,7 @@ class DecisionData:
         return name
 
 
-class RecordedPicture:
+class RecordedImage:
     """An image of a record: its embedding may be known, its pixels are not."""
 
     def __init__(self, digest: str) -> None:
@@ -255,8 +255,8 @@ class _Recorded:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def __iter__(self) -> Iterator[Picture]:
-        return map(RecordedPicture, self._digests)
+    def __iter__(self) -> Iterator[HashedImage]:
+        return map(RecordedImage, self._digests)
 
 
 def open_decision_data(options: DataOptions, table: PromptTable) -> DecisionData:
@@ -269,7 +269,7 @@ def open_decision_data(options: DataOptions, table: PromptTable) -> DecisionData
     if is_reviewed(options.data):
         reviewed = open_reviewed(Path(options.data), options.source)
         found: list[tuple[str, ...]] = [(label,) for label in reviewed.labels]
-        items: Pictures = reviewed
+        items: HashedImages = reviewed
     else:
         labelled = open_labelled(options.data, Path(options.names) if options.names else None)
         names = [(item.label, *item.names) for item in labelled.classes]
@@ -294,7 +294,7 @@ def recorded_data(digest: str) -> DecisionData:
     return DecisionData(_Recorded(record), tuple(label for _, label in record.images), record.options)
 
 
-def digests_of(items: Pictures) -> list[str | None]:
+def digests_of(items: HashedImages) -> list[str | None]:
     """The digest of each picture; None where there is nothing to read."""
     found: list[str | None] = []
     for item in items:

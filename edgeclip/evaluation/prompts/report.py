@@ -1,82 +1,154 @@
-"""A prompt study in, what a terminal shows of it out."""
+"""A prompt study in; what a terminal shows of it, and one HTML page with intervals and images of the mistakes, out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edgeclip.devices.machine.probe import summary
-from edgeclip.evaluation.prompts.agreement import Agreement
-from edgeclip.evaluation.prompts.names import ClassNames
-from edgeclip.evaluation.prompts.pairs import APART, Pair
-from edgeclip.evaluation.prompts.run import PromptReport
-from edgeclip.evaluation.prompts.study import Study
+from edgeclip.errors import SourceError
+from edgeclip.evaluation.charts import line_chart
+from edgeclip.evaluation.html_page import Span, picture_uri, render_page, span_of
+from edgeclip.evaluation.prompts.choice import Contribution
+from edgeclip.evaluation.prompts.confused_names import ALIKE, APART, NAMES, TEXT_ONLY
+from edgeclip.evaluation.prompts.study import PromptReport, Studied, Study
 from edgeclip.evaluation.statistics.paired import PairedDifference
 
 NOTHING = "Nothing here is beyond noise: keep names and templates as they are."
-_ENDS = 3  # rows of a table at either end
-_PAIRS = 8
+_ENDS = 3  # templates at either end of the terminal's table
+_MOST = 8  # names, and pairs, in the terminal
+_FOLDED = 8  # rows at either end of a long table of the page; what lies between is folded away
+_EXAMPLES, _EACH = 6, 4  # pairs and classes with images on the page, and images of each
+_Example = tuple[str, list[tuple[str, str]]]  # a title; pictures (data URIs) with their labels
+_VERDICTS = {NAMES: "names closer than images", ALIKE: "images alike", TEXT_ONLY: "too few images", APART: ""}
 
 
 def print_report(report: PromptReport, console: Console) -> None:
     """Print what was found, the suggestions last."""
-    study = report.study
-    _say(console, _what(report))
-    if study.template_results:
-        ordered = sorted(study.template_results, key=lambda item: -item.alone.points)
-        console.print(
-            _table(
-                ["template", "alone, points", "left out, points"],
-                [[item.template, _short(item.alone), _short(item.left_out)] for item in _ends(ordered)],
-            )
-        )
-    if study.subset:
-        _say(
-            console,
-            f"{len(study.subset.templates)} of {len(study.templates)} templates, chosen on one half, beside all on "
-            f"the other: {study.subset.difference}",
-        )
-    if study.names:
-        if harmful := hurting(study.names):
-            _say(console, f"names that hurt, each by its own interval: {harmful}")
-        console.print(_table(["class", "best names", "own images", "others", "points"], _names(study.names)))
-    if study.images:
-        console.print(_pairs(study))
-    if study.agreement:
-        _print_agreement(study.agreement, console)
-    _say(console, "Suggestions", style="bold")
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    study, choice = report.study, report.study.choice
+    say(
+        f"{report.data}: {study.images:,} images, top-1 {study.top1:.3f} (95 % {study.ci95[0]:.3f}–{study.ci95[1]:.3f})"
+        f"; {len(study.classes)} classes, {len(study.templates)} templates, {report.prompts:,} prompts"
+        + (f"; {report.failed} damaged and left out" if report.failed else "")
+    )
+    templates, names = _in_order(study)
+    shown = templates if len(templates) <= 2 * _ENDS + 1 else templates[:_ENDS] + templates[-_ENDS:]
+    heads = ["template or name", "alone", "points beside all", "points if left out"]
+    rows = [
+        [_called(item), f"{item.top1:.3f}", _points(item.alone), _points(item.left_out)]
+        for item in shown + names[:_MOST]
+    ]
+    console.print(_table(heads, rows))
+    for claim in choice.claims if choice else []:
+        say(f"{claim.what}, chosen on one half, beside all on the other: {claim.difference}")
+    judged = [pair for pair in study.nearest if pair.verdict != APART]
+    pairs = judged + [pair for pair in study.confused if pair not in judged]
+    heads = ["classes", "text cosine", "confused", "text tells apart", "images tell apart", ""]
+    rows = [
+        [
+            f"{pair.first} / {pair.second}",
+            f"{pair.text_cosine:.2f}",
+            f"{sum(pair.confusions)} of {sum(pair.images)}",
+            *("–" if share is None else f"{share:.0%}" for share in (pair.text_right, pair.images_right)),
+            "" if pair.verdict == APART else pair.verdict,
+        ]
+        for pair in pairs[:_MOST]
+    ]
+    console.print(_table(heads, rows))
+    say("Suggestions", "bold")
     for item in study.suggestions:
-        rests = "" if item.on == "accuracy" else f" (rests on {item.on} only)"
-        console.print(Text(f"• {item.action}\n  ").append(f"{item.evidence}{rests}", style="dim"), soft_wrap=True)
+        console.print(Text(f"• {item.action}\n  ").append(item.evidence, style="dim"), soft_wrap=True)
     if not study.suggestions:
-        _say(console, NOTHING)
-    if study.verdict and study.verdict.together:
-        _say(console, f"All recommended changes of prompts together: {study.verdict.together}")
-    for note in study.notes:
-        _say(console, note, style="dim")
-    _say(console, f"{report.variant} of model {report.model_id} on {summary(report.machine)}", style="dim")
+        say(NOTHING)
+    if choice and choice.together:
+        say(f"All recommended changes of prompts together: {choice.together}")
+    for note in [*study.notes, f"{report.variant} of model {report.model_id} on {summary(report.machine)}"]:
+        say(note, "dim")
 
 
-def _say(console: Console, text: str, *, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
+def prompt_page(studied: Studied) -> str:
+    """The page as HTML.
+
+    Raises:
+        MissingExtraError: Jinja2 or matplotlib is not installed.
+    """
+    study, choice = studied.report.study, studied.report.study.choice
+    plot = None
+    if choice and len(choice.steps) > 1:
+        series = [
+            ("on the half it chose by", [step.chosen_on for step in choice.steps]),
+            ("on the other half", [step.tested_on for step in choice.steps]),
+        ]
+        ticks = [str(count + 1) for count in range(len(choice.steps))]
+        plot = line_chart(series, level=("all, on the other half", choice.all_tested_on), ticks=ticks)
+    ways = [(pair.first, pair.second) for pair in study.confused[:_EXAMPLES]]
+    both_ways = [way for first, second in ways for way in ((first, second), (second, first))]
+    worst = sorted(
+        (item for item in study.classes if item.right < item.images),
+        key=lambda item: (item.right / item.images, -item.images),
+    )[:_EXAMPLES]
+    return render_page(
+        "prompts.html.j2",
+        report=studied.report,
+        study=study,
+        choice=choice,
+        nothing=NOTHING,
+        tables=[(title, items) for title, items in zip(("Templates", "Names"), _in_order(study), strict=True) if items],
+        folded=_FOLDED,
+        called=_called,
+        plot=plot,
+        verdicts=_VERDICTS,
+        span_of=_span,
+        confused=[_example(studied, f"“{own}” labelled “{other}”", own, other) for own, other in both_ways],
+        worst=[_example(studied, f"“{item.label}”: {item.right} of {item.images} right", item.label) for item in worst],
+        machine=summary(studied.report.machine),
+    )
 
 
-def _what(report: PromptReport) -> str:
-    study = report.study
-    parts = []
-    if study.top1 is not None and study.ci95 is not None:
-        low, high = study.ci95
-        parts.append(f"{report.data}: {study.images:,} images, top-1 {study.top1:.3f} (95 % {low:.3f}–{high:.3f})")
-    if study.agreement:
-        parts.append(f"{report.unlabelled}: {study.agreement.images:,} images without labels")
-    parts.append(f"{len(study.classes)} classes, {len(study.templates)} templates, {report.prompts:,} prompts")
-    if report.failed:
-        parts.append(f"{report.failed} damaged and left out")
-    return "; ".join(parts)
+def _example(studied: Studied, title: str, truth: str, said: str | None = None) -> _Example:
+    """The first images of a class that were labelled as another one, as any other if None."""
+    labels = studied.prompts.labels
+    wanted = studied.said != studied.truth if said is None else studied.said == labels.index(said)
+    pictures = []
+    for row in np.flatnonzero((studied.truth == labels.index(truth)) & wanted)[:_EACH]:
+        try:
+            image = next(iter(studied.items.take([int(row)]))).read()
+        except SourceError:  # it has gone or changed since
+            continue
+        pictures.append((picture_uri(image), labels[int(studied.said[row])]))
+    return title, pictures
+
+
+def _in_order(study: Study) -> tuple[list[Contribution], list[Contribution]]:
+    """Templates, the best alone first; and names, those first without which most is won."""
+    templates = [item for item in study.contributions if not item.label]
+    names = [item for item in study.contributions if item.label]
+    templates.sort(key=lambda item: -item.alone.points)
+    names.sort(key=lambda item: -(item.left_out.points if item.left_out else 0))
+    return templates, names
+
+
+def _called(item: Contribution) -> str:
+    return f"{item.what} ({item.label})" if item.label else item.what
+
+
+def _span(differences: Sequence[PairedDifference | None]) -> Span:
+    return span_of([end for item in differences if item for end in item.ci95])
+
+
+def _points(difference: PairedDifference | None) -> str:
+    if difference is None:
+        return "–"
+    low, high = difference.ci95
+    return f"{difference.points:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -86,74 +158,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
-
-
-def _short(difference: PairedDifference | None) -> str:
-    if difference is None:
-        return "–"
-    low, high = difference.ci95
-    return f"{difference.points:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _ends(rows: list[Any]) -> list[Any]:
-    return rows if len(rows) <= 2 * _ENDS + 1 else rows[:_ENDS] + rows[-_ENDS:]
-
-
-def hurting(names: list[ClassNames]) -> str:
-    """The names without which more images are labelled right, for people; empty if there are none."""
-    return ", ".join(f"{name} ({item.label})" for item in names for name in item.harmful)
-
-
-def _names(names: list[ClassNames]) -> list[list[str]]:
-    """Classes with a winner, the surest first; at most as many as pairs are shown."""
-    rows: list[list[str]] = []
-    for item in sorted(names, key=lambda item: -(item.winner.net if item.winner else 0))[:_PAIRS]:
-        best = item.winner
-        if best is None:
-            rows.append([item.label, "all together", "", "", ""])
-        else:
-            own, others = (
-                f"+{best.own_won} −{best.own_lost} of {item.images}",
-                f"+{best.others_won} −{best.others_lost}",
-            )
-            rows.append([item.label, best.what, own, others, _short(best.difference)])
-    return rows
-
-
-def _pairs(study: Study) -> Table:
-    shown: dict[tuple[str, str], Pair] = {}
-    for pair in [item for item in study.pairs.nearest if item.verdict != APART] + study.pairs.confused:
-        shown.setdefault((pair.first, pair.second), pair)
-    rows = [
-        [
-            f"{pair.first} / {pair.second}",
-            f"{pair.text_cosine:.2f}",
-            f"{sum(pair.confusions)} of {sum(pair.images)}",
-            "–" if pair.text_right is None else f"{pair.text_right:.0%}",
-            "–" if pair.images_right is None else f"{pair.images_right:.0%}",
-            "" if pair.verdict == APART else pair.verdict,
-        ]
-        for pair in list(shown.values())[:_PAIRS]
-    ]
-    return _table(["classes", "text cosine", "confused", "text tells apart", "images tell apart", ""], rows)
-
-
-def _print_agreement(agreement: Agreement, console: Console) -> None:
-    _say(console, "Without labels, agreement with all prompts together. It is not accuracy.", style="bold")
-    rows = [
-        [
-            item.template,
-            f"{item.agreement:.1%} ({item.ci95[0]:.1%}–{item.ci95[1]:.1%})",
-            "–" if item.left_out is None else f"{item.left_out:.1%}",
-            "stands apart" if item.apart else "",
-        ]
-        for item in _ends(sorted(agreement.templates, key=lambda item: item.agreement))
-    ]
-    console.print(_table(["template", "agrees alone", "labels changed if left out", ""], rows))
-    _say(
-        console,
-        f"mean margin {agreement.margin:.3f} in cosine, mean entropy {agreement.entropy:.2f} bits",
-    )
-    if agreement.never:
-        listed = ", ".join(agreement.never[:_PAIRS]) + (", …" if len(agreement.never) > _PAIRS else "")
-        _say(console, f"no image is labelled as {listed}")

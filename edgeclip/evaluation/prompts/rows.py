@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +15,6 @@ from edgeclip.evaluation.statistics.paired import Hits
 from edgeclip.files import atomic_file, cache_dir
 from edgeclip.prompts import FloatArray, PromptClass, content_hash, encode_texts, unit_rows
 from edgeclip.training.load import load_text_tower
-
-_BLOCK = 8192  # images scored at once: 1,000 classes take 32 MB
 
 IntArray = npt.NDArray[np.int64]
 
@@ -50,29 +48,36 @@ class PromptRows:
         """The K names in row order."""
         return tuple(name for item in self.classes for name in item.names)
 
-    def class_rows(
-        self, templates: Sequence[int] | None = None, *, kept: npt.NDArray[np.bool_] | None = None
-    ) -> FloatArray:
-        """Rows (C, D) as a table of these templates would have them (all if None), of the names (K,) that are kept."""
-        if kept is None:
-            own = self.by_template if templates is None else self.by_template[:, list(templates)]
-            return unit_rows(own.sum(axis=1))
-        own = self.rows if templates is None else self.rows[:, list(templates)]
-        return unit_rows(self._by_class(own.sum(axis=1) * kept[:, None]))
+    def class_rows(self, templates: Sequence[int] | None = None, *, names: Mapping[str, list[str]] = {}) -> FloatArray:
+        """Rows (C, D) as a table of these templates would have them (all if None).
+
+        Args:
+            names: of a class by its label, those that the table keeps; all of every other class.
+        """
+        if names:
+            kept = [
+                name in names.get(self.labels[owner], (name,))
+                for owner, name in zip(self.owners, self.names, strict=True)
+            ]
+            own = self._by_class(self.rows * np.array(kept)[:, None, None])
+        else:
+            own = self._by_template
+        return unit_rows((own if templates is None else own[:, list(templates)]).sum(axis=1))
+
+    def class_row(self, row: int, names: Sequence[str]) -> FloatArray:
+        """One class's row (D,) of all templates and of these of its names."""
+        first = int(np.searchsorted(self.owners, row))
+        kept = [first + self.classes[row].names.index(name) for name in names]
+        return unit_rows(self.rows[kept].sum(axis=(0, 1))[None])[0]
 
     def without_template(self, template: int) -> FloatArray:
         """Rows (C, D) of all templates but one."""
-        return unit_rows(self._sum - self.by_template[:, template])
+        return unit_rows(self._by_template.sum(axis=1) - self._by_template[:, template])
 
     @cached_property
-    def by_template(self) -> FloatArray:
+    def _by_template(self) -> FloatArray:
         """(C, T, D) each template's share in each class: the sum over the class's names, not of unit length."""
         return self._by_class(self.rows)
-
-    @cached_property
-    def _sum(self) -> FloatArray:
-        total: FloatArray = self.by_template.sum(axis=1)
-        return total  # (C, D)
 
     def _by_class(self, rows: FloatArray) -> FloatArray:
         starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
@@ -109,49 +114,6 @@ def prompt_rows(
         with atomic_file(cached) as temporary:
             np.save(temporary, rows)
     return PromptRows(tuple(classes), tuple(templates), rows)
-
-
-@dataclass(frozen=True)
-class Margins:
-    """What a table's rows say of labelled images.
-
-    Attributes:
-        own: (N,) cosine with the row of the true class.
-        rival: (N,) highest cosine with another class's row.
-        rival_class: (N,) which class that is.
-        second: (N,) highest cosine with a class that is neither; -1 where there are two classes.
-    """
-
-    own: FloatArray
-    rival: FloatArray
-    rival_class: IntArray
-    second: FloatArray
-
-    @property
-    def hits(self) -> Hits:
-        """(N,) which images are labelled right; a tie is no hit."""
-        return self.own > self.rival
-
-    def take(self, chosen: IntArray) -> Margins:
-        """The same of some images."""
-        return Margins(self.own[chosen], self.rival[chosen], self.rival_class[chosen], self.second[chosen])
-
-
-def margins_of(images: FloatArray, labels: IntArray, rows: FloatArray) -> Margins:
-    """Score unit embeddings (N, D) of known class (N,) against rows (C, D) of two classes or more."""
-    own, rival, rival_class, second = [], [], [], []
-    for start in range(0, len(images), _BLOCK):
-        truth = labels[start : start + _BLOCK]
-        scores = images[start : start + _BLOCK] @ rows.T  # (B, C)
-        at = np.arange(len(truth))
-        own.append(scores[at, truth])
-        scores[at, truth] = -1
-        best = scores.argmax(axis=1)
-        rival.append(scores[at, best])
-        rival_class.append(best)
-        scores[at, best] = -1
-        second.append(scores.max(axis=1))
-    return Margins(np.concatenate(own), np.concatenate(rival), np.concatenate(rival_class), np.concatenate(second))
 
 
 def hits_of(images: FloatArray, labels: IntArray, rows: FloatArray) -> Hits:

@@ -1,44 +1,67 @@
-"""Prompt rows and embeddings of images, labelled or not, in; what each template and name is worth out."""
+"""A bundle, labelled images and prompts in; what the prompts are worth, what to change, and the table of that, out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from edgeclip.bundle import Bundle
+from edgeclip.calibration.embeddings import image_embeddings
+from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.errors import InputError
-from edgeclip.evaluation.prompts.agreement import Agreement, study_agreement
-from edgeclip.evaluation.prompts.claims import Verdict, changed_rows, try_changes
-from edgeclip.evaluation.prompts.names import ClassNames, study_names
-from edgeclip.evaluation.prompts.pairs import ALIKE, NAMES, TEXT_ONLY, PairStudy, study_pairs
-from edgeclip.evaluation.prompts.rows import IntArray, PromptRows
-from edgeclip.evaluation.prompts.templates import Subset, TemplateResult, halves, study_subset, study_templates
+from edgeclip.evaluation.data.class_sets import plain_name
+from edgeclip.evaluation.data.dataset import Items, LabelledSet, open_labelled
+from edgeclip.evaluation.prompts.choice import Change, Choice, Contribution, changed_rows, choose, contributions
+from edgeclip.evaluation.prompts.confused_names import ALIKE, NAMES, ConfusedNames, confused_names
+from edgeclip.evaluation.prompts.rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.statistics.metrics import predictions, top_k
-from edgeclip.evaluation.statistics.paired import Hits
-from edgeclip.prompts import FloatArray
+from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
 
 ALPHA = 0.05  # chance of any false claim in a study: half for changes of prompts, half for pairs of classes
 FEW = 10  # labelled images a class: with fewer, only large effects show
-_SUSPECT = 0.95  # of a pair's text cosine among all: what is looked at where there are no images
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What is studied.
+
+    Attributes:
+        data: images of known class.
+        names: file of the classes' names.
+        classes: the classes; the folders of ``data`` are found among their labels, and those without a folder have no
+            images. Empty for the folders' own names, or those in ``names``.
+        templates: to study.
+        variant: form of the encoder that embeds the images; better the one that will run.
+        seed: of the halves.
+    """
+
+    data: str
+    names: Path | None = None
+    classes: tuple[PromptClass, ...] = ()
+    templates: tuple[str, ...] = ()
+    variant: str = "fp32"
+    seed: int = 0
 
 
 class ClassResult(msgspec.Struct, frozen=True):
-    """A class: its names, labelled images, how many of those are right, and the label most wrong ones got."""
+    """A class: its names, labelled images, and how many of those are right."""
 
     label: str
     names: list[str]
     images: int
     right: int
-    mistaken_for: str | None = None
 
 
 class Suggestion(msgspec.Struct, frozen=True):
-    """What to do, why, and whether that rests on accuracy (and is beyond noise) or only on agreement or text."""
+    """What to do, and why; all of them are beyond noise."""
 
     action: str
     evidence: str
-    on: str
 
 
 class Study(msgspec.Struct, frozen=True):
@@ -47,14 +70,11 @@ class Study(msgspec.Struct, frozen=True):
     Attributes:
         classes: in row order.
         templates: that were given.
-        images: labelled ones; 0 if there are none, and then nothing here is accuracy.
+        images: N.
         top1, ci95: with all names and templates, and its Wilson interval.
-        template_results: each template on all labelled images; intervals are each template's own.
-        subset: a greedy choice; None with fewer than two templates or images on either half.
-        names: classes that have several.
-        pairs: of classes, with the change of prompts that is recommended if there is one.
-        verdict: of the changes that were tried; None where there are no labels to try them on.
-        agreement: of images without labels, if there were any.
+        contributions: of each template and each name of several, on all images; intervals are each one's own.
+        choice: made on one half and tested on the other; None with too few images for two halves.
+        nearest, confused: pairs of classes, see ``confused_names``.
         suggestions: empty if nothing is beyond noise.
         notes: what limits the study, in words.
     """
@@ -62,16 +82,87 @@ class Study(msgspec.Struct, frozen=True):
     classes: list[ClassResult]
     templates: list[str]
     images: int
-    top1: float | None
-    ci95: tuple[float, float] | None
-    template_results: list[TemplateResult]
-    subset: Subset | None
-    names: list[ClassNames]
-    pairs: PairStudy
-    verdict: Verdict | None
-    agreement: Agreement | None
+    top1: float
+    ci95: tuple[float, float]
+    contributions: list[Contribution]
+    choice: Choice | None
+    nearest: list[ConfusedNames]
+    confused: list[ConfusedNames]
     suggestions: list[Suggestion]
     notes: list[str]
+
+
+class PromptReport(msgspec.Struct, frozen=True):
+    """A study, and what it is of.
+
+    Attributes:
+        data: where the images are.
+        failed: images that could not be decoded, and samples without an image or label.
+        prompts: names × templates.
+    """
+
+    data: str
+    failed: int
+    prompts: int
+    model: str
+    model_id: str
+    variant: str
+    seed: int
+    study: Study
+    machine: Description
+
+
+class Studied(NamedTuple):
+    """A report and what it is of: rows, N images, and both (N,) rows of their true class and of their label."""
+
+    report: PromptReport
+    prompts: PromptRows
+    items: Items
+    truth: IntArray
+    said: IntArray
+
+
+def study_bundle(
+    bundle: Bundle, options: StudyOptions, *, progress: Callable[[str, int, int], None] | None = None
+) -> Studied:
+    """Embed images and prompts, each once, and study them.
+
+    Args:
+        progress: called with (what, done, in all).
+
+    Raises:
+        InputError: names and classes are both given, or folders that are no class.
+        SourceError: no image that can be decoded.
+        VariantError: no such variant.
+        ModelError: the text encoder cannot be loaded, or is not the one that the bundle was made with.
+    """
+
+    def watch(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total) if progress else None
+
+    bundle.variant(options.variant)  # a misspelt one should not be found out after the prompts are encoded
+    if options.names and options.classes:
+        raise InputError("expected --names or --classes, got both: names can be given with the classes")
+    given = open_labelled(options.data, options.names)
+    classes = options.classes or given.classes
+    folders = _class_of_folder(given, classes)
+    prompts = prompt_rows(bundle, classes, options.templates, progress=watch("prompts"))
+    embedded = image_embeddings(bundle, options.variant, given.items, progress=watch("images"))
+    kept = np.flatnonzero(embedded.keep)
+    images, truth = embedded.rows[kept], folders[given.labels[kept]]
+    report = PromptReport(
+        data=given.name,
+        failed=len(given.items) - len(kept) + given.damaged.count,
+        prompts=len(prompts.names) * len(prompts.templates),
+        model=bundle.manifest.model.name,
+        model_id=bundle.manifest.model.id,
+        variant=options.variant,
+        seed=options.seed,
+        study=study_prompts(prompts, images, truth, seed=options.seed, progress=watch("templates")),
+        machine=describe_machine(),
+    )
+    said = predictions(images, prompts.class_rows(), truth).predicted
+    return Studied(report, prompts, given.items.take(kept), truth, said)
 
 
 def study_prompts(
@@ -79,167 +170,114 @@ def study_prompts(
     images: FloatArray,
     labels: IntArray,
     *,
-    unlabelled: FloatArray | None = None,
-    logit_scale: float = 100.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Study:
     """Study prompts on unit embeddings.
 
     Args:
-        images, labels: (N, D) and (N,), index of each one's class; N may be 0.
-        unlabelled: (M, D), of no known class.
-        logit_scale: of the model.
+        images, labels: (N, D) and (N,), index of each one's class.
         seed: of the halves.
         progress: called with (templates done, templates in all).
 
     Raises:
-        InputError: fewer than two classes, or no image at all.
+        InputError: fewer than two classes, or no image.
     """
     if len(prompts.classes) < 2:
         raise InputError(f"expected two classes or more to tell apart, got {len(prompts.classes)}: give more")
-    if not len(images) and (unlabelled is None or not len(unlabelled)):
-        raise InputError("expected images, labelled or not, got none")
+    if not len(images):
+        raise InputError("expected labelled images, got none")
     rows = prompts.class_rows()
-    results: list[TemplateResult] = []
-    names: list[ClassNames] = []
-    subset: Subset | None = None
-    verdict: Verdict | None = None
-    if len(images):
-        results = study_templates(prompts, images, labels, progress=progress)
-        names = study_names(prompts, images, labels)
-        choose, test = halves(labels, seed)
-        if len(choose) and len(test):
-            if len(prompts.templates) > 1:
-                subset = study_subset(prompts, images, labels, choose, test)
-            verdict = try_changes(prompts, images, labels, (choose, test), subset, alpha=ALPHA / 2)
-    ranks, said = predictions(images, rows, labels)
-    best = top_k(ranks, 1) if len(images) else None
-    classes = _classes(prompts, labels, said, ranks == 0)
+    ranks = predictions(images, rows, labels).ranks
+    best = top_k(ranks, 1)
+    classes = [
+        ClassResult(item.label, list(item.names), int((labels == row).sum()), int((ranks[labels == row] == 0).sum()))
+        for row, item in enumerate(prompts.classes)
+    ]
+    choice = choose(prompts, images, labels, seed=seed, alpha=ALPHA / 2)
     # What a change of prompts mends is not to be blamed on names.
-    mended = changed_rows(prompts, verdict.recommended) if verdict and verdict.recommended else rows
-    pairs = study_pairs(mended, prompts.labels, images, labels, alpha=ALPHA / 2)
-    agreement = None
-    if unlabelled is not None and len(unlabelled):
-        agreement = study_agreement(prompts, unlabelled, logit_scale=logit_scale)
+    mended = changed_rows(prompts, choice.recommended) if choice and choice.recommended else rows
+    nearest, confused = confused_names(mended, prompts.labels, images, labels, alpha=ALPHA / 2)
     return Study(
         classes=classes,
         templates=list(prompts.templates),
         images=len(images),
-        top1=best.value if best else None,
-        ci95=best.ci95 if best else None,
-        template_results=results,
-        subset=subset,
-        names=names,
-        pairs=pairs,
-        verdict=verdict,
-        agreement=agreement,
-        suggestions=_suggestions(verdict, pairs, agreement, labelled=bool(len(images))),
-        notes=_notes(classes, verdict, agreement, labelled=bool(len(images))),
+        top1=best.value,
+        ci95=best.ci95,
+        contributions=contributions(prompts, images, labels, progress=progress),
+        choice=choice,
+        nearest=nearest,
+        confused=confused,
+        suggestions=_suggestions(choice, nearest),
+        notes=_notes(classes, choice),
     )
 
 
-def _classes(prompts: PromptRows, labels: IntArray, said: IntArray, hits: Hits) -> list[ClassResult]:
-    found: list[ClassResult] = []
-    for index, item in enumerate(prompts.classes):
-        own = labels == index
-        wrong = np.bincount(said[own & (said != index)], minlength=len(prompts.classes))
-        mistaken = prompts.labels[int(wrong.argmax())] if wrong.any() else None
-        found.append(ClassResult(item.label, list(item.names), int(own.sum()), int(hits[own].sum()), mistaken))
-    return found
+def recommended_table(studied: Studied, *, name: str) -> PromptTable:
+    """The table that a study recommends: with the changes that are beyond noise, or with everything as it was given."""
+    prompts, choice = studied.prompts, studied.report.study.choice
+    change = (choice.recommended if choice else None) or Change(list(prompts.templates), {})
+    names = {item.label: list(item.names) for item in prompts.classes} | change.names
+    rows = changed_rows(prompts, change)
+    return PromptTable(name, make_classes(names), rows, tuple(change.templates), studied.report.model_id)
 
 
-def _suggestions(
-    verdict: Verdict | None, pairs: PairStudy, agreement: Agreement | None, *, labelled: bool
-) -> list[Suggestion]:
+def _class_of_folder(given: LabelledSet, classes: Sequence[PromptClass]) -> IntArray:
+    """(F,) row of the class that each folder is of."""
+    row_of = {plain_name(item.label): row for row, item in enumerate(classes)}
+    if strange := [folder for folder in given.folders if plain_name(folder) not in row_of]:
+        raise InputError(
+            f"expected the folders of {given.name} among the classes, got {', '.join(strange[:5])}: add them or leave "
+            "the folders out"
+        )
+    return np.array([row_of[plain_name(folder)] for folder in given.folders], np.int64)
+
+
+def _suggestions(choice: Choice | None, nearest: list[ConfusedNames]) -> list[Suggestion]:
     found: list[Suggestion] = []
-    for claim in verdict.claims if verdict else []:
+    for claim in choice.claims if choice else []:
         if claim.beyond_noise:
-            kept = claim.change.templates
-            dropped = not claim.change.names and claim.what.startswith("without")
-            listed = f": {'; '.join(kept)}" if not (claim.change.names or dropped) and len(kept) <= 12 else ""
-            found.append(
-                Suggestion(
-                    f"{'Go' if dropped else 'Use'} {claim.what}{listed}",
-                    f"top-1 {claim.difference} on the half that had no say in the choice",
-                    "accuracy",
-                )
+            listed = "" if claim.change.names else f": {'; '.join(claim.change.templates)}"
+            evidence = f"top-1 {claim.difference} on the half that had no say in the choice"
+            found.append(Suggestion(f"Use {claim.what}{listed}", evidence))
+    for pair in nearest:
+        shown, confusions = f"“{pair.first}” and “{pair.second}”", sum(pair.confusions)
+        if pair.verdict == NAMES:
+            action = f"Try other names for {shown}: they are closer than their images"
+            evidence = (
+                f"text tells {pair.text_right:.0%} of the two's images apart, the images themselves "
+                f"{pair.images_right:.0%}: {pair.gap}; text cosine {pair.text_cosine:.2f}, {confusions} confusions"
             )
-    for pair in pairs.nearest:
-        shown = f"“{pair.first}” and “{pair.second}”"
-        if pair.verdict == NAMES and pair.gap:
-            found.append(
-                Suggestion(
-                    f"Try other names for {shown}: they are closer than their images",
-                    f"text tells {pair.text_right:.0%} of the two's images apart, the images themselves "
-                    f"{pair.images_right:.0%}: {pair.gap}; text cosine {pair.text_cosine:.2f}, "
-                    f"{sum(pair.confusions)} confusions",
-                    "accuracy",
-                )
+            found.append(Suggestion(action, evidence))
+        elif pair.verdict == ALIKE:
+            action = f"Merge {shown}, or accept that they are mixed up: no name can help this encoder"
+            evidence = (
+                f"even the mean of each class's other images tells only {pair.images_right:.0%} of "
+                f"{sum(pair.images)} apart; {confusions} confusions"
             )
-        elif pair.verdict == ALIKE and pair.gap:
-            found.append(
-                Suggestion(
-                    f"Merge {shown}, or accept that they are mixed up: no name can help this encoder",
-                    f"even the mean of each class's other images tells only {pair.images_right:.0%} of "
-                    f"{pair.gap.n} apart; {sum(pair.confusions)} confusions",
-                    "accuracy",
-                )
-            )
-    suspects = [item for item in pairs.nearest if item.verdict == TEXT_ONLY and item.closer_than >= _SUSPECT]
-    for pair in suspects[:3]:
-        found.append(
-            Suggestion(
-                f"Look at images of “{pair.first}” and “{pair.second}”",
-                f"text cosine {pair.text_cosine:.2f}, closer than {pair.closer_than:.0%} of pairs; there are too few "
-                "labelled images to say whether that matters",
-                "text",
-            )
-        )
-    if agreement:
-        found.extend(
-            Suggestion(
-                f"Look at the template “{item.template}”: it stands apart",
-                f"alone it labels {item.agreement:.0%} of images as all do "
-                f"(95 % {item.ci95[0]:.0%}–{item.ci95[1]:.0%}), the median template "
-                f"{np.median([other.agreement for other in agreement.templates]):.0%}; "
-                "that is agreement, not accuracy" + (": the labelled part decides" if labelled else ""),
-                "agreement",
-            )
-            for item in agreement.templates
-            if item.apart
-        )
+            found.append(Suggestion(action, evidence))
     return found
 
 
-def _notes(
-    classes: list[ClassResult], verdict: Verdict | None, agreement: Agreement | None, *, labelled: bool
-) -> list[str]:
+def _notes(classes: list[ClassResult], choice: Choice | None) -> list[str]:
     notes: list[str] = []
-    if labelled:
-        with_images = [item.images for item in classes if item.images]
-        middle = int(np.median(with_images))
-        if middle < FEW:
-            notes.append(f"Few labels: {middle} images a class at the median. Only large effects can show.")
-        if absent := [item.label for item in classes if not item.images]:
-            shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            notes.append(
-                f"No images of {len(absent)} of {len(classes)} classes ({shown}): of them only the text was looked at."
-            )
-        if verdict and not verdict.recommended:
-            notes.append("No change of templates or names is beyond noise: keep them as they are.")
-        if verdict is None:
-            notes.append("Too few images to choose on one half and test on the other: no change was tried.")
-        elif verdict.claims:
-            least = (
-                f"a gain below {verdict.least_points:.1f} points" if verdict.least_points <= 100 else "no gain at all"
-            )
-            could = "could not" if verdict.least_points <= 100 else "could"
-            notes.append(f"Tested on {verdict.tested_on:,} images: {least} {could} be told from noise there.")
-        else:
-            notes.append("No change looked worth trying on the half that chooses.")
-    else:
-        notes.append("No labels: nothing here is accuracy. Agreement says what differs, not what is right.")
-    if agreement and labelled:
-        notes.append("The part without labels measures agreement, not accuracy.")
-    return notes
+    middle = int(np.median([item.images for item in classes if item.images]))
+    if middle < FEW:
+        notes.append(f"Few labels: {middle} images a class at the median. Only large effects can show.")
+    if absent := [item.label for item in classes if not item.images]:
+        shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
+        notes.append(
+            f"No images of {len(absent)} of {len(classes)} classes ({shown}): of them only the text was looked at."
+        )
+    if choice is None:
+        return [*notes, "Too few images to choose on one half and test on the other: no change was tried."]
+    if not choice.recommended:
+        notes.append("No change of templates or names is beyond noise: keep them as they are.")
+    if not choice.claims:
+        return [*notes, "No change looked worth trying on the half that chooses."]
+    least = (
+        "no gain at all could"
+        if choice.least_points > 100
+        else f"a gain below {choice.least_points:.1f} points could not"
+    )
+    return [*notes, f"Tested on {choice.tested_on:,} images: {least} be told from noise there."]

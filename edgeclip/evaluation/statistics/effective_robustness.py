@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,21 +38,14 @@ class Effective(msgspec.Struct, frozen=True):
     models: int
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A fit of logit(shift) = ``intercept`` + ``slope`` · logit(clean).
+@dataclass(frozen=True)
+class Line:
+    """logit(shift) = ``intercept`` + ``slope`` · logit(clean), fitted by statsmodels to ``n`` models: ``fit``."""
 
-    Attributes:
-        n: models.
-        mean, spread: mean of the clean logits, and the sum of their squared distances from it.
-        residual: standard deviation of what the line leaves, n - 2 degrees of freedom.
-    """
-
-    slope: float
     intercept: float
+    slope: float
     n: int
-    mean: float
-    spread: float
-    residual: float
+    fit: Any
 
 
 def logit(accuracy: float, n: int) -> float:
@@ -60,7 +55,7 @@ def logit(accuracy: float, n: int) -> float:
 
 
 def fit_line(clean: Sequence[float], shift: Sequence[float], *, n: int) -> Line:
-    """Fit the baseline by least squares.
+    """Fit the baseline.
 
     Args:
         clean, shift: accuracies in [0, 1], one a model.
@@ -68,6 +63,7 @@ def fit_line(clean: Sequence[float], shift: Sequence[float], *, n: int) -> Line:
 
     Raises:
         InputError: fewer than three models, or clean accuracies that lie too close together for a slope.
+        MissingExtraError: statsmodels is not installed.
     """
     if len(clean) != len(shift) or len(clean) < LEAST_MODELS:
         raise InputError(
@@ -81,12 +77,9 @@ def fit_line(clean: Sequence[float], shift: Sequence[float], *, n: int) -> Line:
             f"expected baseline models of different accuracy, got {min(clean):.3f} to {max(clean):.3f} on clean images"
             ": a line needs some that are clearly better than others"
         )
-    slope, intercept = np.polyfit(x, y, 1)
-    left = y - (intercept + slope * x)
-    spread = float(((x - x.mean()) ** 2).sum())
-    return Line(
-        float(slope), float(intercept), len(x), float(x.mean()), spread, math.sqrt(float(left @ left) / (len(x) - 2))
-    )
+    models: Any = require("statsmodels.api", purpose="fit a line to models")
+    fit = models.OLS(y, models.add_constant(x)).fit()
+    return Line(float(fit.params[0]), float(fit.params[1]), len(x), fit)
 
 
 def effective_robustness(line: Line, clean: float, shift: float, *, n: int) -> Effective:
@@ -95,16 +88,10 @@ def effective_robustness(line: Line, clean: float, shift: float, *, n: int) -> E
     Args:
         clean, shift: its accuracies in [0, 1]; it should not be among the models of the line.
         n: images that they were measured on.
-
-    Raises:
-        MissingExtraError: SciPy, for Student's t, is not installed.
     """
-    stats = require("scipy.stats", purpose="give a prediction interval", extra="train")
-    x = logit(clean, n)
-    predicted = line.intercept + line.slope * x
-    width = line.residual * math.sqrt(1 + 1 / line.n + (x - line.mean) ** 2 / line.spread)
-    half = float(stats.t.ppf(0.975, line.n - 2)) * width
-    low, middle, high = (_accuracy(value) for value in (predicted - half, predicted, predicted + half))
+    predicted = line.fit.get_prediction([[1.0, logit(clean, n)]])
+    low, high = (_accuracy(end) for end in predicted.conf_int(obs=True, alpha=0.05)[0])
+    middle = _accuracy(predicted.predicted_mean[0])
     return Effective(100 * (shift - middle), (100 * (shift - high), 100 * (shift - low)), middle, line.n)
 
 

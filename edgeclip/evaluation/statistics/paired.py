@@ -1,24 +1,19 @@
-"""Two variants' results on the same labelled images in, the difference of their accuracies with its interval out."""
+"""Which images two variants label right in; by how much their accuracies differ, with its interval, out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgeclip.errors import InputError, SourceError
-from edgeclip.prompts import PromptTable, unit_rows
-from edgeclip.runtime.engines.base import load_engine
-from edgeclip.runtime.images import Image, read_image
-from edgeclip.runtime.preprocess.preprocess import Preprocessor
-from edgeclip.spec import EncoderSpec, Precision
+from edgeclip.errors import InputError
+from edgeclip.evaluation.statistics.metrics import Z95
+from edgeclip.extras import require
 
-_Z95 = 1.959964
 Hits = npt.NDArray[np.bool_]
 
 
@@ -59,7 +54,7 @@ def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
     adjusted_n, adjusted_lost, adjusted_won = n + 2, lost + 0.5, won + 0.5
     centre = (adjusted_won - adjusted_lost) / adjusted_n
     variance = (adjusted_won + adjusted_lost - (adjusted_won - adjusted_lost) ** 2 / adjusted_n) / adjusted_n**2
-    half = _Z95 * math.sqrt(max(variance, 0.0))
+    half = Z95 * math.sqrt(max(variance, 0.0))
     return PairedDifference(
         points=100 * (won - lost) / n,
         ci95=(100 * (centre - half), 100 * (centre + half)),
@@ -69,51 +64,28 @@ def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
     )
 
 
-class LabelledImages:
-    """Images of known class, kept small in memory, on which graphs are compared by their zero-shot hits.
+def mcnemar_p(difference: PairedDifference, *, alternative: str = "two-sided") -> float:
+    """p value of the exact test of McNemar (1947): if both are equally good, an image that only one of the two labels
+    right is as likely the candidate's as the reference's.
 
     Args:
-        files: (path, index of its class) of each image.
-        table: the classes.
-        encoder: of the model.
-        progress: called with (images read, images in all).
-
-    Raises:
-        SourceError: none can be decoded.
+        alternative: ``greater`` to ask only whether the candidate is better.
     """
+    stats: Any = require("scipy.stats", purpose="test a difference")
+    won, changed = difference.only_candidate, difference.only_candidate + difference.only_reference
+    return float(stats.binomtest(won, changed, alternative=alternative).pvalue) if changed else 1.0
 
-    def __init__(
-        self,
-        files: Sequence[tuple[Path, int]],
-        table: PromptTable,
-        encoder: EncoderSpec,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._rows, self._encoder = table.embeddings, encoder
-        self._preprocess = Preprocessor(encoder.preprocess)
-        self._images: list[Image] = []
-        truth: list[int] = []
-        for done, (path, index) in enumerate(files):
-            with suppress(SourceError):  # what cannot be decoded is left out, as in evaluate_folder
-                # (H, W, 3) uint8: a quarter of its floats
-                self._images.append(self._preprocess.resize(read_image(path)))
-                truth.append(index)
-            if progress:
-                progress(done + 1, len(files))
-        if not truth:
-            raise SourceError(f"none of the {len(files)} images can be decoded: check one by hand")
-        self._truth = np.array(truth)
 
-    def hits(self, path: Path, *, precision: Precision = "fp32") -> Hits:
-        """Which of the decoded images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
-        found = np.zeros(len(self._images), np.bool_)
-        with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
-            for index, image in enumerate(self._images):
-                embedding = unit_rows(engine.infer(self._preprocess.normalise(image)[None]))  # (1, D)
-                scores = (embedding @ self._rows.T)[0]  # (C,)
-                found[index] = (scores >= scores[self._truth[index]]).sum() == 1  # a tie is no hit
-        return found
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number (Holm 1979), in the order given.
+
+    If every claim with an adjusted value of at most α is made, the chance of any false one among them is at most α,
+    however the tests depend on each other.
+    """
+    if not p_values:
+        return []
+    tests: Any = require("statsmodels.stats.multitest", purpose="judge several tests at once")
+    return [float(value) for value in tests.multipletests(p_values, method="holm")[1]]
 
 
 class ExtraLoss(msgspec.Struct, frozen=True):
@@ -163,7 +135,7 @@ def difference_of_differences(
     extra = shifted - (clean_candidate.astype(np.float64) - clean_reference)  # (N,) in [-2, 2]
     centre = float(extra.sum()) / (n + 2)
     variance = (float((extra**2).sum()) + 1) / (n + 2) - centre**2
-    half = _Z95 * math.sqrt(max(variance, 0.0) / (n + 2))
+    half = Z95 * math.sqrt(max(variance, 0.0) / (n + 2))
     return ExtraLoss(100 * float(extra.mean()), (100 * (centre - half), 100 * (centre + half)), n)
 
 

@@ -13,7 +13,7 @@ from edgeclip.evaluation.data.class_sets import set_templates
 from edgeclip.evaluation.data.dataset import open_labelled
 from edgeclip.evaluation.data.shift_sets import names_of, open_shift_set
 from edgeclip.evaluation.tradeoff.measure import measure_tradeoff, recommendation_of, reusable
-from edgeclip.evaluation.tradeoff.records import Limits, Tradeoff
+from edgeclip.evaluation.tradeoff.records import Tradeoff, TradeoffLimits
 from edgeclip.evaluation.tradeoff.report import save_tradeoff
 from edgeclip.export.bundle import require_writable
 from edgeclip.files import write_json
@@ -25,7 +25,7 @@ def tradeoff(
     data: str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
-    limits: Limits | None = None,
+    limits: TradeoffLimits | None = None,
     options: BenchOptions | None = None,
     shift: Sequence[str | os.PathLike[str]] = (),
     classes: str = "",
@@ -76,7 +76,7 @@ def tradeoff(
         opened,
         sets,
         options,
-        limits or Limits(),
+        limits or TradeoffLimits(),
         templates=prompts,
         timed=reusable(kept, opened, options, notice=say) if kept and not again else None,
         progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,10 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeclip.errors import InputError, ModelError
-from edgeclip.export.int8.statistics import Values, image_digest, open_store
 from edgeclip.export.onnx import save_graph
+from edgeclip.export.result_cache import find_result, keep_result, result_key
 from edgeclip.extras import require
-from edgeclip.files import external_data, sha256_file, sha256_json
 from edgeclip.prompts import FloatArray
-
-_LARGEST, _ELEMENTS, _FINITE = b"largest", b"elements", b"finite"
 
 
 class Range(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +35,7 @@ def measure_ranges(path: Path, images: FloatArray) -> dict[str, Range]:
     """Run the graph on ONNX Runtime's CPU provider and look at every float32 value by its name.
 
     Each value is reduced to its largest magnitude inside the graph, so memory does not grow with the number of values.
-    What an image gave is kept (``export/int8/statistics.py``): it is run once for a graph.
+    The result is kept in the cache: for the same graph and images nothing is run again.
 
     Args:
         path: a graph with the input ``image``.
@@ -49,40 +47,39 @@ def measure_ranges(path: Path, images: FloatArray) -> dict[str, Range]:
     """
     if images.ndim != 4 or not len(images):
         raise InputError(f"expected preprocessed images (N, 3, H, W) to measure ranges on, got shape {images.shape}")
+    key = result_key((Path(__file__),), path, images, "ranges", ("onnx", "onnx-ir"))
+    if kept := find_result(key):
+        return msgspec.msgpack.decode(kept, type=dict[str, Range])
     ir = require("onnx_ir", purpose="measure ranges", extra="export")
     model = ir.load(path)
     infer_types(model)
     names = [value.name for value in _float_values(model)]
-    data = external_data(path)
-    graph = sha256_json([sha256_file(path), sha256_file(data) if data.exists() else None])
-    store = open_store("magnitudes", graph, ort.__version__)
-    found: list[Values] = []
-    with contextlib.ExitStack() as stack:
-        session: ort.InferenceSession | None = None
-        for image in images:
-            digest = image_digest(image[None])
-            known = store.get(digest)
-            if not known:
-                try:
-                    session = session or _load_probe(model, stack)
-                    *measured, embedding = session.run(None, {"image": image[None]})
-                except Exception as error:  # onnxruntime's exceptions share no base class
-                    raise ModelError(f"onnxruntime cannot run {path.name} to measure its ranges ({error})") from error
-                known = {
-                    _LARGEST: np.array(measured[: len(names)]),
-                    _ELEMENTS: np.array(measured[len(names) :]),
-                    _FINITE: np.isfinite(embedding).all(),
-                }
-                store.add(digest, known)
-            found.append(known)
-    if not all(known[_FINITE] for known in found):
-        raise ModelError(f"expected finite embeddings from {path.name}, got some that are not: it cannot be converted")
-    largest = np.max([known[_LARGEST] for known in found], axis=0)
-    sizes = found[0][_ELEMENTS]
-    return {
-        name: Range(largest=float(largest[index]), elements=max(1, int(sizes[index])))
-        for index, name in enumerate(names)
+    largest, sizes = _run_probe(path, model, images, len(names))
+    found = {
+        name: Range(largest=float(magnitude), elements=max(1, int(size)))
+        for name, magnitude, size in zip(names, largest, sizes, strict=True)
     }
+    keep_result(key, msgspec.msgpack.encode(found))
+    return found
+
+
+def _run_probe(path: Path, model: Any, images: FloatArray, count: int) -> tuple[FloatArray, Sequence[int]]:
+    """Of each of ``count`` values the largest magnitude over all images, and its elements for one image."""
+    largest = np.zeros(count, np.float32)
+    sizes: Sequence[int] = ()
+    with contextlib.ExitStack() as stack:
+        try:
+            session = _load_probe(model, stack)
+            for image in images:
+                *measured, embedding = session.run(None, {"image": image[None]})
+                largest, sizes = np.maximum(largest, measured[:count]), measured[count:]
+                if not np.isfinite(embedding).all():
+                    break
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"onnxruntime cannot run {path.name} to measure its ranges ({error})") from error
+    if not np.isfinite(embedding).all():
+        raise ModelError(f"expected finite embeddings from {path.name}, got some that are not: it cannot be converted")
+    return largest, sizes
 
 
 def _load_probe(model: Any, stack: contextlib.ExitStack) -> ort.InferenceSession:

@@ -24,7 +24,7 @@ from edgeclip.extras import require
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.golden import golden_of
-from edgeclip.runtime.proof.parity import Limits
+from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.model import ContrastiveModel
 
@@ -47,7 +47,7 @@ def train_int8(
     names: Sequence[str] = ("int8",),
     recipe: QuantizationRecipe | None = None,
     options: QatOptions = QatOptions(),  # noqa: B008 - frozen
-    limits: Limits | None = None,
+    limits: ParityLimits | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> QatReport:
     """Fine-tune the model's image encoder for INT8 and put the result into the bundle, linted and proved as any other.

@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from edgeclip.errors import EdgeclipError, InputError, ModelError
+from edgeclip.errors import InputError, ModelError
+from edgeclip.export.int8 import qdq
 from edgeclip.export.int8.qdq import Model, Value, array, fold_scales, is_weight, pairs, prune, requantize, widen
-from edgeclip.export.int8.statistics import kept_statistics
 from edgeclip.export.onnx import save_graph
+from edgeclip.export.result_cache import find_result, keep_result, result_key
 from edgeclip.extras import require
-from edgeclip.files import external_data
+from edgeclip.files import atomic_file, external_data
 from edgeclip.prompts import FloatArray
 from edgeclip.training.towers.quiet import silent
 
@@ -95,11 +96,12 @@ def quantize(
 ) -> tuple[Path, ...]:
     """Write the INT8 graph.
 
-    What was measured on an image before is not measured again (``export/int8/statistics.py``).
+    A finished graph is kept in the cache, unless its weights lie beside it (2 GB): the same FP32 graph, images and
+    recipe give the same bytes again, and NNCF is not run.
 
     Args:
         images: preprocessed, (N, 3, H, W) float32; ranges are measured on them one by one.
-        progress: called with a short sentence before an image is run.
+        progress: called with a short sentence before NNCF is run.
 
     Returns:
         The files written, the graph first.
@@ -113,13 +115,29 @@ def quantize(
             f"expected a recipe with smooth_alpha null, got {recipe.smooth_alpha:g}: NNCF cannot smooth {fp32.name}, "
             "whose weights take more than 2 GB"
         )
+    key = result_key((Path(__file__), Path(qdq.__file__)), fp32, images, recipe, ("nncf", "onnx", "onnx-ir"))
+    if kept := find_result(key):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(kept)
+        external_data(target).unlink(missing_ok=True)  # of a larger graph that was there before
+        return (target,)
+    if progress:
+        progress(f"measuring ranges on {len(images)} images")
+    files = save_graph(_quantized(fp32, images, recipe), target)
+    if files == (target,):
+        keep_result(key, target.read_bytes())
+    return files
+
+
+def _quantized(fp32: Path, images: FloatArray, recipe: QuantizationRecipe) -> Model:
+    """The INT8 graph: NNCF's, made signed and freed of what nothing reads."""
     ir = require("onnx_ir", purpose="quantize", extra="export")
     model = ir.load(str(fp32))
     unpack_weights(model)
     known = {node.name for node in model.graph}
     if unknown := [name for name in recipe.keep_float if name not in known]:
         raise InputError(f"the recipe keeps {unknown[0]!r} in FP32, which is no node of {fp32.name}: make a new recipe")
-    quantized = _run_nncf(model, images, recipe, fp32, progress)
+    quantized = _run_nncf(model, images, recipe, fp32)
     for node in quantized.graph:
         node.metadata_props.clear()
     fold_scales(quantized)
@@ -130,7 +148,7 @@ def quantize(
     quantized.metadata_props.clear()
     quantized.metadata_props.update({**model.metadata_props, "edgeclip.variant": "int8"})
     quantized.ir_version = model.ir_version
-    return save_graph(quantized, target)
+    return quantized
 
 
 def unpack_weights(model: Model) -> None:
@@ -210,9 +228,7 @@ def _make_signed(model: Model) -> None:
             requantize(model, quantize, scale=scale * (255 / 127), zero=np.zeros(zero.shape, np.int8))
 
 
-def _run_nncf(
-    model: Model, images: FloatArray, recipe: QuantizationRecipe, fp32: Path, progress: Callable[[str], None] | None
-) -> Model:
+def _run_nncf(model: Model, images: FloatArray, recipe: QuantizationRecipe, fp32: Path) -> Model:
     """Quantize with ranges measured on ``images``."""
     ir = require("onnx_ir", purpose="quantize", extra="export")
     with _weights_apart(model, fp32) as (light, weights), silent():
@@ -221,16 +237,13 @@ def _run_nncf(
         options = nncf_options(recipe, transformer=is_transformer(model))
         options["advanced_parameters"].backend_params["external_data_dir"] = str(weights.parent)
         try:
-            with kept_statistics(weights, progress=progress):
-                quantized = nncf.quantize(
-                    ir.to_proto(light),
-                    nncf.Dataset([{"image": image[None]} for image in images]),
-                    subset_size=len(images),
-                    ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
-                    **options,
-                )
-        except EdgeclipError:
-            raise
+            quantized = nncf.quantize(
+                ir.to_proto(light),
+                nncf.Dataset([{"image": image[None]} for image in images]),
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(names=[*recipe.keep_float, *merging_products(model)]),
+                **options,
+            )
         except Exception as error:  # NNCF and ONNX Runtime raise a dozen unrelated types
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"NNCF {nncf.__version__} cannot quantize this graph ({reason})") from error

@@ -1,66 +1,31 @@
-"""Preprocessed batches in, embeddings out: the one interface that every inference engine fills.
+"""Preprocessed batches or resized frames in, embeddings out: the one interface that every inference engine fills.
 
-To add an engine: subclass ``Engine`` in a file of its own, fill ``_infer``, ``close`` and ``describe``, say
-what it is meant for (``kinds``, ``available``), and add a line to ``ENGINES``. An engine that has asynchronous
-requests of its own fills ``_start`` too; the others get a thread for them.
-
-Resized frames as bytes in; what an encoder's graph takes out.
+To add an engine: subclass ``Engine`` in a file of its own, fill ``_load``, ``_infer``, ``close`` and ``describe``, say
+what it is meant for (``kinds``, ``available``), and add an entry to ``edgeclip/engine_list.py``. An engine that has
+asynchronous requests of its own fills ``_start`` too; the others get a thread for them.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from pkgutil import resolve_name
 from types import TracebackType
 from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, InputError
 from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
-
-
-def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = None) -> FloatArray:
-    """Resized frames (N, H, W, 3) uint8 RGB as (N, 3, H, W) float32, each channel ``(x / 255 - mean) / std``.
-
-    Args:
-        out: where to write them; by default a new array.
-    """
-    std = np.asarray(spec.std, np.float32)
-    gain, offset = 1.0 / (255.0 * std), np.asarray(spec.mean, np.float32) / std
-    normalised = np.empty((len(frames), 3, *frames.shape[1:3]), np.float32) if out is None else out
-    for channel in range(3):
-        # Plane by plane and in place: a third of the time of one expression over the transposed array.
-        plane = normalised[:, channel]
-        np.multiply(frames[..., channel], gain[channel], out=plane)
-        plane -= offset[channel]
-    return normalised
-
-
-__all__ = ["ENGINES", "ByteArray", "Engine", "FloatArray", "Pending", "engine_class", "load_engine", "usable_cores"]
-
-# Name -> "module:class"; the module is imported when the engine is asked for, so an engine that is not installed
-# costs nothing.
-ENGINES = {
-    "onnxruntime": "edgeclip.runtime.engines.onnxruntime:OrtEngine",
-    "onnxruntime-cuda": "edgeclip.runtime.engines.onnxruntime:OrtCudaEngine",
-    "onnxruntime-tensorrt": "edgeclip.runtime.engines.onnxruntime:OrtTensorRtEngine",
-    "onnxruntime-tensorrt-rtx": "edgeclip.runtime.engines.onnxruntime:OrtTensorRtRtxEngine",
-    "openvino": "edgeclip.runtime.engines.openvino:OpenVinoEngine",
-    "openvino-gpu": "edgeclip.runtime.engines.openvino:OpenVinoGpuEngine",
-    "tensorrt": "edgeclip.runtime.engines.tensorrt:TensorRtEngine",
-    "tensorrt-rtx": "edgeclip.runtime.engines.tensorrt:TensorRtRtxEngine",
-}
-
 # Name of the variant whose INT8 layout is made for CPU kernels: its zero-points and unsigned activations are not
 # what device compilers take.
 CPU_LAYOUT = "int8-cpu"
@@ -89,7 +54,7 @@ class Engine(ABC):
         MissingExtraError: the engine's library is not installed.
 
     Attributes:
-        name: the key in ``ENGINES``.
+        name: as in ``edgeclip/engine_list.py``.
         kinds: precisions of the variants that the engine is meant for, and ``CPU_LAYOUT`` if it is for that one too.
         on_cpu: whether inferences share the CPU's cores among them.
         concurrent: whether several threads may call ``infer`` at once.
@@ -115,6 +80,7 @@ class Engine(ABC):
         self.threads = threads
         self.parallel = parallel
         self._pool: ThreadPoolExecutor | None = None
+        self._load()
 
     @classmethod
     def best_parallel(cls, precision: Precision) -> int:  # noqa: ARG003 - for subclasses
@@ -205,6 +171,9 @@ class Engine(ABC):
             )
         return embeddings
 
+    def _load(self) -> None:  # noqa: B027 - an engine may have nothing to load
+        """Load the graph at ``path``, or what was built of it; called once, when the arguments are attributes."""
+
     @abstractmethod
     def _infer(self, images: FloatArray) -> FloatArray:
         """Run checked input; return whatever the graph gives as float32."""
@@ -248,10 +217,7 @@ def engine_class(name: str) -> type[Engine]:
     Raises:
         EngineError: no such engine.
     """
-    if name not in ENGINES:
-        raise EngineError(f"expected an engine out of {', '.join(ENGINES)}, got {name!r}")
-    module, _, attribute = ENGINES[name].partition(":")
-    found: type[Engine] = getattr(importlib.import_module(module), attribute)
+    found: type[Engine] = resolve_name(engine_entry(name).where)
     return found
 
 
@@ -275,6 +241,23 @@ def load_engine(
     if threads is not None and threads < 1:
         raise InputError(f"expected --threads of at least 1, got {threads}")
     return engine_class(name)(path, encoder, precision=precision, threads=threads, parallel=parallel)
+
+
+def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = None) -> FloatArray:
+    """Resized frames (N, H, W, 3) uint8 RGB as (N, 3, H, W) float32, each channel ``(x / 255 - mean) / std``.
+
+    Args:
+        out: where to write them; by default a new array.
+    """
+    std = np.asarray(spec.std, np.float32)
+    gain, offset = 1.0 / (255.0 * std), np.asarray(spec.mean, np.float32) / std
+    normalised = np.empty((len(frames), 3, *frames.shape[1:3]), np.float32) if out is None else out
+    for channel in range(3):
+        # Plane by plane and in place: a third of the time of one expression over the transposed array.
+        plane = normalised[:, channel]
+        np.multiply(frames[..., channel], gain[channel], out=plane)
+        plane -= offset[channel]
+    return normalised
 
 
 def usable_cores() -> int:

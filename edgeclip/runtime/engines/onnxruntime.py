@@ -23,7 +23,7 @@ from edgeclip.devices.machine.cuda import driver_loads
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, usable_cores
-from edgeclip.spec import EncoderSpec, Precision
+from edgeclip.spec import Precision
 
 _CPU = "CPUExecutionProvider"
 _PRODUCTS = {"Attention", "Conv", "ConvInteger", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
@@ -47,27 +47,18 @@ class OrtEngine(Engine):
     install: ClassVar[str] = "run pip install onnxruntime"
     beneath: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    def _load(self) -> None:
         if self.provider == _CPU:
-            refuse_inexact_int8(path, precision)
+            refuse_inexact_int8(self.path, self.precision)
         ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
         self._version: str = ort.__version__
-        self._cpu_threads = threads or max(1, usable_cores() // parallel)
+        self._cpu_threads = self.threads or max(1, usable_cores() // self.parallel)
         try:
             self._session: Any = self._open(ort, self._options(ort))
         except EngineError:
             raise
         except Exception as error:  # the binding raises a dozen unrelated types
-            raise EngineError(f"onnxruntime {self._version} cannot load {path} ({_first_line(error)})") from error
+            raise EngineError(f"onnxruntime {self._version} cannot load {self.path} ({_first_line(error)})") from error
         self._check_names(
             [node.name for node in self._session.get_inputs()], [node.name for node in self._session.get_outputs()]
         )

@@ -1,6 +1,8 @@
-"""An ONNX graph and a batch in, embeddings out: OpenVINO on an Intel, AMD or Arm CPU.
+"""An ONNX graph and a batch in, embeddings out: OpenVINO on an Intel, AMD or Arm CPU, or on Intel's GPUs.
 
-What decides speed and exactness was measured on ViT-B/32 and on the starter (2 cores with AVX512-BF16 and VNNI):
+What it compiled is kept in this device's cache: by ``edgeclip build`` for one frame at a time, by a stream for its own
+batches. What decides speed and exactness on a CPU was measured on ViT-B/32 and on the starter (2 cores with AVX512-BF16
+and VNNI):
 
 - Numeric types live in the graph, so the hint is f32 on a CPU also for bf16 and INT8 graphs: their typed products keep
   their type. Without the hint OpenVINO takes bf16 for everything on such CPUs. With it the rest of a bf16 graph is in
@@ -12,10 +14,6 @@ What decides speed and exactness was measured on ViT-B/32 and on the starter (2 
 - Two streams of one thread each got a third more frames through than one of two threads (INT8, one frame at a time),
   and batches of 8 a fifth more again; a frame alone takes half as long again that way.
 - Threads are not pinned: two pinned processes with one thread each share one core.
-
-An ONNX graph and a batch in, embeddings out: OpenVINO on Intel's GPUs.
-
-An ONNX graph in, OpenVINO's compiled blob of it in this device's cache out.
 """
 
 from __future__ import annotations
@@ -26,8 +24,9 @@ import logging
 import time
 from collections import Counter, deque
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -40,12 +39,17 @@ from edgeclip.runtime.engines.base import CPU_LAYOUT, ByteArray, Engine, FloatAr
 from edgeclip.runtime.engines.onnxruntime import refuse_inexact_int8
 from edgeclip.spec import EncoderSpec, Precision
 
+if TYPE_CHECKING:
+    from edgeclip.runtime.engines.tensorrt_api import Progress
+    from edgeclip.runtime.engines.tensorrt_options import BuildOptions
+
 Properties = dict[str, str | int | bool]
 
 _log = logging.getLogger("edgeclip")
 
 _PRODUCTS = {"Convolution", "FullyConnected", "Gemm", "MatMul"}
 _FLOATS, _BYTES = "float32", "uint8"
+_INTEL = "0x8086"
 
 
 @functools.cache
@@ -73,19 +77,10 @@ class OpenVinoEngine(Engine):
     device: ClassVar[str] = "CPU"
     types: ClassVar[dict[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "f32", "int8": "f32"}
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    def _load(self) -> None:
         self._ov = require("openvino", purpose=f"run the engine {self.name}")
         self._core = _core()
-        self._graph_sha256 = plan_cache.graph_sha256(path)
+        self._graph_sha256 = plan_cache.graph_sha256(self.path)
         devices = [name.partition(".")[0] for name in self._core.available_devices]
         if self.device not in devices:
             raise EngineError(
@@ -136,7 +131,7 @@ class OpenVinoEngine(Engine):
         self._compiled.clear()
 
     def export_blob(self) -> bytes:
-        """The model compiled for one frame, as ``build_blob`` keeps it."""
+        """The model compiled for one frame, as ``compile_variant`` keeps it."""
         return _exported(self._get(_FLOATS, single=True))
 
     def _infer(self, images: FloatArray) -> FloatArray:
@@ -175,7 +170,7 @@ class OpenVinoEngine(Engine):
             key = self._plan_key(kind, single=single)
             built = kind == _FLOATS and single  # what `edgeclip build` makes; looked for and checked already
             blob = self.blob if built else plan_cache.find(key)
-            compiled = self._load(key, blob) if blob else None
+            compiled = self._imported(key, blob) if blob else None
             if compiled is None:
                 self.blob = None if built else self.blob
                 start = time.perf_counter()
@@ -235,7 +230,7 @@ class OpenVinoEngine(Engine):
             },
         )
 
-    def _load(self, key: plan_cache.PlanKey, blob: Path) -> Any:
+    def _imported(self, key: plan_cache.PlanKey, blob: Path) -> Any:
         """The compiled model that the cache has under ``key``, or None if OpenVINO does not take it."""
         try:
             return self._core.import_model(blob.read_bytes(), self.device, self._properties)
@@ -278,6 +273,55 @@ class OpenVinoEngine(Engine):
         steps = processor.input().preprocess().convert_element_type(self._ov.Type.f32)
         steps.mean([255.0 * mean for mean in spec.mean]).scale([255.0 * std for std in spec.std])
         return processor.build()
+
+
+class OpenVinoGpuEngine(OpenVinoEngine):
+    """An ONNX graph on OpenVINO's plugin for Intel's GPUs: integrated, Arc and Flex."""
+
+    name = "openvino-gpu"
+    on_cpu = False
+    kinds = frozenset({"fp32", "fp16", "int8", CPU_LAYOUT})
+    device = "GPU"
+    types: ClassVar[dict[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "f32", "int8": "f16"}
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether OpenVINO is installed and this machine shows a GPU of Intel's."""
+        vendors = Path("/sys/class/drm").glob("renderD*/device/vendor")
+        return super().available() and any(vendor.read_text().strip() == _INTEL for vendor in vendors)
+
+    def _device_properties(self) -> Properties:
+        return {}
+
+    def _device_name(self) -> str:
+        return str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
+
+
+def compile_variant(
+    engine: str,
+    path: Path,
+    encoder: EncoderSpec,
+    precision: Precision,
+    options: BuildOptions,
+    progress: Progress | None = None,  # noqa: ARG001 - compiling takes a second
+) -> tuple[Path, bool, tuple[str, ...]]:
+    """``Builder`` of OpenVINO: a blob for one frame, so that loading it reads no ONNX.
+
+    Larger batches are compiled when they first come.
+
+    Raises:
+        InputError: options of a TensorRT plan.
+        EngineError, VariantError, MissingExtraError: as the engine.
+    """
+    if given := [field.name for field in fields(options) if getattr(options, field.name) != field.default]:
+        raise InputError(f"{', '.join(given)}: expected no options of a TensorRT plan with --engine {engine}")
+    start = time.perf_counter()
+    kind = OpenVinoGpuEngine if engine == OpenVinoGpuEngine.name else OpenVinoEngine
+    with closing(kind(path, encoder, precision=precision)) as loaded:
+        if loaded.blob:
+            return loaded.blob, True, ()
+        blob = plan_cache.store(loaded.key, loaded.export_blob(), build_s=time.perf_counter() - start)
+        return blob, False, ()
 
 
 class _Request:
@@ -323,53 +367,3 @@ def _names(ports: list[Any], expected: str) -> list[str]:
 def _last_line(error: Exception) -> str:
     """OpenVINO's reason: the lines before it are places in its source."""
     return str(error).strip().rpartition("\n")[2]
-
-
-_INTEL = "0x8086"
-
-
-class OpenVinoGpuEngine(OpenVinoEngine):
-    """An ONNX graph on OpenVINO's plugin for Intel's GPUs: integrated, Arc and Flex."""
-
-    name = "openvino-gpu"
-    on_cpu = False
-    kinds = frozenset({"fp32", "fp16", "int8", CPU_LAYOUT})
-    device = "GPU"
-    types: ClassVar[dict[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "f32", "int8": "f16"}
-
-    @classmethod
-    def available(cls) -> bool:
-        """Whether OpenVINO is installed and this machine shows a GPU of Intel's."""
-        vendors = Path("/sys/class/drm").glob("renderD*/device/vendor")
-        return super().available() and any(vendor.read_text().strip() == _INTEL for vendor in vendors)
-
-    def _device_properties(self) -> Properties:
-        return {}
-
-    def _device_name(self) -> str:
-        return str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
-
-
-def build_blob(path: Path, encoder: EncoderSpec, *, precision: Precision = "fp32", engine: str = "openvino") -> Path:
-    """Compile a variant for one frame and keep it for this device, so that loading it reads no ONNX.
-
-    Larger batches are compiled when they first come.
-
-    Args:
-        path: the checked ONNX graph.
-        encoder: what it takes and returns.
-        precision: of the variant.
-        engine: ``"openvino"`` or ``"openvino-gpu"``.
-
-    Returns:
-        The blob's path in the cache (``runtime/engines/plan_cache.py``).
-
-    Raises:
-        EngineError, VariantError, MissingExtraError: as the engine.
-    """
-    start = time.perf_counter()
-    kind = OpenVinoGpuEngine if engine == OpenVinoGpuEngine.name else OpenVinoEngine
-    with closing(kind(path, encoder, precision=precision)) as loaded:
-        if loaded.blob:
-            return loaded.blob
-        return plan_cache.store(loaded.key, loaded.export_blob(), build_s=time.perf_counter() - start)

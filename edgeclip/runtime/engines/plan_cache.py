@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.files import atomic_file, cache_dir, external_data, sha256_file, sha256_json, write_json
+from edgeclip.files import atomic_file, cache_dir, external_data, read_json, sha256_file, sha256_json, write_json
 from edgeclip.spec import Sha256
 
 Option = str | int | float | bool | None
@@ -29,7 +29,7 @@ class PlanKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Everything that decides what a plan is.
 
     Attributes:
-        engine: name of the inference engine, as in ``edgeclip.runtime.engines.base.ENGINES``.
+        engine: name of the inference engine, as in ``edgeclip/engine_list.py``.
         library_version: of the library that compiled the plan.
         variant_sha256: of the ONNX graph, as ``graph_sha256`` computes it.
         device: what the plan runs on (``"sm86"``, a CPU's name).
@@ -130,10 +130,7 @@ def remove(key: PlanKey) -> None:
 
 def read_record(path: Path) -> PlanRecord | None:
     """The sidecar of the plan at ``path``; None if there is none that this version of edgeclip can read."""
-    try:
-        return msgspec.json.decode(path.with_name(_SIDECAR).read_bytes(), type=PlanRecord)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_json(path.with_name(_SIDECAR), PlanRecord)
 
 
 def records(engine: str, variant_sha256: str) -> list[PlanRecord]:

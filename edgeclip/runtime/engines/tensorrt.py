@@ -1,6 +1,6 @@
 """TensorRT and TensorRT for RTX on an NVIDIA GPU, from plans that ``edgeclip build`` made on this device.
 
-A cached TensorRT plan in, a deserialized engine out, its weights put back if they were left out; and its layers.
+A plan's weights are put back if they were left out, and its layers can be listed.
 """
 
 from __future__ import annotations
@@ -16,109 +16,13 @@ import msgspec
 import numpy as np
 
 from edgeclip.devices.machine.cuda import Gpu, call, cuda_runtime, find_gpu, require_gpu
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import Engine, FloatArray
 from edgeclip.runtime.engines.plan_cache import PlanKey, read_record
-from edgeclip.runtime.engines.tensorrt_api import LIBRARIES, Library, load_library, parser_errors
+from edgeclip.runtime.engines.tensorrt_api import Library, load_library, parser_errors
 from edgeclip.runtime.engines.tensorrt_options import runs_on
-from edgeclip.spec import EncoderSpec, Precision
-
-
-@dataclass(frozen=True)
-class LoadedPlan:
-    """An engine and the runtime that must outlive it."""
-
-    engine: Any
-    runtime: Any
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a plan.
-
-    Attributes:
-        name: as the library names it, often after the graph's nodes that were fused in it.
-        kind: of layer; empty when the plan was built without details.
-        outputs: data type and layout of each output; empty likewise.
-    """
-
-    name: str
-    kind: str = ""
-    outputs: tuple[str, ...] = ()
-
-
-def load_plan(library: Library, path: Path, onnx: Path | None = None) -> LoadedPlan:
-    """Deserialize a plan that ``find`` gave.
-
-    Args:
-        onnx: the graph to read left-out weights from; None to leave them out.
-
-    Raises:
-        EngineError: the library refuses the plan or the weights.
-    """
-    trt = library.trt
-    record = read_record(path)
-    options = record.key.options if record else {}
-    runtime = library.make(lambda: trt.Runtime(library.log), "a runtime")
-    if options.get("version_compatible"):
-        # Such a plan holds the code of the runtime that it was built with; the cache has checked that it is ours.
-        runtime.engine_host_code_allowed = True
-    plan = path.read_bytes()
-    engine = library.make(lambda: runtime.deserialize_cuda_engine(plan), f"an engine of {path} (build it again)")
-    if options.get("strip") and onnx is not None:
-        _refit(library, engine, onnx)
-    return LoadedPlan(engine, runtime)
-
-
-def layers(engine: str, path: Path) -> list[Layer]:
-    """The layers of a plan; kinds and types are there if it was built with ``detailed_layers``.
-
-    Args:
-        engine: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        path: of the plan.
-
-    Raises:
-        EngineError: there is no GPU here, which reading a plan takes, or the library refuses the plan.
-    """
-    require_gpu("read the layers of a plan")
-    library = load_library(engine)
-    loaded = load_plan(library, path)
-    inspector = library.make(loaded.engine.create_engine_inspector, "an engine inspector")
-    return parse_layers(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON))
-
-
-def parse_layers(text: str) -> list[Layer]:
-    """Layers out of an engine inspector's JSON: objects in a detailed plan, else names alone.
-
-    Raises:
-        EngineError: it is not of that form.
-    """
-    try:
-        entries = msgspec.json.decode(text)["Layers"]
-        return [
-            Layer(entry)
-            if isinstance(entry, str)
-            else Layer(
-                entry["Name"],
-                entry.get("LayerType", ""),
-                tuple(output.get("Format/Datatype", "") for output in entry.get("Outputs", ())),
-            )
-            for entry in entries
-        ]
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"the engine inspector gave no list of layers ({error!r})") from error
-
-
-def _refit(library: Library, engine: Any, onnx: Path) -> None:
-    trt = library.trt
-    refitter = library.make(lambda: trt.Refitter(engine, library.log), "a refitter")
-    parser = trt.OnnxParserRefitter(refitter, library.log)
-    if not parser.refit_from_file(str(onnx)):
-        refused = parser_errors(parser) or library.log.shown()
-        raise EngineError("\n  ".join([f"{library.title} cannot read the weights of {onnx}: build again", *refused]))
-    if not refitter.refit_cuda_engine():
-        raise library.failure(f"{library.title} cannot put the weights of {onnx} into its plan: build again")
 
 
 class TensorRtEngine(Engine):
@@ -135,26 +39,18 @@ class TensorRtEngine(Engine):
     name = "tensorrt"
     kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
 
-    def __init__(
-        self,
-        path: Path,
-        encoder: EncoderSpec,
-        *,
-        precision: Precision = "fp32",
-        threads: int | None = None,
-        parallel: int = 1,
-    ) -> None:
-        super().__init__(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    def _load(self) -> None:
+        encoder = self.encoder
         gpu = require_gpu(f"run the engine {self.name}")
         self._library = load_library(self.name)
-        plan, key = find_plan(self._library, path, gpu)
-        self._said = f"{self._library.title}, {gpu.name} ({gpu.sm}), {precision}"
+        plan, key = find_plan(self._library, self.path, gpu)
+        self._said = f"{self._library.title}, {gpu.name} ({gpu.sm}), {self.precision}"
         with ExitStack() as stack:
             # Freed in reverse: the context and its plan before the memory and the stream that they use.
             self._cuda = cuda_runtime()
             self._stream = call(self._cuda.cudaStreamCreate)
             stack.callback(call, self._cuda.cudaStreamDestroy, self._stream)
-            loaded = load_plan(self._library, plan, path)
+            loaded = load_plan(self._library, plan, self.path)
             engine = loaded.engine
             self._min_batch, self._max_batch = _batches(engine)
             size = encoder.preprocess
@@ -177,7 +73,7 @@ class TensorRtEngine(Engine):
     @classmethod
     def available(cls) -> bool:
         """Whether the library and cuda-bindings are installed and CUDA sees a GPU."""
-        if importlib.util.find_spec(LIBRARIES[cls.name]) is None:
+        if importlib.util.find_spec(engine_entry(cls.name).module) is None:
             return False
         try:
             return find_gpu() is not None
@@ -270,6 +166,102 @@ def find_plan(library: Library, onnx: Path, gpu: Gpu) -> tuple[Path, PlanKey]:
         f"no plan of {onnx.name} for {library.title} on {gpu.name}: run edgeclip build {onnx.parent.parent} "
         f"--engine {library.name} --variant {onnx.stem}"
     )
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """An engine and the runtime that must outlive it."""
+
+    engine: Any
+    runtime: Any
+
+
+def load_plan(library: Library, path: Path, onnx: Path | None = None) -> LoadedPlan:
+    """Deserialize a plan that ``find`` gave.
+
+    Args:
+        onnx: the graph to read left-out weights from; None to leave them out.
+
+    Raises:
+        EngineError: the library refuses the plan or the weights.
+    """
+    trt = library.trt
+    record = read_record(path)
+    options = record.key.options if record else {}
+    runtime = library.make(lambda: trt.Runtime(library.log), "a runtime")
+    if options.get("version_compatible"):
+        # Such a plan holds the code of the runtime that it was built with; the cache has checked that it is ours.
+        runtime.engine_host_code_allowed = True
+    plan = path.read_bytes()
+    engine = library.make(lambda: runtime.deserialize_cuda_engine(plan), f"an engine of {path} (build it again)")
+    if options.get("strip") and onnx is not None:
+        _refit(library, engine, onnx)
+    return LoadedPlan(engine, runtime)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a plan.
+
+    Attributes:
+        name: as the library names it, often after the graph's nodes that were fused in it.
+        kind: of layer; empty when the plan was built without details.
+        outputs: data type and layout of each output; empty likewise.
+    """
+
+    name: str
+    kind: str = ""
+    outputs: tuple[str, ...] = ()
+
+
+def layers(engine: str, path: Path) -> list[Layer]:
+    """The layers of a plan; kinds and types are there if it was built with ``detailed_layers``.
+
+    Args:
+        engine: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        path: of the plan.
+
+    Raises:
+        EngineError: there is no GPU here, which reading a plan takes, or the library refuses the plan.
+    """
+    require_gpu("read the layers of a plan")
+    library = load_library(engine)
+    loaded = load_plan(library, path)
+    inspector = library.make(loaded.engine.create_engine_inspector, "an engine inspector")
+    return parse_layers(inspector.get_engine_information(library.trt.LayerInformationFormat.JSON))
+
+
+def parse_layers(text: str) -> list[Layer]:
+    """Layers out of an engine inspector's JSON: objects in a detailed plan, else names alone.
+
+    Raises:
+        EngineError: it is not of that form.
+    """
+    try:
+        entries = msgspec.json.decode(text)["Layers"]
+        return [
+            Layer(entry)
+            if isinstance(entry, str)
+            else Layer(
+                entry["Name"],
+                entry.get("LayerType", ""),
+                tuple(output.get("Format/Datatype", "") for output in entry.get("Outputs", ())),
+            )
+            for entry in entries
+        ]
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"the engine inspector gave no list of layers ({error!r})") from error
+
+
+def _refit(library: Library, engine: Any, onnx: Path) -> None:
+    trt = library.trt
+    refitter = library.make(lambda: trt.Refitter(engine, library.log), "a refitter")
+    parser = trt.OnnxParserRefitter(refitter, library.log)
+    if not parser.refit_from_file(str(onnx)):
+        refused = parser_errors(parser) or library.log.shown()
+        raise EngineError("\n  ".join([f"{library.title} cannot read the weights of {onnx}: build again", *refused]))
+    if not refitter.refit_cuda_engine():
+        raise library.failure(f"{library.title} cannot put the weights of {onnx} into its plan: build again")
 
 
 class _Buffer:

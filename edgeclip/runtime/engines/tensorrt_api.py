@@ -4,7 +4,7 @@
 strongly typed networks: there the graph's types are only hints, and builder flags allow the lower precision.
 Names were checked against the bindings 8.6.1, 10.3.0, 10.13.3 and 11.4.0 and against tensorrt_rtx 1.7.1.
 
-A plain callback in, TensorRT's progress monitor out; and Ctrl-C that stops a build instead of getting lost in it.
+A build's progress goes to a plain callback, and Ctrl-C stops it instead of getting lost in it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, MissingExtraError
 from edgeclip.extras import require
 from edgeclip.spec import Precision
 
-# Name of the engine -> module.
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-
 _KEPT_MESSAGES = 1000
 _SHOWN_MESSAGES = 20
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a phase, the steps done in it and all its steps. Phases nest."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,11 @@ def load_library(name: str) -> Library:
     """Import a TensorRT library; every call returns the same handle, as TensorRT keeps the first logger for good.
 
     Raises:
-        EngineError: no such library, or it is installed but does not load.
+        EngineError: no such engine, or its library is installed but does not load.
         MissingExtraError: it is not installed.
     """
-    if name not in LIBRARIES:
-        raise EngineError(f"expected a TensorRT library out of {', '.join(LIBRARIES)}, got {name!r}")
     try:
-        trt = require(LIBRARIES[name], purpose=f"use {name}")
+        trt = require(engine_entry(name).module, purpose=f"use {name}")
     except MissingExtraError as error:
         if name == "tensorrt" and Path("/etc/nv_tegra_release").exists():
             raise MissingExtraError(
@@ -166,10 +164,6 @@ def _message_log(trt: Any) -> Any:
             return list(dict.fromkeys(self.messages))[-_SHOWN_MESSAGES:]
 
     return MessageLog()
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a phase, the steps done in it and all its steps. Phases nest."""
 
 
 class Interrupted:

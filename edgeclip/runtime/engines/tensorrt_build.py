@@ -75,6 +75,23 @@ class BuildResult:
     messages: tuple[str, ...] = ()
 
 
+def compile_variant(
+    engine: str,
+    path: Path,
+    encoder: EncoderSpec,
+    precision: Precision,
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> tuple[Path, bool, tuple[str, ...]]:
+    """``Builder`` of TensorRT: as ``build``, which says more of how it went."""
+    result = build(engine, path, encoder, precision, options, progress=progress)
+    notes = result.messages
+    if result.out_of_memory_at and result.workspace_bytes:
+        tried = ", ".join(f"{size >> 20:,}" for size in result.out_of_memory_at)
+        notes = (f"ran out of memory at {tried} MiB; built within {result.workspace_bytes >> 20:,} MiB", *notes)
+    return result.path, result.reused, notes
+
+
 def build(
     engine: str,
     onnx: Path,

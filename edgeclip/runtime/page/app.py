@@ -1,4 +1,4 @@
-"""A feed and the run's tables in, the ASGI application of the live page out: its files, its API, its streams."""
+"""The page's state and the run's tables in, the ASGI application out: the page's files, its API, its streams."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-import edgeclip
 from edgeclip.errors import EdgeclipError, InputError, PromptError
 from edgeclip.prompts import PromptTable, make_classes
-from edgeclip.runtime.page.state import Feed
-from edgeclip.runtime.page.video import BOUNDARY, Picture
+from edgeclip.runtime.page.state import PageState
+from edgeclip.runtime.page.video import BOUNDARY, JpegVideo
+from edgeclip.version import __version__
 
 MakeTable = Callable[[str, str], PromptTable]
 
@@ -73,18 +73,18 @@ class WebApp:
     """The live page and its API.
 
     Args:
-        feed: of the run.
+        page: of the run.
         executor: where JPEGs are made.
         make_table: (table name, class names separated by commas) -> table; slow; None where there is no text encoder.
     """
 
-    def __init__(self, feed: Feed, executor: Executor, make_table: MakeTable | None) -> None:
-        self._feed = feed
-        self._run = feed.run
+    def __init__(self, page: PageState, executor: Executor, make_table: MakeTable | None) -> None:
+        self._page = page
+        self._run = page.run
         self._make_table = make_table
         self._seats = asyncio.Semaphore(_VIEWERS)
         self._changing = asyncio.Lock()
-        self._pictures = [Picture(feed, latest, executor) for latest in feed.sources.values()]
+        self._videos = [JpegVideo(page, latest, executor) for latest in page.sources.values()]
         folder = Path(str(resources.files("edgeclip") / "runtime" / "page" / "static"))
         files = {f"/{path.name}": (path.read_bytes(), _KINDS[path.suffix]) for path in folder.iterdir()}
         files["/"] = files.pop("/index.html")
@@ -103,65 +103,65 @@ class WebApp:
         )
 
     async def _state(self, request: Request) -> Response:  # noqa: ARG002 - the signature of every handler
-        feed, manifest = self._feed, self._run.bundle.manifest
-        latest = [item.record for item in feed.sources.values() if item.record]
+        page, manifest = self._page, self._run.bundle.manifest
+        latest = [item.record for item in page.sources.values() if item.record]
         return _json(
             {
-                "version": edgeclip.__version__,
+                "version": __version__,
                 "model": manifest.model.name,
                 "bundle": self._run.bundle.path.name,
-                "now_s": feed.now_s(),
+                "now_s": page.now_s(),
                 "sources": [
                     {"name": source.name, "live": source.live, "fps": source.fps, "total": source.total}
-                    | {"video": f"/video/{position}", "ended": feed.sources[source.name].ended}
+                    | {"video": f"/video/{position}", "ended": page.sources[source.name].ended}
                     for position, source in enumerate(self._run.sources)
                 ],
                 "tables": self._described_tables(),
                 "regions": [{"name": region.name, "polygon": region.polygon} for region in self._run.regions],
                 "editor": {"enabled": self._make_table is not None, "reason": "" if self._make_table else _NO_EDITOR},
-                "account": feed.totals(),
-                "samples": list(feed.samples),
+                "account": page.totals(),
+                "samples": list(page.samples),
                 "latest": latest,
-                "history": feed.history(),
-                "events": feed.events_after(0),
-                "ended": feed.ended,
+                "history": page.history(),
+                "events": page.events_after(0),
+                "ended": page.ended,
             }
         )
 
     async def _events(self, request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or ""
-        number = int(after) if after.isascii() and after.isdigit() else self._feed.event_count
+        number = int(after) if after.isascii() and after.isdigit() else self._page.event_count
         return _Stream(self._seats, self._messages(request, number), "text/event-stream")
 
     async def _messages(self, request: Request, number: int) -> AsyncIterator[bytes]:
         """Server-sent events: what is new to this viewer since the last message to it."""
-        feed = self._feed
-        counts = dict.fromkeys(feed.sources, 0)
+        page = self._page
+        counts = dict.fromkeys(page.sources, 0)
         version, sampled_s, ended, tables = -1, -1.0, -1, self._run.tables.current()
         yield b"retry: 1000\n\n"
         while True:
-            await feed.bell.wait(partial(feed.newer_than, version), timeout_s=_LOOK_S)
-            version, over = feed.version, feed.ended
+            await page.bell.wait(partial(page.newer_than, version), timeout_s=_LOOK_S)
+            version, over = page.version, page.ended
             if await request.is_disconnected():
                 return
-            for source, latest in feed.sources.items():
+            for source, latest in page.sources.items():
                 if latest.count != counts[source]:
                     counts[source] = latest.count
                     yield _message("record", latest.json())
-            for event in feed.events_after(number):
+            for event in page.events_after(number):
                 number = event.number
                 yield _message("event", msgspec.json.encode(event), number)
-            if (now_ended := sum(item.ended is not None for item in feed.sources.values())) != ended:
+            if (now_ended := sum(item.ended is not None for item in page.sources.values())) != ended:
                 ended = now_ended
-                reasons = {name: item.ended for name, item in feed.sources.items() if item.ended is not None}
+                reasons = {name: item.ended for name, item in page.sources.items() if item.ended is not None}
                 yield _message("sources", msgspec.json.encode(reasons))
             if (now_tables := self._run.tables.current()) is not tables:
                 tables = now_tables
                 yield _message("tables", msgspec.json.encode(self._described_tables()))
-            if over or (feed.samples and feed.samples[-1].at_s != sampled_s):
-                sample = feed.samples[-1] if feed.samples else None
+            if over or (page.samples and page.samples[-1].at_s != sampled_s):
+                sample = page.samples[-1] if page.samples else None
                 sampled_s = sample.at_s if sample else -1.0
-                yield _message("account", msgspec.json.encode({"account": feed.totals(), "sample": sample}))
+                yield _message("account", msgspec.json.encode({"account": page.totals(), "sample": sample}))
             if over:
                 yield _message("end", msgspec.json.encode(over))
                 return
@@ -169,13 +169,13 @@ class WebApp:
 
     async def _video(self, request: Request) -> Response:
         wanted = request.path_params["source"]
-        names = list(self._feed.sources)
+        names = list(self._page.sources)
         position = names.index(wanted) if wanted in names else int(wanted) if wanted.isdecimal() else len(names)
         if position >= len(names):
             known = ", ".join(f"{place} ({name})" for place, name in enumerate(names))
             raise _Refused(404, f"expected a source out of {known}, got {wanted!r}")
         kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
-        return _Stream(self._seats, self._pictures[position].parts(), kind)
+        return _Stream(self._seats, self._videos[position].parts(), kind)
 
     async def _tables(self, request: Request) -> Response:  # noqa: ARG002
         return _json({"tables": self._described_tables()})

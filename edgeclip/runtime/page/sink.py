@@ -76,16 +76,16 @@ class WebSink(Sink):
         uvicorn = require("uvicorn", purpose="serve the live page", extra="web")
         guard = require("edgeclip.runtime.page.guard", purpose="serve the live page", extra="web")
         app = require("edgeclip.runtime.page.app", purpose="serve the live page", extra="web")
-        feed = require("edgeclip.runtime.page.state", purpose="serve the live page", extra="web")
+        state = require("edgeclip.runtime.page.state", purpose="serve the live page", extra="web")
         if self._token is None and not guard.is_loopback(self._host):
             self._token = secrets.token_urlsafe(24)
         listener = _listen(self._host, self._port)
         port = listener.getsockname()[1]
-        self._feed = feed.Feed(run)
+        self._page = state.PageState(run)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-web-jpeg")
-        page = app.WebApp(self._feed, self._executor, self._make_table)
+        web_app = app.WebApp(self._page, self._executor, self._make_table)
         config = uvicorn.Config(
-            guard.Guard(page.asgi, token=self._token, cookie=f"edgeclip_{port}"),
+            guard.Guard(web_app.asgi, token=self._token, cookie=f"edgeclip_{port}"),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -107,21 +107,21 @@ class WebSink(Sink):
 
     def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
         """Keep the latest record and frame of the source."""
-        self._feed.add(labelled, frame)
+        self._page.add(labelled, frame)
 
     def end(self, source: str, events: list[Event], reason: str) -> None:
         """Show that a source ended."""
-        self._feed.end_source(source, events, reason)
+        self._page.end_source(source, events, reason)
 
     def close(self, *, complete: bool) -> None:
         """Tell the pages that the run is over, with its counts, and stop serving."""
-        self._feed.finish(complete=complete)
+        self._page.finish(complete=complete)
         self._server.should_exit = True
         self._thread.join(_JOIN_S)
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, listener: socket.socket) -> None:
-        self._feed.bell.bind(asyncio.get_running_loop())
+        self._page.bell.bind(asyncio.get_running_loop())
         sampling = asyncio.create_task(self._sample())
         try:
             await self._server.serve(sockets=[listener])
@@ -131,7 +131,7 @@ class WebSink(Sink):
     async def _sample(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE_S)
-            self._feed.sample()
+            self._page.sample()
 
 
 def _listen(host: str, port: int) -> socket.socket:

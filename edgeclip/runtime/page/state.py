@@ -43,7 +43,7 @@ class TimedEvent(msgspec.Struct, frozen=True):
     event: Event
 
 
-class Sample(msgspec.Struct, frozen=True):
+class LoopSample(msgspec.Struct, frozen=True):
     """The loop over one second: labelled, dropped and gated frames a second, and how long frames took to their label.
 
     ``p50_ms`` and ``p99_ms`` are None for a second without a labelled frame.
@@ -72,7 +72,7 @@ class Totals(msgspec.Struct, frozen=True):
     sink_failed: dict[str, str]
 
 
-class Ended(msgspec.Struct, frozen=True):
+class RunEnd(msgspec.Struct, frozen=True):
     """How the run ended; ``interrupted`` by Ctrl-C or SIGTERM, ``complete`` unless something failed."""
 
     complete: bool
@@ -138,7 +138,7 @@ class Latest:
         return self._encoded[1]
 
 
-class Feed:
+class PageState:
     """What the page shows of one run.
 
     Attributes:
@@ -156,10 +156,10 @@ class Feed:
         self.bell = Bell()
         self.sources = {source.name: Latest() for source in run.sources}
         self.events: deque[TimedEvent] = deque(maxlen=_KEPT_EVENTS)
-        self.samples: deque[Sample] = deque(maxlen=round(HISTORY_S) + 1)
+        self.samples: deque[LoopSample] = deque(maxlen=round(HISTORY_S) + 1)
         self.version = 0
         self.event_count = 0
-        self.ended: Ended | None = None
+        self.ended: RunEnd | None = None
         self._writing = threading.Lock()
         self._account = run.account
         self._opened = time.perf_counter()  # not the account's start, which is set anew when frames begin to flow
@@ -188,7 +188,7 @@ class Feed:
 
     def finish(self, *, complete: bool) -> None:
         """Take that the run is over."""
-        self.ended = Ended(complete, self._account.interrupted)
+        self.ended = RunEnd(complete, self._account.interrupted)
         self._changed([])
 
     def _latest(self, source: str) -> Latest:
@@ -233,7 +233,7 @@ class Feed:
         new = labelled - labelled_then
         times = list(account.latency_ms)[-new:] if new else []
         self.samples.append(
-            Sample(
+            LoopSample(
                 at_s=self.now_s(),
                 fps=round(new / seconds, 2),
                 dropped=round((dropped - dropped_then) / seconds, 2),

@@ -13,7 +13,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from edgeclip.runtime.images import Image, opencv
-from edgeclip.runtime.page.state import Feed, Latest
+from edgeclip.runtime.page.state import Latest, PageState
 from edgeclip.runtime.sources.base import Frame
 
 BOUNDARY = "edgeclip-frame"
@@ -24,17 +24,17 @@ _SETTLE_S = 0.2
 _LOOK_S = 1.0  # how often a viewer of a silent source looks whether the run is over
 
 
-class Picture:
+class JpegVideo:
     """One source's video as JPEGs, at most 15 a second, each made once for all viewers.
 
     Args:
-        feed: of the run.
+        page: of the run.
         latest: of the source.
         executor: where JPEGs are made; not the server's loop.
     """
 
-    def __init__(self, feed: Feed, latest: Latest, executor: Executor) -> None:
-        self._feed = feed
+    def __init__(self, page: PageState, latest: Latest, executor: Executor) -> None:
+        self._page = page
         self._latest = latest
         self._executor = executor
         self._making = asyncio.Lock()
@@ -48,7 +48,7 @@ class Picture:
         seen, settled = 0, True
         yield f"--{BOUNDARY}\r\n".encode()
         while True:
-            await self._feed.bell.wait(partial(self._news, seen), timeout_s=_LOOK_S if settled else _SETTLE_S)
+            await self._page.bell.wait(partial(self._news, seen), timeout_s=_LOOK_S if settled else _SETTLE_S)
             if self._latest.count != seen:
                 seen, settled = await self._newest(seen), False
             elif self._over():
@@ -69,7 +69,7 @@ class Picture:
         return self._latest.count != seen or self._over()
 
     def _over(self) -> bool:
-        return self._feed.ended is not None or self._latest.ended is not None
+        return self._page.ended is not None or self._latest.ended is not None
 
     async def _newest(self, seen: int) -> int:
         """Make the JPEG of the latest frame unless another viewer just did; returns which frame it is of."""

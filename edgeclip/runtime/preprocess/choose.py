@@ -9,7 +9,7 @@ sharp edges over it; and, where the bundle has golden images, those photographs 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import av
 import msgspec
@@ -19,14 +19,12 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.files import cache_dir, sha256_json, write_json
+from edgeclip.files import cache_dir, read_json, sha256_json, write_json
+from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.runtime.preprocess.preprocess import BACKENDS, Pixels, Preprocessor
 from edgeclip.runtime.proof.golden import FILE, golden_of
 from edgeclip.version import __version__
-
-if TYPE_CHECKING:
-    from edgeclip.runtime.encoder import ImageEncoder
 
 MAX_DIFFERENCE = 1.0
 MIN_COSINE = 0.999
@@ -35,7 +33,7 @@ _HEIGHT, _WIDTH = 1080, 1920
 _OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python")
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class BackendChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which backend is used, and what was measured.
 
     Attributes:
@@ -67,7 +65,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
         return f"preprocess {self.backend}: fast is {measured}, beyond the limits"
 
 
-def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast"] | str = "auto") -> Choice:
+def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast"] | str = "auto") -> BackendChoice:
     """Measure whether the encoder may use ``fast``; taken from the cache if nothing that matters has changed.
 
     Args:
@@ -79,11 +77,11 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
         EngineError: the encoder fails.
     """
     if wanted == "exact":
-        return Choice(backend="exact")
+        return BackendChoice(backend="exact")
     if wanted != "auto" and wanted not in BACKENDS:
         raise InputError(f"expected a preprocessing backend of auto, {', '.join(BACKENDS)}, got {wanted!r}")
     path = _kept(encoder)
-    choice = _read(path)
+    choice = read_json(path, BackendChoice)
     if choice is None:
         choice = measure(encoder)
         write_json(path, choice)
@@ -92,22 +90,22 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
     return choice
 
 
-def measure(encoder: ImageEncoder) -> Choice:
+def measure(encoder: ImageEncoder) -> BackendChoice:
     """Both backends on every test picture, the worst of each figure."""
     spec = encoder.preprocess.spec
     exact, fast = Preprocessor(spec, "exact"), Preprocessor(spec, "fast")
-    pictures = [*probe_pictures(), *_golden_wall(encoder.bundle)]
+    pictures = [*synthetic_frames(), *_golden_wall(encoder.bundle)]
     expected = np.stack([exact.resize(picture) for picture in pictures])
     got = np.stack([fast.resize(picture) for picture in pictures])
     difference = np.abs(expected.astype(np.int16) - got).mean(axis=(1, 2, 3)).max()
     # One at a time, as a camera's frames come: an engine may have to compile something for several.
     pairs = zip(*([encoder.start(one[None]).result()[0][0] for one in small] for small in (expected, got)), strict=True)
     cosine = min(float(left @ right) for left, right in pairs)
-    measured = Choice(backend="fast", difference=round(float(difference), 4), cosine=round(cosine, 6))
+    measured = BackendChoice(backend="fast", difference=round(float(difference), 4), cosine=round(cosine, 6))
     return measured if measured.passed else msgspec.structs.replace(measured, backend="exact")
 
 
-def probe_pictures() -> list[Pixels]:
+def synthetic_frames() -> list[Pixels]:
     """Video frames (YUV 4:2:0) of common sizes, upright ones too, and an RGB array; always the same."""
     picture = _picture()
     frames: list[Pixels] = []
@@ -167,10 +165,3 @@ def _kept(encoder: ImageEncoder) -> Path:
         (MAX_DIFFERENCE, MIN_COSINE, _VERSION, __version__),
     )
     return cache_dir("preprocess") / f"{sha256_json(key)}.json"
-
-
-def _read(path: Path) -> Choice | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Choice)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None

@@ -1,6 +1,6 @@
 """One frame geometry in, a scaler out that does only the work that shows in the encoder's input.
 
-Three savings, none of which moves a sample: only the part that the crop keeps is resized (``resize_geometry.py``);
+Three savings, none of which moves a sample: only the part that the crop keeps is resized (``window`` in ``exact.py``);
 where the frame is at least four times too large, boxes of 2x2 pixels are averaged first, which OpenCV does at the
 speed of memory; and colour is converted once, at the encoder's size (swscale's own path from YUV to RGB resizes three
 full-size planes). A box of 2x2 lowers what lies at the new Nyquist frequency by 5 % if a factor of 2.4 remains.

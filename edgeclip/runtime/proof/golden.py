@@ -30,7 +30,7 @@ _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Golden:
+class GoldenImages:
     """Golden images and what FP32 makes of them.
 
     Attributes:
@@ -57,7 +57,7 @@ class Golden:
             safetensors.numpy.save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
 
     @classmethod
-    def load(cls, path: Path) -> Golden:
+    def load(cls, path: Path) -> GoldenImages:
         """Read what ``save`` wrote.
 
         Raises:
@@ -99,9 +99,9 @@ class Golden:
         return worst_of(reports)
 
 
-def golden_of(bundle: Bundle) -> Golden | None:
+def golden_of(bundle: Bundle) -> GoldenImages | None:
     """A bundle's golden images, checked against their hash; None if it has none."""
-    return Golden.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
+    return GoldenImages.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
 
 
 def golden_files(images: Sequence[Image], spec: PreprocessSpec) -> tuple[bytes, ...]:

@@ -28,7 +28,7 @@ from edgeclip.version import __version__
 _AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
 
 
-def hold(encoder: ImageEncoder, *, rows: int, parallel: int) -> None:
+def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int) -> None:
     """Encode golden images as a stream would; nothing is done for a bundle that has none.
 
     Args:

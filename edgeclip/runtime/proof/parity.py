@@ -15,7 +15,7 @@ from edgeclip.spec import Precision
 _WORST = 3
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ParityLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a variant must reach against FP32; a figure that was not taken is not checked.
 
     Attributes:
@@ -33,8 +33,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     margin_loss: float
 
 
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(
+LIMITS: dict[Precision, ParityLimits] = {
+    "fp32": ParityLimits(
         min_cosine=0.9999,
         p01_cosine=0.9999,
         min_centred_cosine=0.9999,
@@ -42,7 +42,7 @@ LIMITS: dict[Precision, Limits] = {
         agreement=0.98,
         margin_loss=0.05,
     ),
-    "fp16": Limits(
+    "fp16": ParityLimits(
         min_cosine=0.9995,
         p01_cosine=0.9995,
         min_centred_cosine=0.999,
@@ -50,7 +50,7 @@ LIMITS: dict[Precision, Limits] = {
         agreement=0.97,
         margin_loss=0.1,
     ),
-    "bf16": Limits(
+    "bf16": ParityLimits(
         min_cosine=0.985,
         p01_cosine=0.99,
         min_centred_cosine=0.95,
@@ -58,7 +58,7 @@ LIMITS: dict[Precision, Limits] = {
         agreement=0.85,
         margin_loss=0.7,
     ),
-    "int8": Limits(
+    "int8": ParityLimits(
         min_cosine=0.95,
         p01_cosine=0.96,
         min_centred_cosine=0.9,
@@ -107,7 +107,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     p95_margin_loss: float | None = None
     worst: tuple[str, ...]
 
-    def failures(self, limits: Limits) -> list[str]:
+    def failures(self, limits: ParityLimits) -> list[str]:
         """Every limit that is not reached, as "a cosine of at least 0.99, got 0.95"."""
         at_least = (
             ("cosine", self.min_cosine, limits.min_cosine),
@@ -125,7 +125,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
             failed.append(f"a margin loss of at most {limits.margin_loss:g} gaps, got {self.p95_margin_loss:.3f}")
         return failed
 
-    def require(self, limits: Limits, *, what: str) -> ParityReport:
+    def require(self, limits: ParityLimits, *, what: str) -> ParityReport:
         """Return self, or refuse.
 
         Args:

@@ -12,14 +12,13 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import MissingExtraError
-from edgeclip.files import cache_dir, sha256_json, write_json
+from edgeclip.files import cache_dir, read_json, sha256_json, write_json
 from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
-from edgeclip.runtime.proof.golden import FILE, Golden
+from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
-from edgeclip.spec import Variant
 from edgeclip.version import __version__
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
@@ -43,7 +42,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityReport
     latency_ms: float
     machine: Description
-    conditions: Conditions | None = None
+    conditions: MeasurementConditions | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -55,7 +54,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.latency_ms:.1f} ms an image, cosine to fp32 at least {self.parity.min_cosine:.4f}{agreement}"
 
 
-def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads: int | None = None) -> Proof:
+def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, threads: int | None = None) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
     The cache is keyed by the variant, what its encoder takes, its and the golden set's sha256, the engine with its
@@ -70,9 +69,10 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
     # Just checked against the manifest, so read from there where one file is all there is.
     graph = graph_sha256(path) if described.data_files else bundle.manifest.files[described.file].sha256
     decides = (described, bundle.manifest.encoder, graph, bundle.manifest.files[FILE].sha256, engine, threads, machine)
-    if (found := _read(_kept(decides, engine, graph))) is not None:
+    if (found := read_json(_kept(decides, engine, graph), Proof)) is not None:
         return found
-    with _load(bundle, described, path, engine, threads) as loaded:
+    encoder = bundle.manifest.encoder
+    with load_engine(engine, path, encoder, precision=described.precision, threads=threads) as loaded:
         parity = golden.compare(loaded, dynamic_batch=described.dynamic_batch)
         latency_ms, conditions = timed(loaded, golden)
         proof = Proof(
@@ -89,11 +89,10 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: Golden, *, threads:
     return proof
 
 
-def timed(engine: Engine, golden: Golden) -> tuple[float, Conditions]:
+def timed(engine: Engine, golden: GoldenImages) -> tuple[float, MeasurementConditions]:
     """Median time of one image, milliseconds, once the engine has warmed up; and what the machine was doing then."""
-    from edgeclip.devices.sensors.telemetry import (
-        Telemetry,  # here: a start that finds its proofs in the cache needs none
-    )
+    # Here, as a start that finds its proofs in the cache needs none.
+    from edgeclip.devices.sensors.telemetry import Telemetry
 
     image = golden.inputs(engine.encoder.preprocess)[:1]
     with Telemetry() as telemetry:
@@ -122,14 +121,3 @@ def _gpu() -> tuple[str, str] | None:
     except MissingExtraError:
         return None
     return (gpu.name, gpu.compute_capability) if gpu else None
-
-
-def _load(bundle: Bundle, variant: Variant, path: Path, engine: str, threads: int | None) -> Engine:
-    return load_engine(engine, path, bundle.manifest.encoder, precision=variant.precision, threads=threads)
-
-
-def _read(path: Path) -> Proof | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Proof)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None

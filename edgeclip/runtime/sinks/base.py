@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -21,7 +22,7 @@ from edgeclip.errors import EdgeclipError
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region
-from edgeclip.runtime.sources.open import Frame, Source
+from edgeclip.runtime.sources.base import Frame, Source
 from edgeclip.runtime.tables import TableSet
 
 _log = logging.getLogger("edgeclip")
@@ -196,6 +197,27 @@ def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float
         sink._ask_to_end(complete=complete)
     for sink, limit in zip(sinks, limits, strict=True):
         sink._wait_for_end(deadline=start + limit, timeout_s=limit)
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Names fit for files, topics and identifiers, by the name that each stands for.
+
+    They are of letters, digits, ``.``, ``_`` and ``-`` only, never empty, never twice.
+
+    >>> slugs(["yard", "front door", "front/door"])
+    {'yard': 'yard', 'front door': 'front_door', 'front/door': 'front_door_2'}
+    """
+    made: dict[str, str] = {}
+    used: set[str] = set()
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.") or "unnamed"
+        own, count = plain, 1
+        while own in used:
+            count += 1
+            own = f"{plain}_{count}"
+        used.add(own)
+        made[name] = own
+    return made
 
 
 def _reason(error: Exception) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from edgeclip.errors import InputError
 from edgeclip.runtime.sinks.base import Sink
@@ -54,7 +53,11 @@ def make_sinks(options: SinkOptions) -> list[Sink]:
         raise InputError(f"expected a file for each output, got {same.pop()} for two: give one another name")
     if options.jsonl_rotate_mb is not None and options.jsonl is None:
         raise InputError("expected --jsonl FILE beside --jsonl-rotate-mb, got no file: add one")
-    return [_class(where)(value, **more) for where, value, more in _wanted(options) if value is not None]
+    return [
+        resolve_name(f"edgeclip.runtime.sinks.{where}")(value, **more)  # imported only where asked for: start-up counts
+        for where, value, more in _wanted(options)
+        if value is not None
+    ]
 
 
 def _wanted(options: SinkOptions) -> list[tuple[str, object, dict[str, object]]]:
@@ -67,13 +70,6 @@ def _wanted(options: SinkOptions) -> list[tuple[str, object, dict[str, object]]]
         ("prometheus:PrometheusSink", options.prometheus, {}),
         ("webhook:WebhookSink", options.webhook, {"secret": os.environ.get(WEBHOOK_SECRET)}),
     ]
-
-
-def _class(where: str) -> Callable[..., Sink]:
-    # Imported only where asked for: start-up counts.
-    module, _, name = where.partition(":")
-    found: Callable[..., Sink] = getattr(import_module(f"edgeclip.runtime.sinks.{module}"), name)
-    return found
 
 
 def _check_writable(path: Path) -> None:

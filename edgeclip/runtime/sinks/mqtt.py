@@ -1,8 +1,6 @@
 """Labelled frames in; retained states and events on an MQTT broker out, for Home Assistant among others.
 
-Topics and labels in; Home Assistant's MQTT discovery payloads out (home-assistant.io/integrations/mqtt).
-
-``mqtt://user:pass@host:1883/base/topic`` in; host, port, credentials and base topic out.
+Home Assistant finds the entities by its MQTT discovery (home-assistant.io/integrations/mqtt).
 """
 
 from __future__ import annotations
@@ -23,111 +21,18 @@ import msgspec
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame
-from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sinks.slug import slugs
-from edgeclip.runtime.sources.open import Frame
+from edgeclip.runtime.sinks.base import Run, Sink, slugs
+from edgeclip.runtime.sources.base import Frame
 from edgeclip.version import __version__
-
-_PREFIX = "homeassistant"  # what Home Assistant listens to unless told otherwise
-_MOST_LABELS = 50  # of a table; more binary sensors than that help nobody
-
-
-def discovery(base: str, states: Mapping[str, str], labels: Sequence[str], *, model: str) -> dict[str, bytes]:
-    """Topic → retained payload: a sensor of the label for each source, and a binary sensor for each label present.
-
-    Args:
-        base: base topic; its ``status`` says whether the entities are available.
-        states: name of a source → its state topic.
-        labels: of the first table; more than 50 get no binary sensors.
-        model: for people.
-    """
-    device_id = slugs([f"edgeclip-{base.replace('/', '-')}"]).popitem()[1]
-    device = {"identifiers": [device_id], "name": base, "manufacturer": "edgeclip", "model": model}
-    sources, own = slugs(states), slugs(labels)
-    payloads = {}
-
-    def add(kind: str, source: str, item: str, name: str, **more: object) -> None:
-        unique = f"{device_id}-{sources[source]}-{item}"
-        payloads[f"{_PREFIX}/{kind}/{unique.replace('.', '_')}/config"] = json.dumps(
-            {
-                "name": f"{source} {name}",
-                "unique_id": unique,
-                "state_topic": states[source],
-                "availability_topic": f"{base}/status",
-                "device": device,
-                "origin": {"name": "edgeclip", "sw_version": __version__},
-                **more,
-            },
-            ensure_ascii=False,
-        ).encode()
-
-    for source, topic in states.items():
-        add("sensor", source, "label", "label", value_template="{{ value_json.label }}", json_attributes_topic=topic)
-        for label in labels if len(labels) <= _MOST_LABELS else ():
-            quoted = json.dumps(label, ensure_ascii=False)  # a JSON string is a string for Jinja too
-            template = f"{{{{ 'ON' if {quoted} in value_json.present else 'OFF' }}}}"
-            add("binary_sensor", source, f"present-{own[label]}", label, value_template=template)
-    return payloads
-
-
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
-
-
-@dataclass(frozen=True)
-class MqttAddress:
-    """Where to publish; printing it shows no password.
-
-    Attributes:
-        host, port: of the broker.
-        base: topic that all others lie under.
-        tls: whether the connection is encrypted and the broker's certificate checked.
-        user, password: credentials, or None.
-    """
-
-    host: str
-    port: int
-    base: str = "edgeclip"
-    tls: bool = False
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}/{self.base}"
-
-    @classmethod
-    def parse(cls, url: str) -> MqttAddress:
-        """Take a URL apart; the topic is ``edgeclip`` unless it names one.
-
-        Raises:
-            InputError: not such a URL. The message repeats nothing that could be a password.
-        """
-        wanted = "expected an MQTT address like mqtt://user:password@host:1883/base/topic"
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise InputError(f"{wanted}, got one whose host or port cannot be read") from None
-        if parts.scheme not in _PORTS:
-            got = f"scheme {parts.scheme!r}" if "://" in url else "no mqtt:// or mqtts:// at its beginning"
-            raise InputError(f"{wanted}, got {got}")
-        if not parts.hostname:
-            raise InputError(f"{wanted}, got no host")
-        if parts.query or parts.fragment:
-            raise InputError(f"{wanted}, got '?' or '#' in it: write them as %3F and %23 in a password")
-        base = unquote(parts.path).strip("/") or "edgeclip"
-        if re.search(r"[+#\x00]", base):
-            raise InputError(f"{wanted}, got the topic {base!r}: '+' and '#' cannot be published to")
-        user = unquote(parts.username) if parts.username else None
-        password = unquote(parts.password) if parts.password else None
-        return cls(parts.hostname, port or _PORTS[parts.scheme], base, parts.scheme == "mqtts", user, password)
-
 
 _log = logging.getLogger("edgeclip")
 
 _QUEUED = 1000  # messages kept while the broker is away
 _SCORE_STEP = 0.05  # a smaller change of the score alone is not worth a message
 _FLUSH_S = 3.0
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_PREFIX = "homeassistant"  # what Home Assistant listens to unless told otherwise
+_MOST_LABELS = 50  # of a table; more binary sensors than that help nobody
 
 
 @dataclass
@@ -362,3 +267,91 @@ class MqttSink(Sink):
             for topic in [*configs, *(earlier.keys() - configs.keys())]:  # an empty payload takes an entity away
                 if configs.get(topic) != earlier.get(topic):
                     self._publish(topic, configs.get(topic, b""), retain=True)
+
+
+@dataclass(frozen=True)
+class MqttAddress:
+    """Where to publish; printing it shows no password.
+
+    Attributes:
+        host, port: of the broker.
+        base: topic that all others lie under.
+        tls: whether the connection is encrypted and the broker's certificate checked.
+        user, password: credentials, or None.
+    """
+
+    host: str
+    port: int
+    base: str = "edgeclip"
+    tls: bool = False
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}/{self.base}"
+
+    @classmethod
+    def parse(cls, url: str) -> MqttAddress:
+        """Take a URL apart; the topic is ``edgeclip`` unless it names one.
+
+        Raises:
+            InputError: not such a URL. The message repeats nothing that could be a password.
+        """
+        wanted = "expected an MQTT address like mqtt://user:password@host:1883/base/topic"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise InputError(f"{wanted}, got one whose host or port cannot be read") from None
+        if parts.scheme not in _PORTS:
+            got = f"scheme {parts.scheme!r}" if "://" in url else "no mqtt:// or mqtts:// at its beginning"
+            raise InputError(f"{wanted}, got {got}")
+        if not parts.hostname:
+            raise InputError(f"{wanted}, got no host")
+        if parts.query or parts.fragment:
+            raise InputError(f"{wanted}, got '?' or '#' in it: write them as %3F and %23 in a password")
+        base = unquote(parts.path).strip("/") or "edgeclip"
+        if re.search(r"[+#\x00]", base):
+            raise InputError(f"{wanted}, got the topic {base!r}: '+' and '#' cannot be published to")
+        user = unquote(parts.username) if parts.username else None
+        password = unquote(parts.password) if parts.password else None
+        return cls(parts.hostname, port or _PORTS[parts.scheme], base, parts.scheme == "mqtts", user, password)
+
+
+def discovery(base: str, states: Mapping[str, str], labels: Sequence[str], *, model: str) -> dict[str, bytes]:
+    """Topic → retained payload: a sensor of the label for each source, and a binary sensor for each label present.
+
+    Args:
+        base: base topic; its ``status`` says whether the entities are available.
+        states: name of a source → its state topic.
+        labels: of the first table; more than 50 get no binary sensors.
+        model: for people.
+    """
+    device_id = slugs([f"edgeclip-{base.replace('/', '-')}"]).popitem()[1]
+    device = {"identifiers": [device_id], "name": base, "manufacturer": "edgeclip", "model": model}
+    sources, own = slugs(states), slugs(labels)
+    payloads = {}
+
+    def add(kind: str, source: str, item: str, name: str, **more: object) -> None:
+        unique = f"{device_id}-{sources[source]}-{item}"
+        payloads[f"{_PREFIX}/{kind}/{unique.replace('.', '_')}/config"] = json.dumps(
+            {
+                "name": f"{source} {name}",
+                "unique_id": unique,
+                "state_topic": states[source],
+                "availability_topic": f"{base}/status",
+                "device": device,
+                "origin": {"name": "edgeclip", "sw_version": __version__},
+                **more,
+            },
+            ensure_ascii=False,
+        ).encode()
+
+    for source, topic in states.items():
+        add("sensor", source, "label", "label", value_template="{{ value_json.label }}", json_attributes_topic=topic)
+        for label in labels if len(labels) <= _MOST_LABELS else ():
+            quoted = json.dumps(label, ensure_ascii=False)  # a JSON string is a string for Jinja too
+            template = f"{{{{ 'ON' if {quoted} in value_json.present else 'OFF' }}}}"
+            add("binary_sensor", source, f"present-{own[label]}", label, value_template=template)
+    return payloads

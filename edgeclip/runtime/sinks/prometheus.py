@@ -10,7 +10,7 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sources.open import Frame
+from edgeclip.runtime.sources.base import Frame
 
 _log = logging.getLogger("edgeclip")
 

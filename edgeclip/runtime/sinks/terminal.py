@@ -16,7 +16,7 @@ from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.proof.choose import Choice
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sources.open import Frame, Source
+from edgeclip.runtime.sources.base import Frame, Source
 
 _REFRESH_S = 0.1
 _RATE_OVER_S = 2.0

@@ -14,10 +14,9 @@ from edgeclip.errors import InputError
 from edgeclip.files import atomic_file
 from edgeclip.runtime.records import LabelledFrame
 from edgeclip.runtime.regions import Region
-from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sinks.base import Run, Sink, slugs
 from edgeclip.runtime.sinks.overlay import draw_record, fit
-from edgeclip.runtime.sinks.slug import slugs
-from edgeclip.runtime.sources.open import Frame, Source
+from edgeclip.runtime.sources.base import Frame, Source
 
 _SUFFIXES = (".mp4", ".mkv", ".mov")
 _FPS_LIVE = 30.0  # of a camera that does not say; also the finest step between frames

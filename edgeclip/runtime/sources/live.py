@@ -5,8 +5,6 @@ present and not a growing past. What can be left undone for frames that nobody w
 JPEG) is done when a frame is taken.
 
 To add a kind of camera: subclass ``Connection`` in a file of its own and fill ``read`` and ``close``.
-
-A slot between two threads: what is put replaces what was there, what is taken was not taken before.
 """
 
 from __future__ import annotations
@@ -23,57 +21,11 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions
 
-Item = TypeVar("Item")
-
-
-class LatestFrame(Generic[Item]):
-    """Holds the latest item only, and counts those that nobody took in time.
-
-    Attributes:
-        dropped: items that were replaced before anyone took them.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._item: Item | None = None
-        self._ended = False
-        self.dropped = 0
-
-    def put(self, item: Item) -> None:
-        """Offer an item; it goes nowhere once the stream has ended."""
-        with self._changed:
-            if self._ended:
-                return
-            self.dropped += self._item is not None
-            self._item = item
-            self._changed.notify_all()
-
-    def end(self) -> None:
-        """No more items will come; one that is still there can be taken."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Wait for an item or the end."""
-        with self._changed:
-            self._changed.wait_for(self._there)
-
-    def take(self) -> Item | None:
-        """The latest item, waiting for it if need be; None once the stream has ended."""
-        with self._changed:
-            self._changed.wait_for(self._there)
-            item, self._item = self._item, None
-            return item
-
-    def _there(self) -> bool:
-        return self._item is not None or self._ended
-
-
 _log = logging.getLogger("edgeclip")
 
 _STALL_S = 5.0
 _CLOSE_WAIT_S = 1.0
+Item = TypeVar("Item")
 
 
 class Lost(Exception):
@@ -88,7 +40,7 @@ class BadFrame(Exception):
     """One frame could not be decoded; the next may be."""
 
 
-class Shot(NamedTuple):
+class Received(NamedTuple):
     """What a connection delivers.
 
     Attributes:
@@ -118,7 +70,7 @@ class Connection(ABC):
     stall_s = _STALL_S
 
     @abstractmethod
-    def read(self) -> Shot | None:
+    def read(self) -> Received | None:
         """Wait for the next frame, ``stall_s`` at most; None where something came that is no whole frame.
 
         Raises:
@@ -151,7 +103,7 @@ Connect: TypeAlias = Callable[[threading.Event], Connection]
 
 class _Pending(NamedTuple):
     number: int
-    shot: Shot
+    received: Received
     time_s: float
     connection: Connection
 
@@ -204,11 +156,11 @@ class LiveSource(Source):
         self._start()
         while (pending := self._slot.take()) is not None:
             try:
-                pixels = pending.connection.finish(pending.shot.raw)
+                pixels = pending.connection.finish(pending.received.raw)
             except BadFrame:
                 self._count_failed()
                 continue
-            yield Frame(pending.number, pending.time_s, pixels, captured=pending.shot.captured)
+            yield Frame(pending.number, pending.time_s, pixels, captured=pending.received.captured)
         if self._failure is not None:
             raise SourceError(f"{self.name} stopped giving frames: {self._failure}") from self._failure
 
@@ -270,13 +222,13 @@ class LiveSource(Source):
                 else:
                     opened = started
                 assert self._connection is not None
-                for shot in self._shots(self._connection, opened):
+                for received in self._receive(self._connection, opened):
                     self.reconnects += attempts > 0
                     attempts = 0
                     last = time.perf_counter()
                     self.state = "streaming"
-                    time_s = shot.time_s if shot.time_s is not None else last - started
-                    self._slot.put(_Pending(index, shot, round(time_s, 6), self._connection))
+                    time_s = received.time_s if received.time_s is not None else last - started
+                    self._slot.put(_Pending(index, received, round(time_s, 6), self._connection))
                     self.dropped = self._slot.dropped
                     index += 1
             except (Lost, SourceError) as loss:
@@ -288,18 +240,18 @@ class LiveSource(Source):
                 self._wait(loss, attempts, time.perf_counter() - last)
                 attempts += 1
 
-    def _shots(self, connection: Connection, opened: float) -> Iterator[Shot]:
+    def _receive(self, connection: Connection, opened: float) -> Iterator[Received]:
         last = opened
         while not self._stopping.is_set():
             try:
-                shot = connection.read()
+                received = connection.read()
             except BadFrame:
                 self._count_failed()
-                shot = None
+                received = None
             finally:
                 self._count_failed(connection.take_failed())
-            if shot is not None:
-                yield shot
+            if received is not None:
+                yield received
                 last = time.perf_counter()
             elif time.perf_counter() - last > connection.stall_s:
                 raise Lost(f"no frame for {connection.stall_s:g} s")
@@ -322,3 +274,47 @@ class LiveSource(Source):
             _log.warning("%s is lost (%s); trying again", self.name, loss)
         self.state = f"lost, trying again in {wait_s:.1f} s"
         self._stopping.wait(wait_s)
+
+
+class LatestFrame(Generic[Item]):
+    """Holds the latest item only, and counts those that nobody took in time.
+
+    Attributes:
+        dropped: items that were replaced before anyone took them.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._item: Item | None = None
+        self._ended = False
+        self.dropped = 0
+
+    def put(self, item: Item) -> None:
+        """Offer an item; it goes nowhere once the stream has ended."""
+        with self._changed:
+            if self._ended:
+                return
+            self.dropped += self._item is not None
+            self._item = item
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more items will come; one that is still there can be taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for an item or the end."""
+        with self._changed:
+            self._changed.wait_for(self._there)
+
+    def take(self) -> Item | None:
+        """The latest item, waiting for it if need be; None once the stream has ended."""
+        with self._changed:
+            self._changed.wait_for(self._there)
+            item, self._item = self._item, None
+            return item
+
+    def _there(self) -> bool:
+        return self._item is not None or self._ended

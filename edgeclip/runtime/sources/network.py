@@ -16,8 +16,8 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Shot
-from edgeclip.runtime.sources.video import Pacer, Played, VideoSource, reason_of, upright
+from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
+from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, upright
 
 # After "#", since what follows "?" belongs to the server.
 OPTIONS = {
@@ -26,11 +26,9 @@ OPTIONS = {
     "give_up": SECONDS,
     "timeout": SECONDS,
 }
-
 _STALL_S = 5.0
 _HLS_STALL_S = 20.0  # the next segment may be that far away
 _HLS_SLIP_S = 2.0
-
 # FFmpeg's names; see https://ffmpeg.org/ffmpeg-protocols.html#rtsp and https://ffmpeg.org/ffmpeg-formats.html
 # FFmpeg's "nobuffer" is not here: it throws away what was read to find out the codec, and with it the first keyframe,
 # which was seen to cost 2.5 s until the next one. Our reader takes what is buffered faster than it comes anyway.
@@ -41,80 +39,6 @@ _RTSP = {  # the camera's SDP says what the codec is, so nothing has to be analy
     "allowed_media_types": "video",
 }
 _IN_ORDER = {"reorder_queue_size": "0", "max_delay": "0"}  # TCP has nothing to reorder
-
-
-class NetworkStream(Connection):
-    """An FFmpeg input that gives frames as they come; JPEG is decoded only when a frame is taken.
-
-    Args:
-        container: what was opened; closed here.
-        transport: for people.
-        stall_s: as in ``SourceOptions``.
-        stopping: set when the consumer is gone.
-    """
-
-    def __init__(self, container: Any, transport: str, stall_s: float, stopping: threading.Event) -> None:
-        self._container = container
-        stream = container.streams.video[0]
-        stream.thread_type = "SLICE"  # threads over frames would hold back one frame each
-        self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.stall_s = stall_s
-        codec = stream.codec_context
-        size = f" {picture_text(codec.width, codec.height, self.fps)}" if codec.width else ""
-        self.about = f"{codec.name}{size}, {transport}"
-        self._jpeg = av.CodecContext.create("mjpeg", "r") if codec.name == "mjpeg" else None
-        self._packets = container.demux(stream)
-        self._decoded: deque[av.VideoFrame] = deque()
-        # HLS comes a segment at a time, and would otherwise be over before anyone looked at its second frame.
-        self._pacer = Pacer(stopping, slip_s=_HLS_SLIP_S) if container.format.name == "hls" else None
-
-    def read(self) -> Shot | None:
-        """The next frame; for JPEG, its packet."""
-        if not self._decoded:
-            packet = self._next_packet()
-            if self._jpeg is not None:
-                return Shot(packet, time.perf_counter())
-            try:
-                self._decoded.extend(packet.decode())
-            except av.error.FFmpegError as error:
-                raise BadFrame from error
-            if not self._decoded:
-                return None
-        frame = self._decoded.popleft()
-        due = self._pacer.wait(float(frame.time)) if self._pacer and frame.time is not None else time.perf_counter()
-        return Shot(frame, due)
-
-    def finish(self, raw: Any) -> Pixels:
-        """Decode a JPEG packet, turn a frame upright."""
-        if isinstance(raw, av.VideoFrame):
-            return upright(raw)
-        assert self._jpeg is not None
-        try:
-            frames = self._jpeg.decode(raw)
-        except av.error.FFmpegError as error:
-            raise BadFrame from error
-        if not frames:
-            raise BadFrame
-        pixels: Pixels = frames[0]
-        return pixels
-
-    def close(self) -> None:
-        """Hang up."""
-        self._packets.close()
-        self._container.close()
-
-    def _next_packet(self) -> Any:
-        try:
-            packet = next(self._packets)
-        except StopIteration:
-            raise Lost("the stream ended") from None
-        except av.error.ExitError as error:
-            raise Lost(f"no data for {self.stall_s:g} s") from error
-        except av.error.FFmpegError as error:
-            raise Lost(reason_of(error)) from error
-        if packet.size == 0:
-            raise Lost("the stream ended")
-        return packet
 
 
 def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
@@ -143,7 +67,9 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
         )
         if not realtime:
             return video
-        return LiveSource(name, lambda stopping: Played(video, stopping, paced=True), options=options, reconnect=False)
+        return LiveSource(
+            name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
+        )
     waiting = [first]
 
     def connect(stopping: threading.Event) -> Connection:
@@ -202,3 +128,77 @@ def _transport_text(address: str, container: Any, transport: str) -> str:
     if scheme.startswith("rtsp"):
         return f"{scheme} over {transport}"
     return f"{container.format.name} over {scheme}"
+
+
+class NetworkStream(Connection):
+    """An FFmpeg input that gives frames as they come; JPEG is decoded only when a frame is taken.
+
+    Args:
+        container: what was opened; closed here.
+        transport: for people.
+        stall_s: as in ``SourceOptions``.
+        stopping: set when the consumer is gone.
+    """
+
+    def __init__(self, container: Any, transport: str, stall_s: float, stopping: threading.Event) -> None:
+        self._container = container
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE"  # threads over frames would hold back one frame each
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self.stall_s = stall_s
+        codec = stream.codec_context
+        size = f" {picture_text(codec.width, codec.height, self.fps)}" if codec.width else ""
+        self.about = f"{codec.name}{size}, {transport}"
+        self._jpeg = av.CodecContext.create("mjpeg", "r") if codec.name == "mjpeg" else None
+        self._packets = container.demux(stream)
+        self._decoded: deque[av.VideoFrame] = deque()
+        # HLS comes a segment at a time, and would otherwise be over before anyone looked at its second frame.
+        self._pacer = Pacer(stopping, slip_s=_HLS_SLIP_S) if container.format.name == "hls" else None
+
+    def read(self) -> Received | None:
+        """The next frame; for JPEG, its packet."""
+        if not self._decoded:
+            packet = self._next_packet()
+            if self._jpeg is not None:
+                return Received(packet, time.perf_counter())
+            try:
+                self._decoded.extend(packet.decode())
+            except av.error.FFmpegError as error:
+                raise BadFrame from error
+            if not self._decoded:
+                return None
+        frame = self._decoded.popleft()
+        due = self._pacer.wait(float(frame.time)) if self._pacer and frame.time is not None else time.perf_counter()
+        return Received(frame, due)
+
+    def finish(self, raw: Any) -> Pixels:
+        """Decode a JPEG packet, turn a frame upright."""
+        if isinstance(raw, av.VideoFrame):
+            return upright(raw)
+        assert self._jpeg is not None
+        try:
+            frames = self._jpeg.decode(raw)
+        except av.error.FFmpegError as error:
+            raise BadFrame from error
+        if not frames:
+            raise BadFrame
+        pixels: Pixels = frames[0]
+        return pixels
+
+    def close(self) -> None:
+        """Hang up."""
+        self._packets.close()
+        self._container.close()
+
+    def _next_packet(self) -> Any:
+        try:
+            packet = next(self._packets)
+        except StopIteration:
+            raise Lost("the stream ended") from None
+        except av.error.ExitError as error:
+            raise Lost(f"no data for {self.stall_s:g} s") from error
+        except av.error.FFmpegError as error:
+            raise Lost(reason_of(error)) from error
+        if packet.size == 0:
+            raise Lost("the stream ended")
+        return packet

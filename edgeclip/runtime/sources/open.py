@@ -8,8 +8,8 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 from edgeclip.errors import SourceError
@@ -61,9 +61,8 @@ def open_source(text: str, *, realtime: bool = False, options: SourceOptions | N
     """
     for kind in KINDS:
         if re.match(kind.pattern, text, re.DOTALL):
-            module, _, function = kind.opener.partition(":")
             opener: Callable[[str, bool, SourceOptions], Source]
-            opener = getattr(import_module(f"edgeclip.runtime.sources.{module}"), function)
+            opener = resolve_name(f"edgeclip.runtime.sources.{kind.opener}")
             return opener(text, realtime, options or SourceOptions())
     return _open_path(text, realtime, options or SourceOptions())
 

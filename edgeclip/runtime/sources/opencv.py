@@ -1,6 +1,4 @@
-"""An opened OpenCV capture in; its frames as a connection out.
-
-A camera's index or device path, with the format wanted, in; a live source out.
+"""A camera's index or device path, with the format wanted, in; a live source out.
 
 OpenCV reads it: the wheels of PyAV have no V4L2 input.
 """
@@ -19,50 +17,7 @@ from edgeclip.runtime.images import Image, opencv
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import RATE, SIDE, one_of, read_options
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import BadFrame, Connection, LiveSource, Lost, Shot
-
-
-class Capture(Connection):
-    """What OpenCV reads (USB cameras, GStreamer pipelines); BGR becomes RGB only for frames that are taken.
-
-    Args:
-        capture: an opened ``cv2.VideoCapture``; released here.
-        about: what stands behind it, for people.
-        first: a frame that was read to try it.
-    """
-
-    def __init__(self, capture: Any, about: str, first: Image) -> None:
-        cv2 = opencv()
-        self._capture = capture
-        self._first: Image | None = first
-        self.fps = capture.get(cv2.CAP_PROP_FPS) or None
-        self.about = f"{picture_text(first.shape[1], first.shape[0], self.fps)}, {about}"
-
-    def read(self) -> Shot:
-        """The next frame, as OpenCV gives it; it has a time limit of its own."""
-        first, self._first = self._first, None
-        if first is not None:
-            return Shot(first, time.perf_counter())
-        ok, image = self._capture.read()
-        if not ok:
-            raise Lost("no frame")
-        return Shot(image, time.perf_counter())
-
-    def finish(self, raw: Any) -> Pixels:
-        """(H, W, 3) uint8 BGR, or (H, W) grey, to RGB."""
-        cv2 = opencv()
-        if raw.ndim == 2 or raw.shape[2] == 1:
-            grey: Image = cv2.cvtColor(raw, cv2.COLOR_GRAY2RGB)
-            return grey
-        if raw.shape[2] != 3:
-            raise BadFrame
-        image: Image = cv2.cvtColor(raw, cv2.COLOR_BGR2RGB)
-        return image
-
-    def close(self) -> None:
-        """Release the device."""
-        self._capture.release()
-
+from edgeclip.runtime.sources.live import BadFrame, Connection, LiveSource, Lost, Received
 
 _log = logging.getLogger("edgeclip")
 
@@ -116,3 +71,45 @@ def _connect(name: str, device: int | str, wanted: dict[str, Any]) -> Capture:
     if other:
         _log.warning("%s does not do what was asked: it gives %s", name, ", ".join(other))
     return Capture(capture, f"{fourcc or 'camera'} over V4L2", first)
+
+
+class Capture(Connection):
+    """What OpenCV reads (USB cameras, GStreamer pipelines); BGR becomes RGB only for frames that are taken.
+
+    Args:
+        capture: an opened ``cv2.VideoCapture``; released here.
+        about: what stands behind it, for people.
+        first: a frame that was read to try it.
+    """
+
+    def __init__(self, capture: Any, about: str, first: Image) -> None:
+        cv2 = opencv()
+        self._capture = capture
+        self._first: Image | None = first
+        self.fps = capture.get(cv2.CAP_PROP_FPS) or None
+        self.about = f"{picture_text(first.shape[1], first.shape[0], self.fps)}, {about}"
+
+    def read(self) -> Received:
+        """The next frame, as OpenCV gives it; it has a time limit of its own."""
+        first, self._first = self._first, None
+        if first is not None:
+            return Received(first, time.perf_counter())
+        ok, image = self._capture.read()
+        if not ok:
+            raise Lost("no frame")
+        return Received(image, time.perf_counter())
+
+    def finish(self, raw: Any) -> Pixels:
+        """(H, W, 3) uint8 BGR, or (H, W) grey, to RGB."""
+        cv2 = opencv()
+        if raw.ndim == 2 or raw.shape[2] == 1:
+            grey: Image = cv2.cvtColor(raw, cv2.COLOR_GRAY2RGB)
+            return grey
+        if raw.shape[2] != 3:
+            raise BadFrame
+        image: Image = cv2.cvtColor(raw, cv2.COLOR_BGR2RGB)
+        return image
+
+    def close(self) -> None:
+        """Release the device."""
+        self._capture.release()

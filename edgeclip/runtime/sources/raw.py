@@ -17,7 +17,7 @@ from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import RATE, SIDE, one_of, read_options
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.live import LiveSource
-from edgeclip.runtime.sources.video import Played
+from edgeclip.runtime.sources.video import SourceConnection
 
 # FFmpeg's pixel formats; bytes of a frame are width x height times the fraction.
 _BYTES = {"rgb24": (3, 1), "bgr24": (3, 1), "gray": (1, 1), "yuv420p": (3, 2), "nv12": (3, 2), "yuyv422": (2, 1)}
@@ -139,5 +139,5 @@ def open_raw(text: str, realtime: bool, options: SourceOptions) -> Source:
     if not realtime:
         return source
     return LiveSource(
-        source.name, lambda stopping: Played(source, stopping, paced=False), options=options, reconnect=False
+        source.name, lambda stopping: SourceConnection(source, stopping, paced=False), options=options, reconnect=False
     )

@@ -1,7 +1,4 @@
-"""A video file in; every frame of it, in order and upright, out.
-
-A video file or a pipe in; its frames as a camera would have delivered them out.
-"""
+"""A video file in; every frame of it, in order and upright, out; or, in real time, frames as a camera gives them."""
 
 from __future__ import annotations
 
@@ -19,9 +16,23 @@ import numpy as np
 from edgeclip.errors import InputError, SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.live import Connection, Ended, Shot
+from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Received
 
 _log = logging.getLogger("edgeclip")
+
+
+def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
+    """Open a video file, losslessly or, in real time, as a camera.
+
+    Raises:
+        SourceError: it is no video.
+    """
+    video = VideoSource(path.name, str(path), options)
+    if not realtime:
+        return video
+    return LiveSource(
+        video.name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
+    )
 
 
 class VideoSource(Source):
@@ -174,22 +185,6 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
-    """Open a video file, losslessly or, in real time, as a camera.
-
-    Raises:
-        SourceError: it is no video.
-    """
-    video = VideoSource(path.name, str(path), options)
-    if not realtime:
-        return video
-    from edgeclip.runtime.sources.live import LiveSource
-
-    return LiveSource(
-        video.name, lambda stopping: Played(video, stopping, paced=True), options=options, reconnect=False
-    )
-
-
 class Pacer:
     """Waits until a frame is due, by its presentation time.
 
@@ -217,7 +212,7 @@ class Pacer:
         return due
 
 
-class Played(Connection):
+class SourceConnection(Connection):
     """A source that is read losslessly, as a connection.
 
     Args:
@@ -236,13 +231,13 @@ class Played(Connection):
         self.about = f"{source.describe()}, in real time"
         self.fps, self.total = source.fps, source.total
 
-    def read(self) -> Shot | None:
+    def read(self) -> Received | None:
         """The next frame, when it is due."""
         frame = next(self._frames, None)
         if frame is None:
             raise Ended
         captured = self._pacer.wait(frame.time_s) if self._pacer else frame.captured
-        return Shot(frame.pixels, captured, frame.time_s)
+        return Received(frame.pixels, captured, frame.time_s)
 
     def take_failed(self) -> int:
         """Packets that could not be decoded since this was last asked."""

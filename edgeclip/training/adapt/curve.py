@@ -41,7 +41,7 @@ class CurveOptions:
     seeds: int = 5
 
 
-class Point(msgspec.Struct, frozen=True):
+class CurvePoint(msgspec.Struct, frozen=True):
     """One method at one number of shots.
 
     Attributes:
@@ -67,18 +67,18 @@ class Point(msgspec.Struct, frozen=True):
 class Curve(msgspec.Struct, frozen=True):
     """All points, and what they were measured on."""
 
-    points: list[Point]
+    points: list[CurvePoint]
     images: int
     classes: int
     tested: int
     seeds: int
     most_shots: int
 
-    def of(self, method: str) -> list[Point]:
+    def of(self, method: str) -> list[CurvePoint]:
         """The points of one method, by shots."""
         return [point for point in self.points if point.method == method]
 
-    def below_zero_shot(self) -> list[Point]:
+    def below_zero_shot(self) -> list[CurvePoint]:
         """Points of zero-shot-initialised methods whose mean lies below zero-shot's."""
         return [point for point in self.points if METHODS[point.method].from_text and point.gain < 0]
 
@@ -143,7 +143,7 @@ def draw_curve(
         gains = [own - before for own, before in zip(found, zero_shot, strict=True)]
         gain_low, gain_high = _interval(gains)
         mean, gain = float(np.mean(found)), float(np.mean(gains))
-        points.append(Point(name, shots, mean, low, high, gain, gain_low, gain_high, found, settings[name, shots]))
+        points.append(CurvePoint(name, shots, mean, low, high, gain, gain_low, gain_high, found, settings[name, shots]))
     return Curve(points, len(images.labels), len(counts), tested, options.seeds, most)
 
 

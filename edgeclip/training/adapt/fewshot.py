@@ -31,7 +31,7 @@ _ALPHAS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)  # in units of the model'
 _BETAS = (1.0, 2.0, 4.0, 8.0)
 
 
-class Setting(msgspec.Struct, frozen=True):
+class MethodSetting(msgspec.Struct, frozen=True):
     """How far a method goes from zero-shot.
 
     Attributes:
@@ -53,13 +53,13 @@ class Adapted(msgspec.Struct, frozen=True):
     """
 
     table: PromptTable
-    setting: Setting
+    setting: MethodSetting
     top1: float | None = None
     zero_shot_top1: float | None = None
 
 
-Fit: TypeAlias = Callable[[PromptTable, Shots, EncoderSpec, Sequence[Setting]], list[PromptTable]]
-Settings: TypeAlias = Callable[[PromptTable, Shots, EncoderSpec, int], tuple[Setting, ...]]
+Fit: TypeAlias = Callable[[PromptTable, Shots, EncoderSpec, Sequence[MethodSetting]], list[PromptTable]]
+Settings: TypeAlias = Callable[[PromptTable, Shots, EncoderSpec, int], tuple[MethodSetting, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Method:
 
     fit: Fit
     settings: Settings
-    one_shot: Callable[[EncoderSpec], Setting]
+    one_shot: Callable[[EncoderSpec], MethodSetting]
     from_text: bool = True
 
 
@@ -98,7 +98,7 @@ def adapt(table: PromptTable, shots: Shots, encoder: EncoderSpec, method: str, *
             f"expected a table of text rows, got {table.name!r}, which was adapted before: {table.adapted}"
         )
     if not len(shots.labels):
-        return Adapted(table, Setting())
+        return Adapted(table, MethodSetting())
     if shots.labels.min() < 0 or shots.labels.max() >= len(table.classes):
         raise InputError(
             f"expected labels from 0 to {len(table.classes) - 1}, got {shots.labels.min()} to {shots.labels.max()}"
@@ -117,7 +117,7 @@ def cross_validate(
     table: PromptTable,
     shots: Shots,
     encoder: EncoderSpec,
-    settings: Sequence[Setting],
+    settings: Sequence[MethodSetting],
     *,
     seed: int = 0,
 ) -> tuple[int, float, float]:
@@ -187,7 +187,7 @@ def _loss_and_hits(table: PromptTable, shots: Shots, encoder: EncoderSpec) -> tu
     return float(loss), scores.argmax(axis=1) == shots.labels
 
 
-def _stamp(table: PromptTable, method: str, shots: Shots, setting: Setting) -> PromptTable:
+def _stamp(table: PromptTable, method: str, shots: Shots, setting: MethodSetting) -> PromptTable:
     """Write into the table how it came about."""
     counts = np.bincount(shots.labels)
     fewest, most = int(counts[counts > 0].min()), int(counts.max())
@@ -198,14 +198,14 @@ def _stamp(table: PromptTable, method: str, shots: Shots, setting: Setting) -> P
 
 
 def _fit_probe(
-    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[Setting]
+    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[MethodSetting]
 ) -> list[PromptTable]:
     start = class_means(shots, len(table.classes))
     return _with_rows(table, fit_rows(start, shots, encoder, [setting.pull for setting in settings]))
 
 
 def _fit_from_text(
-    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[Setting]
+    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[MethodSetting]
 ) -> list[PromptTable]:
     return _with_rows(table, fit_rows(table.embeddings, shots, encoder, [setting.pull for setting in settings]))
 
@@ -218,13 +218,13 @@ def _fit_tip(
     table: PromptTable,
     shots: Shots,
     encoder: EncoderSpec,  # noqa: ARG001
-    settings: Sequence[Setting],
+    settings: Sequence[MethodSetting],
 ) -> list[PromptTable]:
     return [dataclasses.replace(table, cache=cache_of(shots, item.alpha, item.beta)) for item in settings]
 
 
 def _fit_tip_f(
-    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[Setting]
+    table: PromptTable, shots: Shots, encoder: EncoderSpec, settings: Sequence[MethodSetting]
 ) -> list[PromptTable]:
     with_keys = [setting for setting in settings if setting.alpha > 0]
     found = [table] * (len(settings) - len(with_keys))  # zero-shot comes first
@@ -236,30 +236,30 @@ def _fit_tip_f(
     return found
 
 
-def _tip_settings(encoder: EncoderSpec) -> tuple[Setting, ...]:
-    grid = (Setting(alpha=alpha * encoder.logit_scale, beta=beta) for beta in _BETAS for alpha in _ALPHAS)
-    return (Setting(), *grid)
+def _tip_settings(encoder: EncoderSpec) -> tuple[MethodSetting, ...]:
+    grid = (MethodSetting(alpha=alpha * encoder.logit_scale, beta=beta) for beta in _BETAS for alpha in _ALPHAS)
+    return (MethodSetting(), *grid)
 
 
-def _tip_one_shot(encoder: EncoderSpec) -> Setting:
-    return Setting(alpha=encoder.logit_scale / 4, beta=4.0)
+def _tip_one_shot(encoder: EncoderSpec) -> MethodSetting:
+    return MethodSetting(alpha=encoder.logit_scale / 4, beta=4.0)
 
 
-def _tip_f_settings(table: PromptTable, shots: Shots, encoder: EncoderSpec, seed: int) -> tuple[Setting, ...]:
+def _tip_f_settings(table: PromptTable, shots: Shots, encoder: EncoderSpec, seed: int) -> tuple[MethodSetting, ...]:
     """Tip-Adapter's own alpha and beta first, then how far its keys may move."""
     grid = _tip_settings(encoder)
     tip = grid[cross_validate(METHODS["tip-adapter"], table, shots, encoder, grid, seed=seed)[0]]
     start = tip if tip.alpha > 0 else _tip_one_shot(encoder)
-    return (Setting(), *(Setting(pull, start.alpha, start.beta) for pull in _KEY_PULLS))
+    return (MethodSetting(), *(MethodSetting(pull, start.alpha, start.beta) for pull in _KEY_PULLS))
 
 
-def _pulls(*_: object) -> tuple[Setting, ...]:
-    return tuple(Setting(pull) for pull in _PULLS)
+def _pulls(*_: object) -> tuple[MethodSetting, ...]:
+    return tuple(MethodSetting(pull) for pull in _PULLS)
 
 
 METHODS: dict[str, Method] = {
-    "probe": Method(_fit_probe, _pulls, lambda _: Setting(), from_text=False),
-    "zs-probe": Method(_fit_from_text, _pulls, lambda _: Setting(pull=1.0)),
+    "probe": Method(_fit_probe, _pulls, lambda _: MethodSetting(), from_text=False),
+    "zs-probe": Method(_fit_from_text, _pulls, lambda _: MethodSetting(pull=1.0)),
     "tip-adapter": Method(_fit_tip, lambda _table, _shots, encoder, _seed: _tip_settings(encoder), _tip_one_shot),
     "tip-adapter-f": Method(_fit_tip_f, _tip_f_settings, _tip_one_shot),
 }

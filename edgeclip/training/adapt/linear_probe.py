@@ -1,14 +1,13 @@
-"""Labelled unit embeddings in, unit rows for a prompt table out: cosine classifiers held near their starting point.
+"""Labelled unit embeddings in; rows for a prompt table, or a key cache beside its text rows, out.
 
 The runtime scores ``logit_scale · cos(e, row) + logit_bias``, so that is what is fitted: rows of unit length and the
 model's own scale and bias. What is minimised is the loss over the shots (cross-entropy, or for SigLIP the sigmoid's)
 plus ``pull · logit_scale · Σ |row − start|²``. The start is the text rows (a zero-shot-initialised probe: CLAP,
 Silva-Rodriguez 2024; LP++, Huang 2024) or each class's mean shot (a plain linear probe). An infinite pull leaves it.
 
-Labelled unit embeddings in, a key cache beside a table's text rows out: Tip-Adapter and Tip-Adapter-F (Zhang 2022).
-
-Tip-Adapter keeps the shots themselves as keys and trains nothing. Tip-Adapter-F then moves the keys by the loss over
-the shots; here they stay of unit length, as the runtime has them, and are pulled towards where they came from.
+Tip-Adapter (Zhang 2022) keeps the shots themselves as keys and trains nothing. Tip-Adapter-F then moves the keys by the
+loss over the shots; here they stay of unit length, as the runtime has them, and are pulled towards where they came
+from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Two models of one architecture in, the models between them out, and how accuracy and robustness trade along the way.
+"""A model and its fine-tuned form in, the models between them out, and how accuracy and robustness trade along the way.
 
 WiSE-FT (Wortsman 2022): fine-tuning gains accuracy where it was tuned and loses it elsewhere. The weights half-way
-between a model and its fine-tuned form often keep most of the one and regain most of the other.
-
-A checkpoint and its fine-tuned form in, the checkpoints between them out, one at a time (WiSE-FT, Wortsman 2022).
+between a model and its fine-tuned form often keep most of the one and regain most of the other. ``between`` takes any
+two models of one architecture, ``CheckpointsBetween`` two checkpoints, which it can save again.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.files import atomic_file
 from edgeclip.training.checkpoint.checkpoint import load_two_tower, save_checkpoint
-from edgeclip.training.checkpoint.files import checkpoint_folder, read_config
-from edgeclip.training.checkpoint.v1 import ConfigV1
-from edgeclip.training.loop.distill import GivenText
+from edgeclip.training.checkpoint.files import ConfigV1, checkpoint_folder, read_config
+from edgeclip.training.load import load_text_tower
 from edgeclip.training.model import ContrastiveModel
+from edgeclip.training.student import GivenText
 from edgeclip.training.two_tower import TwoTower
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 _LABEL_WIDTH = 44  # characters that fit beside an axis
+_LONGEST_NAME = 80  # a checkpoint's name has at most 100 characters, and ``-wise-ALPHA`` is added
 
 
 class WisePoint(msgspec.Struct, frozen=True):
@@ -127,55 +127,6 @@ def wise_curve(
     return points
 
 
-def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustness: str) -> None:
-    """Draw the curve of Wortsman 2022: accuracy to the right, robustness upwards, a mark for each alpha.
-
-    Where 95 % intervals are known, they are drawn as bars.
-
-    Args:
-        accuracy, robustness: what the axes say, e.g. names of the data sets.
-    """
-    figures: Any = require("matplotlib.figure", purpose="draw a curve", extra="train")
-    figure = figures.Figure(figsize=(5.2, 4.0), layout="constrained")
-    panel = figure.subplots()
-    panel.plot(
-        [point.accuracy for point in points], [point.robustness for point in points], "o-", color="#0072B2", ms=4
-    )
-    for point in points:
-        if point.accuracy_ci95 and point.robustness_ci95:
-            panel.hlines(point.robustness, *point.accuracy_ci95, color="0.75", lw=1, zorder=1)
-            panel.vlines(point.accuracy, *point.robustness_ci95, color="0.75", lw=1, zorder=1)
-        panel.annotate(
-            f"{point.alpha:g}",
-            (point.accuracy, point.robustness),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    panel.set_xlabel(textwrap.fill(f"top-1, {accuracy}", _LABEL_WIDTH))
-    panel.set_ylabel(textwrap.fill(f"top-1, {robustness}", _LABEL_WIDTH))
-    bars = "; bars: 95 %" if any(point.accuracy_ci95 for point in points) else ""
-    panel.set_title(f"alpha 0: first model, 1: fine-tuned{bars}", fontsize=10)
-    panel.grid(alpha=0.3)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-
-
-_LONGEST_NAME = 80  # a checkpoint's name has at most 100 characters, and ``-wise-ALPHA`` is added
-
-
-class WiseRecipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How a checkpoint between two others came about; the digests are those of their weights files."""
-
-    name: str
-    zero_shot: str
-    fine_tuned: str
-    zero_shot_sha256: str
-    fine_tuned_sha256: str
-    alpha: float
-    task: str = "wise-ft"
-
-
 class CheckpointsBetween:
     """The models on the way from one checkpoint to another; there is one in memory, and weights that differ twice.
 
@@ -193,7 +144,7 @@ class CheckpointsBetween:
 
     def __init__(self, zero_shot: str, fine_tuned: str) -> None:
         self.zero_shot, self.fine_tuned = zero_shot, fine_tuned
-        first, self._model = load_two_tower(zero_shot), load_two_tower(fine_tuned)
+        first, self._model = (load_two_tower(name, teachers_text=load_text_tower) for name in (zero_shot, fine_tuned))
         ends = first.state_dict(), self._model.state_dict()
         self._check_alike(_architecture(first), _architecture(self._model))
         self._check_alike(_shapes(ends[0]), _shapes(ends[1]))
@@ -249,6 +200,18 @@ class CheckpointsBetween:
                 )
 
 
+class WiseRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How a checkpoint between two others came about; the digests are those of their weights files."""
+
+    name: str
+    zero_shot: str
+    fine_tuned: str
+    zero_shot_sha256: str
+    fine_tuned_sha256: str
+    alpha: float
+    task: str = "wise-ft"
+
+
 def _architecture(model: TwoTower) -> dict[str, object]:
     described: dict[str, object] = {
         "embedding_dim": model.embedding_dim,
@@ -264,3 +227,37 @@ def _architecture(model: TwoTower) -> dict[str, object]:
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, object]:
     return {f"weight {name}": f"{tuple(value.shape)} {value.dtype}" for name, value in state.items()}
+
+
+def plot_wise(points: Sequence[WisePoint], path: Path, *, accuracy: str, robustness: str) -> None:
+    """Draw the curve of Wortsman 2022: accuracy to the right, robustness upwards, a mark for each alpha.
+
+    Where 95 % intervals are known, they are drawn as bars.
+
+    Args:
+        accuracy, robustness: what the axes say, e.g. names of the data sets.
+    """
+    figures: Any = require("matplotlib.figure", purpose="draw a curve", extra="train")
+    figure = figures.Figure(figsize=(5.2, 4.0), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(
+        [point.accuracy for point in points], [point.robustness for point in points], "o-", color="#0072B2", ms=4
+    )
+    for point in points:
+        if point.accuracy_ci95 and point.robustness_ci95:
+            panel.hlines(point.robustness, *point.accuracy_ci95, color="0.75", lw=1, zorder=1)
+            panel.vlines(point.accuracy, *point.robustness_ci95, color="0.75", lw=1, zorder=1)
+        panel.annotate(
+            f"{point.alpha:g}",
+            (point.accuracy, point.robustness),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    panel.set_xlabel(textwrap.fill(f"top-1, {accuracy}", _LABEL_WIDTH))
+    panel.set_ylabel(textwrap.fill(f"top-1, {robustness}", _LABEL_WIDTH))
+    bars = "; bars: 95 %" if any(point.accuracy_ci95 for point in points) else ""
+    panel.set_title(f"alpha 0: first model, 1: fine-tuned{bars}", fontsize=10)
+    panel.grid(alpha=0.3)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)

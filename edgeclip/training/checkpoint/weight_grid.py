@@ -1,4 +1,8 @@
-"""Weights in, the nearest weights on an 8-bit grid out: they can be stored in a quarter of the space, exactly."""
+"""Weights in, the nearest weights on an 8-bit grid out: they can be stored in a quarter of the space, exactly.
+
+The grid is that of symmetric INT8 quantization with one scale a row: a weight is a whole level in [-127, 127] times the
+scale of its row. Here it is a form of storage: the model computes in float32 with the weights that lie on it.
+"""
 
 from __future__ import annotations
 

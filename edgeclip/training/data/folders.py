@@ -9,7 +9,7 @@ from pathlib import Path
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import list_images, list_labelled
 from edgeclip.training.data.labelled import read_class_names
-from edgeclip.training.data.pairs import Classes, IndexedPairs, Packed, Pair
+from edgeclip.training.data.pairs import Classes, ImageTextPair, IndexedPairs, Packed
 from edgeclip.training.recipe import Data
 
 
@@ -36,10 +36,10 @@ class FolderPairs(IndexedPairs):
         # As bytes: a file's name need not be text.
         self.rows = Packed([(os.fsencode(path.relative_to(root)), label) for path, label in files])
 
-    def pair(self, row: int) -> Pair:
+    def pair(self, row: int) -> ImageTextPair:
         """The image of a row."""
         name, label = self.rows[row]
-        return Pair(name.decode("utf-8", "backslashreplace"), self._root / os.fsdecode(name), (), label)
+        return ImageTextPair(name.decode("utf-8", "backslashreplace"), self._root / os.fsdecode(name), (), label)
 
 
 def list_folder(root: Path) -> tuple[list[tuple[Path, int]], list[str]]:

@@ -1,6 +1,6 @@
-"""Pairs with labels in, decoded images out, once and in the stored order: for features, validation and probes.
+"""A source of pairs in, its decoded images out, once and in the stored order: for features and validation.
 
-A file of class names in, the names of each class in label order out.
+With labels, for the names of the classes too: ``read_class_names`` reads them from a file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from edgeclip.errors import PromptError, SourceError, TrainingError
 from edgeclip.prompts import parse_classes
 from edgeclip.runtime.images import Image, decode_image, read_image
-from edgeclip.training.data.pairs import Damaged, Pair, PairSource, Share, Tally
+from edgeclip.training.data.pairs import Damaged, ImageTextPair, PairSource, Share, Tally
 
 
 @dataclass(frozen=True)
-class Sample:
+class LabelledImage:
     """One labelled image: its key in the source, (H, W, 3) uint8 RGB, and the index of its class."""
 
     key: str
@@ -38,31 +38,38 @@ class LabelledSamples:
         self.source = source
         self.skipped = Tally()
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[LabelledImage]:
         """One pass.
 
         Raises:
             TrainingError: nothing that can be read.
         """
         self.skipped, count = Tally(), 0
-        for item in self.source.read(Share()):
-            if isinstance(item, Damaged):
-                self.skipped.add(item)
-            elif item.label < 0:
-                self.skipped.add(Damaged(item.key, "label missing"))
-            else:
-                try:
-                    image = decoded(item)
-                except SourceError as error:
-                    self.skipped.add(Damaged(item.key, str(error)))
-                    continue
-                count += 1
-                yield Sample(item.key, image, item.label)
+        for pair, image in decoded_pairs(self.source, self.skipped):
+            if pair.label < 0:
+                self.skipped.add(Damaged(pair.key, "label missing"))
+                continue
+            count += 1
+            yield LabelledImage(pair.key, image, pair.label)
         if not count:
             raise TrainingError(f"no sample in {self.source.name} could be read ({self.skipped})")
 
 
-def decoded(pair: Pair) -> Image:
+def decoded_pairs(source: PairSource, skipped: Tally) -> Iterator[tuple[ImageTextPair, Image]]:
+    """Every pair whose image can be read, with that image, (H, W, 3) uint8 RGB; the others are added to ``skipped``."""
+    for item in source.read(Share()):
+        if isinstance(item, Damaged):
+            skipped.add(item)
+            continue
+        try:
+            image = decoded(item)
+        except SourceError as error:
+            skipped.add(Damaged(item.key, str(error)))
+            continue
+        yield item, image
+
+
+def decoded(pair: ImageTextPair) -> Image:
     """The image of a pair, (H, W, 3) uint8 RGB.
 
     Raises:
@@ -76,7 +83,7 @@ def content_digest(source: PairSource) -> str:
     digest = hashlib.sha256()
     for item in source.read(Share()):
         digest.update(repr(item if isinstance(item, Damaged) else (item.key, item.captions, item.label)).encode())
-        if isinstance(item, Pair):
+        if isinstance(item, ImageTextPair):
             try:
                 digest.update(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
             except OSError as error:

@@ -1,10 +1,9 @@
 """A source of pairs in, endless batches of preprocessed images and texts out, resumable at the sample.
 
-Samples are read, decoded and augmented in worker processes. Everything random about a sample depends on the seed, the
-epoch and its key alone, and its place on the seed, the epoch and its reader. A saved state is therefore small: the
-position of every worker. Taking it up again reads the begun epoch up to there once more, without decoding.
-
-A reader's share of a source in, its batches out, each with the position to go on from.
+Samples are read, decoded and augmented in worker processes, each of which makes whole batches of its share of the
+source (``BatchMaker``). Everything random about a sample depends on the seed, the epoch and its key alone, and its
+place on the seed, the epoch and its reader. A saved state is therefore small: the position of every worker. Taking it
+up again reads the begun epoch up to there once more, without decoding.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,10 @@ from edgeclip.runtime.images import Image, opencv
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.data.augment import Augmenter
 from edgeclip.training.data.labelled import decoded
-from edgeclip.training.data.pairs import MOST_NAMED, Damaged, Pair, PairSource, Share, Tally
-from edgeclip.training.data.tables import Sayings, text_group
+from edgeclip.training.data.pairs import MOST_NAMED, Classes, Damaged, ImageTextPair, PairSource, Share, Tally
 from edgeclip.training.recipe import Augment, Data
+
+_AS_IT_IS = Augment()
 
 
 @dataclass(frozen=True)
@@ -49,161 +49,6 @@ class PairBatch:
     images: Tensor
     texts: tuple[str, ...]
     groups: Tensor
-
-
-@dataclass
-class Position:
-    """Where a reader is: how many samples, damaged ones included, it has drawn of which epoch."""
-
-    epoch: int = 0
-    drawn: int = 0
-
-
-@dataclass(frozen=True)
-class Made:
-    """A batch, who made it, where it was then, and what it passed over since the batch before."""
-
-    batch: PairBatch
-    worker: int
-    position: Position
-    skipped: Tally
-
-
-@dataclass(frozen=True)
-class BatchMaker:
-    """Makes the batches of one reader; pickled into the workers."""
-
-    source: PairSource
-    spec: PreprocessSpec
-    augment: Augment
-    sayings: Sayings | None  # None: images only
-    batch_size: int
-    shuffle_buffer: int
-    seed: int
-    first_part: int
-    parts: int
-
-    def batches(self, worker: int, position: Position) -> Iterator[Made]:
-        """Endless, from a position on; a batch may span two epochs."""
-        augmenter = Augmenter(self.spec, self.augment)
-        position, skipped = Position(position.epoch, position.drawn), Tally()
-        keys: list[str] = []
-        images: list[Image] = []
-        said: list[tuple[str, int]] = []
-        while True:
-            used, fresh = 0, not position.drawn
-            for item in itertools.islice(self._ordered(worker, position.epoch), position.drawn, None):
-                position.drawn += 1
-                made = self._prepare(item, position.epoch, augmenter)
-                if isinstance(made, Damaged):
-                    skipped.add(made)
-                    continue
-                used += 1
-                keys.append(item.key)
-                images.append(made[0])
-                said.append(made[1])
-                if len(keys) == self.batch_size:
-                    batch = self._batch(keys, images, said)
-                    yield Made(batch, worker, Position(position.epoch, position.drawn), skipped)
-                    keys, images, said, skipped = [], [], [], Tally()
-            if fresh and not used:
-                raise TrainingError(self._nothing(position.drawn, skipped))
-            position = Position(position.epoch + 1)
-
-    def _ordered(self, worker: int, epoch: int) -> Iterator[Pair | Damaged]:
-        part = self.first_part + worker
-        items = self.source.read(Share(part, self.parts, self.seed, epoch))
-        if not self.source.streamed:
-            return items
-        return shuffled(items, self.shuffle_buffer, random.Random(f"{self.seed}/{epoch}/{part}"))
-
-    def _prepare(
-        self, item: Pair | Damaged, epoch: int, augmenter: Augmenter
-    ) -> tuple[Image, tuple[str, int]] | Damaged:
-        if isinstance(item, Damaged):
-            return item
-        own = int.from_bytes(
-            hashlib.blake2b(f"{self.seed}/{epoch}/{item.key}".encode(), digest_size=8).digest(), "little"
-        )
-        if self.sayings is None:
-            says: tuple[str, int] | None = ("", text_group(item.key))
-        else:
-            says = self.sayings.choose(item, random.Random(own))
-        if says is None:
-            if self.sayings and item.label >= 0 and self.sayings.classes:
-                raise TrainingError(
-                    f"expected labels from 0 to {len(self.sayings.classes) - 1}, one for each class name, "
-                    f"got {item.label} in {item.key}: check data.classes"
-                )
-            return Damaged(item.key, "caption missing" if item.label < 0 else "label without data.classes")
-        torch.default_generator.manual_seed(own)
-        try:
-            return augmenter(decoded(item)), says
-        except InputError as error:
-            return Damaged(item.key, str(error))
-
-    def _batch(self, keys: list[str], images: list[Image], said: list[tuple[str, int]]) -> PairBatch:
-        pixels = torch.empty(len(images), 3, self.spec.height, self.spec.width)
-        for image, row in zip(images, pixels.numpy(), strict=True):  # one by one: stacking them first costs a copy
-            normalise(self.spec, image[None], row[None])
-        return PairBatch(
-            keys=tuple(keys),
-            images=pixels,
-            texts=() if self.sayings is None else tuple(text for text, _ in said),
-            groups=torch.tensor([group for _, group in said], dtype=torch.int64),
-        )
-
-    def _nothing(self, drawn: int, skipped: Tally) -> str:
-        if drawn:
-            return f"expected images with captions in {self.source.name}, could use none of {drawn} samples ({skipped})"
-        return (
-            f"expected samples for each of {self.parts} readers (workers × processes) in {self.source.name}, got too "
-            "few: lower data.workers, or write more shards"
-        )
-
-
-def shuffled(items: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
-    """Items in random order, each drawn from a buffer of ``size`` that the following ones refill."""
-    buffer: list[Any] = []
-    for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-            continue
-        place = rng.randrange(size)
-        yield buffer[place]
-        buffer[place] = item
-    rng.shuffle(buffer)
-    yield from buffer
-
-
-_AS_IT_IS = Augment()
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """An error of ours in a worker, to be raised as it is and not wrapped in the worker's traceback."""
-
-    error: EdgeclipError
-
-
-class _Batches(IterableDataset[Any]):
-    """What a DataLoader's worker iterates over; its number 0 is our worker ``first``."""
-
-    def __init__(self, maker: BatchMaker, positions: list[Position], first: int) -> None:
-        self.maker, self.positions, self.first = maker, positions, first
-
-    def __iter__(self) -> Iterator[Made | _Failed]:
-        info = get_worker_info()
-        worker = (self.first + (info.id if info else 0)) % len(self.positions)
-        batches = self.maker.batches(worker, self.positions[worker])
-        while True:
-            try:
-                made: Made | _Failed = next(batches)
-            except EdgeclipError as error:
-                made = _Failed(error)
-            yield made
-            if isinstance(made, _Failed):
-                return
 
 
 class PairLoader:
@@ -247,12 +92,12 @@ class PairLoader:
         # Loads their libraries here, once, and not in every forked worker.
         opencv()
         Augmenter(spec, augment)
-        sayings = None if images_only else Sayings(source.classes, load_templates(data.templates))
+        chooser = None if images_only else TextChooser(source.classes, load_templates(data.templates))
         self._maker = BatchMaker(
             source=source,
             spec=spec,
             augment=augment,
-            sayings=sayings,
+            chooser=chooser,
             batch_size=batch_size,
             shuffle_buffer=data.shuffle_buffer,
             seed=seed,
@@ -261,7 +106,7 @@ class PairLoader:
         )
         self._made_for = {
             "source": source.identity(),
-            "texts": sha256_json(None if sayings is None else sayings.templates),
+            "texts": sha256_json(None if chooser is None else chooser.templates),
             "augment": sha256_json([augment, spec]),
             "batch_size": batch_size,
             "seed": seed,
@@ -292,7 +137,7 @@ class PairLoader:
     def __iter__(self) -> Iterator[PairBatch]:
         """Batches from where the last iteration or the loaded state ended; what was only fetched ahead comes again."""
         first = self._batches % len(self._positions)
-        loader: Iterable[Made | _Failed] = DataLoader(
+        loader: Iterable[MadeBatch | _Failed] = DataLoader(
             _Batches(self._maker, list(self._positions), first),
             batch_size=None,
             num_workers=self._workers,
@@ -345,17 +190,6 @@ class PairLoader:
         self._skipped = Tally(state["skipped"], list(state["first_skipped"]))
 
 
-def _own_randomness(items: Iterable[Any]) -> Iterator[Any]:
-    """Items made with torch's generator set aside, so that making them here leaves no trace in it."""
-    iterator = iter(items)
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            item = next(iterator, None)
-        if item is None:
-            return
-        yield item
-
-
 def _started(items: Iterable[Any]) -> Iterator[Any]:
     """Start the workers with one OpenCV thread each: they are the threads.
 
@@ -371,5 +205,195 @@ def _started(items: Iterable[Any]) -> Iterator[Any]:
         cv2.setNumThreads(threads)
 
 
+def _own_randomness(items: Iterable[Any]) -> Iterator[Any]:
+    """Items made with torch's generator set aside, so that making them here leaves no trace in it."""
+    iterator = iter(items)
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            item = next(iterator, None)
+        if item is None:
+            return
+        yield item
+
+
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An error of ours in a worker, to be raised as it is and not wrapped in the worker's traceback."""
+
+    error: EdgeclipError
+
+
+class _Batches(IterableDataset[Any]):
+    """What a DataLoader's worker iterates over; its number 0 is our worker ``first``."""
+
+    def __init__(self, maker: BatchMaker, positions: list[Position], first: int) -> None:
+        self.maker, self.positions, self.first = maker, positions, first
+
+    def __iter__(self) -> Iterator[MadeBatch | _Failed]:
+        info = get_worker_info()
+        worker = (self.first + (info.id if info else 0)) % len(self.positions)
+        batches = self.maker.batches(worker, self.positions[worker])
+        while True:
+            try:
+                made: MadeBatch | _Failed = next(batches)
+            except EdgeclipError as error:
+                made = _Failed(error)
+            yield made
+            if isinstance(made, _Failed):
+                return
+
+
+@dataclass
+class Position:
+    """Where a reader is: how many samples, damaged ones included, it has drawn of which epoch."""
+
+    epoch: int = 0
+    drawn: int = 0
+
+
+@dataclass(frozen=True)
+class MadeBatch:
+    """A batch, who made it, where it was then, and what it passed over since the batch before."""
+
+    batch: PairBatch
+    worker: int
+    position: Position
+    skipped: Tally
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes the batches of one reader; pickled into the workers."""
+
+    source: PairSource
+    spec: PreprocessSpec
+    augment: Augment
+    chooser: TextChooser | None  # None: images only
+    batch_size: int
+    shuffle_buffer: int
+    seed: int
+    first_part: int
+    parts: int
+
+    def batches(self, worker: int, position: Position) -> Iterator[MadeBatch]:
+        """Endless, from a position on; a batch may span two epochs."""
+        augmenter = Augmenter(self.spec, self.augment)
+        position, skipped = Position(position.epoch, position.drawn), Tally()
+        keys: list[str] = []
+        images: list[Image] = []
+        texts: list[tuple[str, int]] = []
+        while True:
+            used, fresh = 0, not position.drawn
+            for item in itertools.islice(self._ordered(worker, position.epoch), position.drawn, None):
+                position.drawn += 1
+                made = self._prepare(item, position.epoch, augmenter)
+                if isinstance(made, Damaged):
+                    skipped.add(made)
+                    continue
+                used += 1
+                keys.append(item.key)
+                images.append(made[0])
+                texts.append(made[1])
+                if len(keys) == self.batch_size:
+                    batch = self._batch(keys, images, texts)
+                    yield MadeBatch(batch, worker, Position(position.epoch, position.drawn), skipped)
+                    keys, images, texts, skipped = [], [], [], Tally()
+            if fresh and not used:
+                raise TrainingError(self._nothing(position.drawn, skipped))
+            position = Position(position.epoch + 1)
+
+    def _ordered(self, worker: int, epoch: int) -> Iterator[ImageTextPair | Damaged]:
+        part = self.first_part + worker
+        items = self.source.read(Share(part, self.parts, self.seed, epoch))
+        if not self.source.streamed:
+            return items
+        return shuffled(items, self.shuffle_buffer, random.Random(f"{self.seed}/{epoch}/{part}"))
+
+    def _prepare(
+        self, item: ImageTextPair | Damaged, epoch: int, augmenter: Augmenter
+    ) -> tuple[Image, tuple[str, int]] | Damaged:
+        if isinstance(item, Damaged):
+            return item
+        own = int.from_bytes(
+            hashlib.blake2b(f"{self.seed}/{epoch}/{item.key}".encode(), digest_size=8).digest(), "little"
+        )
+        if self.chooser is None:
+            text: tuple[str, int] | None = ("", text_group(item.key))
+        else:
+            text = self.chooser.choose(item, random.Random(own))
+        if text is None:
+            if self.chooser and item.label >= 0 and self.chooser.classes:
+                raise TrainingError(
+                    f"expected labels from 0 to {len(self.chooser.classes) - 1}, one for each class name, "
+                    f"got {item.label} in {item.key}: check data.classes"
+                )
+            return Damaged(item.key, "caption missing" if item.label < 0 else "label without data.classes")
+        torch.default_generator.manual_seed(own)
+        try:
+            return augmenter(decoded(item)), text
+        except InputError as error:
+            return Damaged(item.key, str(error))
+
+    def _batch(self, keys: list[str], images: list[Image], texts: list[tuple[str, int]]) -> PairBatch:
+        pixels = torch.empty(len(images), 3, self.spec.height, self.spec.width)
+        for image, row in zip(images, pixels.numpy(), strict=True):  # one by one: stacking them first costs a copy
+            normalise(self.spec, image[None], row[None])
+        return PairBatch(
+            keys=tuple(keys),
+            images=pixels,
+            texts=() if self.chooser is None else tuple(text for text, _ in texts),
+            groups=torch.tensor([group for _, group in texts], dtype=torch.int64),
+        )
+
+    def _nothing(self, drawn: int, skipped: Tally) -> str:
+        if drawn:
+            return f"expected images with captions in {self.source.name}, could use none of {drawn} samples ({skipped})"
+        return (
+            f"expected samples for each of {self.parts} readers (workers × processes) in {self.source.name}, got too "
+            "few: lower data.workers, or write more shards"
+        )
+
+
+def shuffled(items: Iterable[Any], size: int, rng: random.Random) -> Iterator[Any]:
+    """Items in random order, each drawn from a buffer of ``size`` that the following ones refill."""
+    buffer: list[Any] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        place = rng.randrange(size)
+        yield buffer[place]
+        buffer[place] = item
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+class TextChooser:
+    """Chooses the text of a sample: one of its captions, or one of its class's names in one of the templates.
+
+    Args:
+        classes: names of each class.
+        templates: ``{}`` stands for the name.
+    """
+
+    def __init__(self, classes: Classes, templates: Sequence[str]) -> None:
+        self.classes, self.templates = classes, tuple(templates)
+
+    def choose(self, pair: ImageTextPair, rng: random.Random) -> tuple[str, int] | None:
+        """(text, group), or None if it has neither caption nor class name. Equal captions or labels have one group."""
+        if pair.captions:
+            text = rng.choice(pair.captions)
+            return text, text_group(text)
+        if 0 <= pair.label < len(self.classes):
+            name = rng.choice(self.classes[pair.label])
+            return rng.choice(self.templates).replace("{}", name), pair.label
+        return None
+
+
+def text_group(text: str) -> int:
+    """A number of 62 bits for a text: the same in every process, so that gathered batches agree; above all labels."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2 | 1 << 61

@@ -28,7 +28,7 @@ MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImageTextPair:
     """One sample as read, before its image is decoded.
 
     Attributes:
@@ -111,7 +111,7 @@ class PairSource(ABC):
     streamed: bool = False
 
     @abstractmethod
-    def read(self, share: Share) -> Iterator[Pair | Damaged]:
+    def read(self, share: Share) -> Iterator[ImageTextPair | Damaged]:
         """One pass over a share; the same share gives the same samples in the same order.
 
         Raises:
@@ -123,9 +123,9 @@ class PairSource(ABC):
     def identity(self) -> str:
         """Hex digest of what the order of samples depends on: whether a saved position still means the same."""
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[ImageTextPair]:
         """Every readable sample once, in the stored order."""
-        return (item for item in self.read(Share()) if isinstance(item, Pair))
+        return (item for item in self.read(Share()) if isinstance(item, ImageTextPair))
 
 
 class Packed:
@@ -162,10 +162,10 @@ class IndexedPairs(PairSource):
     rows: Packed
 
     @abstractmethod
-    def pair(self, row: int) -> Pair | Damaged:
+    def pair(self, row: int) -> ImageTextPair | Damaged:
         """The sample of a row."""
 
-    def read(self, share: Share) -> Iterator[Pair | Damaged]:
+    def read(self, share: Share) -> Iterator[ImageTextPair | Damaged]:
         """Rows ``part``, ``part + parts``, … of the epoch's permutation."""
         return map(self.pair, share.order(len(self.rows))[share.part :: share.parts])
 

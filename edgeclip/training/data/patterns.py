@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgeclip.errors import SourceError, TrainingError
+from edgeclip.extras import require
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.training.data.streams import PIPE, is_local
+
+_RANGE = r"(\{\d+\.\.\d+\})"
 
 
 def expand(pattern: str) -> list[str]:
@@ -52,14 +56,15 @@ def expand_braces(text: str) -> list[str]:
 
     In a ``pipe:`` only ranges are, as commands have a use of their own for braces with commas.
     """
-    listed = r"(?!)" if text.startswith(PIPE) else r"[^{}]*,[^{}]*"
-    match = re.search(rf"\{{(?:(\d+)\.\.(\d+)|({listed}))\}}", text)
-    if not match:
+    if "{" not in text:
         return [text]
-    if match[3] is not None:
-        items = match[3].split(",")
-    else:
-        first, last, width = int(match[1]), int(match[2]), len(match[1]) if match[1].startswith("0") else 1
-        step = 1 if first <= last else -1
-        items = [f"{n:0{width}}" for n in range(first, last + step, step)]
-    return [found for item in items for found in expand_braces(text[: match.start()] + item + text[match.end() :])]
+    braces = require("braceexpand", purpose="read names with {000..123}")
+    if text.startswith(PIPE):
+        parts = [
+            list(braces.braceexpand(part)) if re.fullmatch(_RANGE, part) else [part] for part in re.split(_RANGE, text)
+        ]
+        return ["".join(chosen) for chosen in itertools.product(*parts)]
+    try:
+        return list(braces.braceexpand(text, escape=False))
+    except braces.UnbalancedBracesError:
+        return [text]

@@ -3,14 +3,8 @@
 A sample is a run of files that share their name up to the first dot: an image, and ``.cls`` (a class index), ``.txt``
 (a caption) or ``.json`` (an object with a caption or captions).
 
-The package ``webdataset`` is not used: its pipelines cannot be taken up again at the sample, and it reads with
-``tarfile``, which takes damage in mid-archive for the end (see ``training/data/shards.py``). Its format is.
-
-The bytes of a tar in, read once from front to back; its files' names and contents out.
-
-The standard library's ``tarfile`` takes a damaged header in mid-archive for the end of it, so that a cut or overwritten
-shard would silently lose samples, and it keeps every member in memory. This reader parses headers with
-``tarfile.TarInfo`` but insists on the mark that ends an archive.
+The format is that of the package ``webdataset``, which is not used: its pipelines cannot be taken up again at the
+sample, and what it passes over it does not count.
 """
 
 from __future__ import annotations
@@ -19,11 +13,11 @@ import contextlib
 import gzip
 import io
 import itertools
-import re
 import tarfile
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -32,75 +26,14 @@ from edgeclip.files import sha256_json
 from edgeclip.runtime.images import IMAGE_SUFFIXES
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.training.data.labelled import read_class_names
-from edgeclip.training.data.pairs import Classes, Damaged, Pair, PairSource, Share
+from edgeclip.training.data.pairs import Classes, Damaged, ImageTextPair, PairSource, Share
 from edgeclip.training.data.patterns import expand, short_names
 from edgeclip.training.data.streams import is_local, open_stream
 from edgeclip.training.data.tables import CAPTION_KEYS, captions_of
 from edgeclip.training.recipe import Data
 
-_BLOCK = tarfile.BLOCKSIZE
 _GZIP = b"\x1f\x8b"
 _BUFFER_BYTES = 1 << 20
-
-
-def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], None, None]:
-    """Regular files of a tar, plain or gzipped, or of several in a row, in stored order.
-
-    Args:
-        name: of the archive, for messages.
-
-    Raises:
-        TrainingError: not a tar, damaged, or it ends early; what came before has been given by then.
-    """
-    buffered = io.BufferedReader(stream, _BUFFER_BYTES)  # type: ignore[type-var]
-    try:
-        if buffered.peek(2)[:2] == _GZIP:
-            yield from _files(gzip.GzipFile(fileobj=buffered))  # type: ignore[arg-type]
-        else:
-            yield from _files(buffered)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, ValueError) as error:
-        raise TrainingError(f"{name} is not a readable tar ({error}): copy or write it again") from error
-    finally:
-        buffered.detach()  # whoever opened the stream closes it
-
-
-def _files(stream: BinaryIO) -> Generator[tuple[str, bytes], None, None]:
-    at, ended = 0, False
-    changed: dict[str, str] = {}  # by pax and GNU headers, for the member that follows
-    while True:
-        header = stream.read(_BLOCK)
-        if len(header) < _BLOCK and not (ended and not header.strip(b"\0")):
-            what = "it is empty" if not at + len(header) else f"it ends after {at + len(header):,} bytes"
-            raise tarfile.ReadError(f"{what}, without the mark that ends an archive")
-        if not header:
-            return
-        at += len(header)
-        if ended := header.count(0) == len(header):
-            continue  # padding, or another archive behind this one
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
-        size = int(changed.get("size", member.size))
-        data = stream.read(size + -size % _BLOCK)
-        if len(data) < size + -size % _BLOCK:
-            raise tarfile.ReadError(f"it ends within {member.name}, after {at + len(data):,} bytes")
-        at += len(data)
-        if member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            changed |= _pax(data[:size])
-        elif member.type == tarfile.GNUTYPE_LONGNAME:
-            changed["path"] = data[:size].rstrip(b"\0").decode("utf-8", "backslashreplace")
-        else:
-            if member.type in tarfile.REGULAR_TYPES:
-                yield changed.get("path", member.name), data[:size]
-            changed = {}
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    """Records ``LENGTH KEY=VALUE\\n`` of a pax header."""
-    records: dict[str, str] = {}
-    while match := re.match(rb"(\d+) ([^=]+)=", data):
-        length = int(match[1])
-        records[match[2].decode()] = data[match.end() : length - 1].decode("utf-8", "backslashreplace")
-        data = data[length:] if length else b""
-    return records
 
 
 class ShardPairs(PairSource):
@@ -138,7 +71,7 @@ class ShardPairs(PairSource):
         self._caption_keys = (caption_key,) if caption_key else CAPTION_KEYS
         self._labels_only = labels_only
 
-    def read(self, share: Share) -> Iterator[Pair | Damaged]:
+    def read(self, share: Share) -> Iterator[ImageTextPair | Damaged]:
         """The share's shards one after the other; with fewer shards than readers, several readers divide a shard."""
         order, count = share.order(len(self.shards)), len(self.shards)
         if count >= share.parts:
@@ -161,7 +94,7 @@ class ShardPairs(PairSource):
         sizes = [Path(shard).stat().st_size if is_local(shard) else None for shard in self.shards]
         return sha256_json([self._names, sizes, self.classes])
 
-    def _samples(self, shard: str, short: str) -> Iterator[Pair | Damaged]:
+    def _samples(self, shard: str, short: str) -> Iterator[ImageTextPair | Damaged]:
         name = without_password(shard)
         with open_stream(shard) as stream, contextlib.closing(tar_files(stream, name=name)) as files:
             for key, group in itertools.groupby(_named(files), key=lambda item: item[0]):
@@ -169,7 +102,7 @@ class ShardPairs(PairSource):
                 if (sample := self._sample(f"{short}:{key}", content)) is not None:
                     yield sample
 
-    def _sample(self, key: str, content: dict[str, bytes]) -> Pair | Damaged | None:
+    def _sample(self, key: str, content: dict[str, bytes]) -> ImageTextPair | Damaged | None:
         images = [data for suffix, data in content.items() if suffix in IMAGE_SUFFIXES]
         said = content.keys() & {".txt", ".json", ".cls"}
         if not images:
@@ -186,7 +119,7 @@ class ShardPairs(PairSource):
         except (ValueError, TypeError) as error:  # msgspec's and Unicode's among them
             return Damaged(key, str(error))
         said_once = dict.fromkeys(text.strip() for text in captions)
-        return Pair(key, images[0], tuple(filter(None, said_once)), label)
+        return ImageTextPair(key, images[0], tuple(filter(None, said_once)), label)
 
 
 def open_shards(texts: Sequence[str], data: Data) -> ShardPairs:
@@ -195,11 +128,11 @@ def open_shards(texts: Sequence[str], data: Data) -> ShardPairs:
     return ShardPairs(texts, classes=classes, caption_key=data.caption_key)
 
 
-def _labelled(key: str, image: bytes, label: bytes) -> Pair | Damaged:
+def _labelled(key: str, image: bytes, label: bytes) -> ImageTextPair | Damaged:
     text = label.decode("utf-8", "replace").strip()
     if not text:
         return Damaged(key, "label missing")
-    return Pair(key, image, (), int(text)) if text.isdecimal() else Pair(key, image, (text,))
+    return ImageTextPair(key, image, (), int(text)) if text.isdecimal() else ImageTextPair(key, image, (text,))
 
 
 def _named(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, str, bytes]]:
@@ -209,3 +142,65 @@ def _named(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, str, bytes
         stem, dot, suffix = pure.name.partition(".")
         if stem and dot:
             yield str(pure.with_name(stem)), f".{suffix.lower()}", data
+
+
+def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], None, None]:
+    """Regular files of a tar, plain or gzipped, or of several in a row, in stored order.
+
+    Args:
+        name: of the archive, for messages.
+
+    Raises:
+        TrainingError: not a tar, damaged, or it ends early; what came before has been given by then.
+    """
+    buffered = io.BufferedReader(stream, _BUFFER_BYTES)  # type: ignore[type-var]
+    try:
+        zipped = buffered.peek(2)[:2] == _GZIP
+        plain: Any = gzip.GzipFile(fileobj=buffered) if zipped else buffered
+        # With `ignore_zeros` it goes on behind an end, where another archive may stand.
+        with _WholeTar.open(
+            fileobj=plain, mode="r|", tarinfo=_Header, ignore_zeros=True, encoding="utf-8", errors="backslashreplace"
+        ) as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would keep them all
+                if (file := archive.extractfile(member)) is not None and member.isreg():
+                    yield member.name, file.read()
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        reason = {"unexpected end of data": "it ends within a file"}.get(str(error), str(error))
+        raise TrainingError(f"{name} is not a readable tar ({reason}): copy or write it again") from error
+    finally:
+        buffered.detach()  # whoever opened the stream closes it
+
+
+class _WholeTar(tarfile.TarFile):
+    """A tar that is read to its end: ``tarfile`` takes damage in mid-archive, and a cut, for the end.
+
+    Attributes:
+        ended: whether the mark that ends an archive has been read, and no header since.
+    """
+
+    ended = False
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a ``_WholeTar``; a damaged one, or none without the mark that ends an archive, is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: Any) -> Any:
+        try:
+            header = super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:
+            tarfile_.ended = True
+            raise
+        except tarfile.EmptyHeaderError as error:
+            if tarfile_.ended:
+                raise
+            at = tarfile_.offset
+            what = f"it ends after {at:,} bytes" if at else "it is empty"
+            raise tarfile.ReadError(f"{what}, without the mark that ends an archive") from error
+        except tarfile.TruncatedHeaderError as error:
+            raise tarfile.ReadError(f"it ends within a header, after {tarfile_.offset:,} bytes") from error
+        except tarfile.InvalidHeaderError as error:
+            raise tarfile.ReadError(f"{error} after {tarfile_.offset:,} bytes") from error
+        tarfile_.ended = False
+        return header

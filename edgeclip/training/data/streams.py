@@ -1,4 +1,8 @@
-"""A file, a ``pipe:`` command or an address in, its bytes as a stream out; a failure is told, never cut short."""
+"""A file, a ``pipe:`` command or an address in, its bytes as a stream out; a failure is told, never cut short.
+
+Why not by a library: fsspec ends with a lost connection, does not ask a busy server again, and can only read from the
+start where a server knows no ranges; webdataset's pipes tell a failed command's exit status and not its words.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,12 @@
 """CSV, TSV or JSONL files that name images and say what is on them in; pairs out.
 
 Paths of images are relative to the table. The rows are held in memory, packed; images are read by the loader's workers.
-
-A row of a table or a JSON object in, the captions in it out; and what is said of a sample, chosen at random.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgeclip.errors import SourceError, TrainingError
-from edgeclip.training.data.pairs import Classes, Damaged, IndexedPairs, Packed, Pair
+from edgeclip.training.data.pairs import Damaged, ImageTextPair, IndexedPairs, Packed
 from edgeclip.training.data.patterns import expand, short_names
 from edgeclip.training.recipe import Data
 
@@ -26,7 +22,70 @@ from edgeclip.training.recipe import Data
 IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path", "file")
 CAPTION_KEYS = ("captions", "caption", "text", "title", "sentences")
 LABEL_KEYS = ("label", "class", "class_name", "category")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 NO_CAPTIONS = "-"  # in the place of a column's name: a table of images alone
+
+
+class TableColumn(NamedTuple):
+    """What a table says of its images.
+
+    Attributes:
+        what: how messages call it.
+        keys: the columns that it usually stands in.
+        image_hint, hint: how to name another column for the images, and for it.
+    """
+
+    what: str
+    keys: tuple[str, ...]
+    image_hint: str
+    hint: str
+
+
+CAPTIONS = TableColumn("caption", CAPTION_KEYS, "set data.image_key", "set data.caption_key")
+LABELS = TableColumn("label", LABEL_KEYS, "call the column with the paths so", "call the column with the classes so")
+
+
+def open_tables(texts: Sequence[str], data: Data, column: TableColumn = CAPTIONS) -> TablePairs:
+    """CSV and TSV files with a header; an image may have several rows.
+
+    Args:
+        column: what is read beside the image: ``CAPTIONS``; or ``LABELS``, which are then the pairs' captions.
+
+    Raises:
+        SourceError: not UTF-8, or without the columns (those that it has are told).
+    """
+    paths = [Path(path) for text in texts for path in expand(text)]
+    rows: list[tuple[Any, ...]] = []
+    for table, path in enumerate(paths):
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.reader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
+                header = next(reader, [])
+                image = _column(header, path, data.image_key, IMAGE_KEYS, column.image_hint)
+                caption = None
+                if data.caption_key != NO_CAPTIONS:
+                    caption = _column(header, path, data.caption_key, column.keys, column.hint)
+                rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
+    return TablePairs(paths, rows, what=column.what)
+
+
+def open_json_lines(texts: Sequence[str], data: Data, column: TableColumn = CAPTIONS) -> TablePairs:
+    """JSONL files: an object a line, with the path of an image and one caption or a list of them (or its label)."""
+    paths = [Path(path) for text in texts for path in expand(text)]
+    image_keys = (data.image_key,) if data.image_key else IMAGE_KEYS
+    caption_keys = {"": column.keys, NO_CAPTIONS: ()}.get(data.caption_key, (data.caption_key,))
+    rows: list[tuple[Any, ...]] = []
+    for table, path in enumerate(paths):
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise SourceError(f"expected JSON lines at {path}, got: {error.strerror}") from error
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                rows.append((table, number, *_fields(line, image_keys, caption_keys, column.what)))
+    return TablePairs(paths, rows, what=column.what)
 
 
 def captions_of(row: Any, keys: Sequence[str], *, what: str = "caption") -> list[str]:
@@ -49,49 +108,6 @@ def captions_of(row: Any, keys: Sequence[str], *, what: str = "caption") -> list
     return [text.strip() for text in captions if text.strip()]
 
 
-class Sayings:
-    """Chooses what is said of a sample: one of its captions, or one of its class's names in one of the templates.
-
-    Args:
-        classes: names of each class.
-        templates: ``{}`` stands for the name.
-    """
-
-    def __init__(self, classes: Classes, templates: Sequence[str]) -> None:
-        self.classes, self.templates = classes, tuple(templates)
-
-    def choose(self, pair: Pair, rng: random.Random) -> tuple[str, int] | None:
-        """(text, group), or None if nothing can be said. Of samples that say the same the group is the same."""
-        if pair.captions:
-            text = rng.choice(pair.captions)
-            return text, text_group(text)
-        if 0 <= pair.label < len(self.classes):
-            name = rng.choice(self.classes[pair.label])
-            return rng.choice(self.templates).replace("{}", name), pair.label
-        return None
-
-
-def text_group(text: str) -> int:
-    """A number of 62 bits for a text: the same in every process, so that gathered batches agree; above all labels."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 2 | 1 << 61
-
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
-class Said(NamedTuple):
-    """What a table says of its images, where that stands if no column is named, and how to name one."""
-
-    what: str
-    keys: tuple[str, ...]
-    image_hint: str
-    hint: str
-
-
-CAPTIONS = Said("caption", CAPTION_KEYS, "set data.image_key", "set data.caption_key")
-LABELS = Said("label", LABEL_KEYS, "call the column with the paths so", "call the column with the classes so")
-
-
 class TablePairs(IndexedPairs):
     """Pairs of tables: each row an image's path and its captions, or what is wrong with the row.
 
@@ -112,56 +128,30 @@ class TablePairs(IndexedPairs):
         self._names = short_names([str(path) for path in paths])
         self.rows = Packed(rows)
 
-    def pair(self, row: int) -> Pair | Damaged:
+    def pair(self, row: int) -> ImageTextPair | Damaged:
         """The pair of a row."""
         table, number, *rest = self.rows[row]
         key = f"{self._names[table]}:{number}"
         if len(rest) == 1:
             return Damaged(key, rest[0])
-        return Pair(f"{key}:{rest[0]}", self._paths[table].parent / rest[0], tuple(rest[1]))
+        return ImageTextPair(f"{key}:{rest[0]}", self._paths[table].parent / rest[0], tuple(rest[1]))
 
 
-def open_tables(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> TablePairs:
-    """CSV and TSV files with a header; an image may have several rows.
-
-    Args:
-        said: ``CAPTIONS``; or ``LABELS``, which are then the pairs' captions.
-
-    Raises:
-        SourceError: not UTF-8, or without the columns (those that it has are told).
-    """
-    paths = [Path(path) for text in texts for path in expand(text)]
-    rows: list[tuple[Any, ...]] = []
-    for table, path in enumerate(paths):
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.reader(stream, delimiter=_DELIMITERS[path.suffix.lower()])
-                header = next(reader, [])
-                image = _column(header, path, data.image_key, IMAGE_KEYS, said.image_hint)
-                caption = None
-                if data.caption_key != NO_CAPTIONS:
-                    caption = _column(header, path, data.caption_key, said.keys, said.hint)
-                rows += [(table, reader.line_num, *_cells(row, image, caption)) for row in reader if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise SourceError(f"expected a UTF-8 table at {path}, got: {error}") from error
-    return TablePairs(paths, rows, what=said.what)
+def _column(header: Sequence[str], path: Path, key: str, usual: Sequence[str], hint: str) -> int:
+    names = [name.strip() for name in header]
+    if (found := next((name for name in ((key,) if key else usual) if name in names), None)) is not None:
+        return names.index(found)
+    near = difflib.get_close_matches(key, names, n=1) if key else []
+    hint = f"; did you mean {near[0]!r}?" if near else f": {hint}"
+    expected = repr(key) if key else " or ".join(usual)
+    raise SourceError(f"expected a column {expected} in {path}, got {', '.join(names) or 'an empty file'}{hint}")
 
 
-def open_json_lines(texts: Sequence[str], data: Data, said: Said = CAPTIONS) -> TablePairs:
-    """JSONL files: an object a line, with the path of an image and one caption or a list of them (or its label)."""
-    paths = [Path(path) for text in texts for path in expand(text)]
-    image_keys = (data.image_key,) if data.image_key else IMAGE_KEYS
-    caption_keys = {"": said.keys, NO_CAPTIONS: ()}.get(data.caption_key, (data.caption_key,))
-    rows: list[tuple[Any, ...]] = []
-    for table, path in enumerate(paths):
-        try:
-            lines = path.read_bytes().splitlines()
-        except OSError as error:
-            raise SourceError(f"expected JSON lines at {path}, got: {error.strerror}") from error
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                rows.append((table, number, *_fields(line, image_keys, caption_keys, said.what)))
-    return TablePairs(paths, rows, what=said.what)
+def _cells(row: Sequence[str], image: int, caption: int | None) -> list[Any]:
+    if len(row) <= max(image, caption or 0) or not row[image].strip():
+        return [f"expected an image{'' if caption is None else ' and a caption'}, got too few cells"]
+    text = row[caption].strip() if caption is not None else ""
+    return [row[image].strip(), [text] if text else []]
 
 
 def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str], what: str) -> list[Any]:
@@ -176,20 +166,3 @@ def _fields(line: bytes, image_keys: Sequence[str], caption_keys: Sequence[str],
     except ValueError as error:  # msgspec's among them
         return [str(error)]
     return [image, captions]
-
-
-def _cells(row: Sequence[str], image: int, caption: int | None) -> list[Any]:
-    if len(row) <= max(image, caption or 0) or not row[image].strip():
-        return [f"expected an image{'' if caption is None else ' and a caption'}, got too few cells"]
-    said = row[caption].strip() if caption is not None else ""
-    return [row[image].strip(), [said] if said else []]
-
-
-def _column(header: Sequence[str], path: Path, key: str, usual: Sequence[str], hint: str) -> int:
-    names = [name.strip() for name in header]
-    if (found := next((name for name in ((key,) if key else usual) if name in names), None)) is not None:
-        return names.index(found)
-    near = difflib.get_close_matches(key, names, n=1) if key else []
-    hint = f"; did you mean {near[0]!r}?" if near else f": {hint}"
-    expected = repr(key) if key else " or ".join(usual)
-    raise SourceError(f"expected a column {expected} in {path}, got {', '.join(names) or 'an empty file'}{hint}")

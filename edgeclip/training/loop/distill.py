@@ -1,112 +1,18 @@
-"""A teacher and images in, a student whose image embeddings are the teacher's out: no captions are needed.
-
-The student has an image tower of its own and no text side: the teacher's text embeddings, hence its prompt tables, are
-the student's too.
-"""
+"""A teacher's and a student's embeddings of the same images in, the loss between them out: no captions are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, log_softmax, normalize
 
-from edgeclip.errors import RecipeError
-from edgeclip.spec import ModelIdentity, PreprocessSpec
-from edgeclip.training.model import ContrastiveModel, TextModule, TextTower
-from edgeclip.training.recipe import Loss, Model
-from edgeclip.training.towers.build import build_image_tower
-from edgeclip.training.two_tower import TwoTower, projection
+from edgeclip.spec import PreprocessSpec
+from edgeclip.training.model import ContrastiveModel
+from edgeclip.training.recipe import Loss
+from edgeclip.training.two_tower import TwoTower
 
 
-class GivenText(TextModule):
-    """The teacher's text side in the student's place for one: frozen, and no part of the student's weights.
-
-    Attributes:
-        encoder: the teacher's text tower.
-        teacher: whose it is.
-    """
-
-    def __init__(self, encoder: TextTower, teacher: ModelIdentity, width: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.teacher = teacher
-        self.width = width
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """The teacher's embeddings (N, D) float32: all is done here, on the CPU."""
-        return torch.from_numpy(self.encoder.encode_text(texts))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The embeddings, as they are."""
-        return tokens
-
-
-def build_student(model: Model, teacher: ContrastiveModel, *, seed: int) -> TwoTower:
-    """The image tower of a recipe with a projection to the teacher's width, and the teacher's text side.
-
-    Temperature and bias are the teacher's and are not trained, so that scores and thresholds mean what they did.
-
-    Raises:
-        RecipeError: another ``embedding_dim`` than the teacher's, or an image tower that cannot be built.
-    """
-    encoder = teacher.encoder
-    if model.embedding_dim != encoder.embedding_dim:
-        raise RecipeError(
-            f"expected model.embedding_dim {encoder.embedding_dim}, the teacher's, got {model.embedding_dim}: "
-            "a student's embeddings stand beside the teacher's texts"
-        )
-    if model.start:
-        from edgeclip.training.checkpoint.checkpoint import load_two_tower  # which loads students itself
-
-        started = load_two_tower(model.start, model=model, loss=Loss(kind="distill", teacher=teacher.name))
-        image, head, preprocess, model = started.image, started.image_head, started.preprocess, started.model
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tower = build_image_tower(model.image, seed)
-            head = projection(tower.width, model.embedding_dim, projects=tower.projects)
-        image, preprocess = tower.module, tower.preprocess
-    return student_of(
-        image,
-        head,
-        GivenText(teacher.text, teacher.identity, encoder.embedding_dim),
-        preprocess=preprocess,
-        model=model,
-        logit_scale=encoder.logit_scale,
-        logit_bias=encoder.logit_bias if encoder.score == "sigmoid" else None,
-    )
-
-
-def student_of(
-    image: nn.Module,
-    head: nn.Module,
-    text: GivenText,
-    *,
-    preprocess: PreprocessSpec,
-    model: Model,
-    logit_scale: float,
-    logit_bias: float | None,
-) -> TwoTower:
-    """The student of an image tower, its projection and the teacher's text side; only the first two are trained."""
-    student = TwoTower(
-        image,
-        head,
-        text,
-        nn.Identity(),
-        preprocess=preprocess,
-        model=model,
-        logit_scale=logit_scale,
-        logit_bias=logit_bias,
-    )
-    student.logit_scale.requires_grad_(False)
-    if student.logit_bias is not None:
-        student.logit_bias.requires_grad_(False)
-    return student
-
-
-class Teaching:
+class DistillationViews:
     """What a student is shown and what the teacher says of it: both see the same view of an image (Beyer 2022).
 
     Args:
@@ -122,7 +28,7 @@ class Teaching:
         self._teachers, self._students = teacher.encoder.preprocess, student.preprocess
         self.preprocess = max(self._teachers, self._students, key=lambda spec: spec.height * spec.width)
 
-    def to(self, device: torch.device | str) -> Teaching:
+    def to(self, device: torch.device | str) -> DistillationViews:
         """Move the teacher's image side."""
         for module in self._teacher.image_modules():
             module.to(device)
@@ -133,7 +39,7 @@ class Teaching:
         return convert(images, self.preprocess, self._students)
 
     @torch.no_grad()
-    def teach(self, images: Tensor) -> Tensor:
+    def teacher_embeddings(self, images: Tensor) -> Tensor:
         """Images of ``preprocess`` (N, 3, H, W) → the teacher's unit embeddings (N, D)."""
         embeddings = self._teacher.encode_image(convert(images, self.preprocess, self._teachers))
         return normalize(embeddings.clone(), dim=-1)  # a clone, as inference tensors cannot be used in a loss

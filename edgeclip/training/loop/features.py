@@ -1,84 +1,25 @@
-"""A locked image tower and labelled images in, pooled features out; computed once, then read from the cache."""
+"""An image tower and images in, pooled features out, on whatever computes them fastest here."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from edgeclip.files import atomic_folder, cache_dir
 from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine
-from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.spec import EncoderSpec
-from edgeclip.training.data.labelled import LabelledSamples, content_digest
-from edgeclip.training.data.pairs import PairSource
-from edgeclip.training.model import weights_digest
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.towers.quiet import quiet
 
 _BATCH = 16
-
-
-class Features(NamedTuple):
-    """Pooled features (N, F) float16 of N images, their labels (N,) int64, and how many samples were damaged."""
-
-    features: npt.NDArray[np.float16]
-    labels: npt.NDArray[np.int64]
-    skipped: int
-
-
-def cached_features(
-    tower: ImageTower, source: PairSource, *, view: int = 0, progress: Callable[[int], None] | None = None
-) -> Features:
-    """Features of every labelled image of a source.
-
-    The cache is keyed by the tower's weights, its preprocessing, all that the source holds and the view. The tower
-    runs in ONNX Runtime, several times as fast as eager torch for a depthwise CNN on a CPU.
-
-    Args:
-        view: shrink each image to this side first, pixels; 0 to leave it as it is.
-        progress: called with the number of images done.
-    """
-    key = hashlib.sha256(weights_digest([tower.module]).encode())
-    key.update(msgspec.json.encode(tower.preprocess) + str(view).encode())
-    key.update(content_digest(source).encode())
-    folder = cache_dir("features") / key.hexdigest()
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            samples = LabelledSamples(source)
-            features, labels = _extract(tower, samples, view, progress)
-            np.save(temporary / "features.npy", features)
-            np.save(temporary / "labels.npy", labels)
-            np.save(temporary / "skipped.npy", samples.skipped.count)
-    return Features(
-        np.load(folder / "features.npy", mmap_mode="r"),
-        np.load(folder / "labels.npy"),
-        int(np.load(folder / "skipped.npy")),
-    )
-
-
-def _extract(
-    tower: ImageTower, samples: LabelledSamples, view: int, progress: Callable[[int], None] | None
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
-    labels: list[int] = []
-
-    def images() -> Iterator[Image]:
-        for sample in samples:
-            labels.append(sample.label)
-            yield shrink(sample.image, view) if view else sample.image
-
-    features = features_of(tower, images(), progress=progress)
-    return features, np.array(labels, np.int64)
 
 
 def features_of(
@@ -115,7 +56,7 @@ def _running(tower: ImageTower) -> Iterator[Callable[[FloatArray], FloatArray]]:
     device = next((parameter.device for parameter in tower.module.parameters()), torch.device("cpu"))
     depthwise = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in tower.module.modules())
     if depthwise and device.type == "cpu":
-        with load_tower(tower) as engine:
+        with _in_onnxruntime(tower) as engine:
             yield engine.infer
         return
 
@@ -132,19 +73,7 @@ def _running(tower: ImageTower) -> Iterator[Callable[[FloatArray], FloatArray]]:
         tower.module.train(training)
 
 
-def shrink(image: Image, side: int) -> Image:
-    """The image with its shorter side at ``side`` pixels, as a small sensor would have seen it; never enlarged."""
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    if scale >= 1:
-        return image
-    cv2 = opencv()
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return small
-
-
-def load_tower(tower: ImageTower) -> Engine:
+def _in_onnxruntime(tower: ImageTower) -> Engine:
     """The tower in ONNX Runtime: preprocessed (N, 3, H, W) → pooled features (N, F)."""
     spec = EncoderSpec(preprocess=tower.preprocess, embedding_dim=tower.width, logit_scale=1.0)
     example = torch.zeros(2, 3, tower.preprocess.height, tower.preprocess.width)

@@ -1,6 +1,7 @@
-"""What a locked tower makes of the same inputs in, computed once: images' features on disk, texts' in memory.
+"""A tower that is not trained and its inputs in, what it makes of them out: computed once, not at each step.
 
-A teacher and images in, its embedding of each image out: computed once, kept on disk, looked up by sample.
+Of images the pooled features (a locked tower's) or the embeddings (a teacher's) are kept on disk, beside the samples
+that they are of; of texts the features are kept in memory.
 """
 
 from __future__ import annotations
@@ -18,36 +19,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from edgeclip.errors import SourceError, TrainingError
+from edgeclip.errors import TrainingError
 from edgeclip.files import atomic_folder, cache_dir, sha256_json
 from edgeclip.prompts import load_templates
-from edgeclip.training.data.labelled import content_digest, decoded
-from edgeclip.training.data.loader import PairBatch
-from edgeclip.training.data.pairs import Damaged, Pair, PairSource, Share, Tally
-from edgeclip.training.data.tables import Sayings, text_group
+from edgeclip.runtime.images import Image
+from edgeclip.training.data.labelled import content_digest, decoded_pairs
+from edgeclip.training.data.loader import PairBatch, TextChooser, text_group
+from edgeclip.training.data.pairs import ImageTextPair, PairSource, Tally
 from edgeclip.training.loop.distributed import World
 from edgeclip.training.loop.features import features_of
 from edgeclip.training.model import ContrastiveModel, weights_digest
 from edgeclip.training.recipe import Data
 from edgeclip.training.towers.pretrained import ImageTower
 
+_Stored = tuple[list[tuple[str, tuple[str, ...], int]], int]  # key, captions and label of each sample; those left out
 _TEXT_BATCH = 256
 _TEXTS_KEPT = 200_000  # a caption that is seen once in an epoch of more is not worth the memory
 
 
-class Said(NamedTuple):
-    """What there is to say of a sample whose image is a row of features."""
-
-    key: str
-    captions: tuple[str, ...]
-    label: int
-
-
 class PairFeatures(NamedTuple):
-    """Features (N, F) float16 of the N images that could be read, what may be said of each, and who was left out."""
+    """Features (N, F) float16 of the N images that could be read, their samples, and how many were left out.
+
+    A sample's image is a path that leads nowhere: its features stand in its place.
+    """
 
     features: npt.NDArray[np.float16]
-    said: list[Said]
+    samples: list[ImageTextPair]
     skipped: int
 
 
@@ -64,33 +61,34 @@ def pair_features(
     Raises:
         TrainingError: no image can be read.
     """
-    key = sha256_json([weights_digest([tower.module]), tower.preprocess, content_digest(source), "pairs"])
+    key = sha256_json([weights_digest([tower.module]), tower.preprocess, content_digest(source), "samples"])
     folder = cache_dir("features") / key
     if not folder.is_dir():
-        said: list[Said] = []
+        samples: list[tuple[str, tuple[str, ...], int]] = []
         skipped = Tally()
-        features = features_of(tower, _images(source, said, skipped), progress=progress)
-        if not said:
+
+        def images() -> Iterator[Image]:
+            for pair, image in decoded_pairs(source, skipped):
+                samples.append((pair.key, pair.captions, pair.label))
+                yield image
+
+        features = features_of(tower, images(), progress=progress)
+        if not samples:
             raise TrainingError(f"no image of {source.name} could be read ({skipped})")
         with atomic_folder(folder) as temporary:
             np.save(temporary / "features.npy", features)
-            (temporary / "said.msgpack").write_bytes(msgspec.msgpack.encode((said, skipped.count)))
-    stored, count = msgspec.msgpack.decode((folder / "said.msgpack").read_bytes(), type=tuple[list[Said], int])
-    return PairFeatures(np.load(folder / "features.npy", mmap_mode="r"), stored, count)
+            (temporary / "samples.msgpack").write_bytes(msgspec.msgpack.encode((samples, skipped.count)))
+    stored, count = msgspec.msgpack.decode((folder / "samples.msgpack").read_bytes(), type=_Stored)
+    kept = [ImageTextPair(key, Path(), captions, label) for key, captions, label in stored]
+    return PairFeatures(np.load(folder / "features.npy", mmap_mode="r"), kept, count)
 
 
-def _images(source: PairSource, said: list[Said], skipped: Tally) -> Iterator[npt.NDArray[np.uint8]]:
-    for item in source.read(Share()):
-        if isinstance(item, Damaged):
-            skipped.add(item)
-            continue
-        try:
-            image = decoded(item)
-        except SourceError as error:
-            skipped.add(Damaged(item.key, str(error)))
-            continue
-        said.append(Said(item.key, item.captions, item.label))
-        yield image
+def pair_features_once(tower: ImageTower, source: PairSource, world: World) -> PairFeatures:
+    """``pair_features`` by the main process; the others wait and read what it wrote."""
+    if world.main:
+        pair_features(tower, source)
+    world.wait()
+    return pair_features(tower, source)
 
 
 class FeatureLoader:
@@ -108,7 +106,7 @@ class FeatureLoader:
         skipped: samples whose image or text is missing.
 
     Raises:
-        TrainingError: nothing can be said of any image.
+        TrainingError: no sample has a text.
     """
 
     def __init__(
@@ -123,16 +121,16 @@ class FeatureLoader:
         world: int = 1,
         images_only: bool = False,
     ) -> None:
-        self._sayings = None if images_only else Sayings(source.classes, load_templates(data.templates))
-        self._features, self._said = pairs.features, pairs.said
-        self._rows = [row for row, said in enumerate(pairs.said) if self._say(said, 0, seed)]
+        self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        self._chooser = None if images_only else TextChooser(source.classes, load_templates(data.templates))
+        self._features, self._samples = pairs.features, pairs.samples
+        self._rows = [row for row, sample in enumerate(pairs.samples) if self._text_of(sample, 0)]
         if not self._rows:
             raise TrainingError(
                 f"expected captions, or labels with data.classes, in {source.name}, got neither in "
-                f"{len(self._said)} samples"
+                f"{len(pairs.samples)} samples"
             )
-        self.skipped = pairs.skipped + len(pairs.said) - len(self._rows)
-        self._size, self._seed, self._rank, self._world = batch_size, seed, rank, world
+        self.skipped = pairs.skipped + len(pairs.samples) - len(self._rows)
         self._batches = 0
         self._made_for = {"rows": len(self._rows), "batch_size": batch_size, "seed": seed, "rank": rank, "world": world}
 
@@ -142,19 +140,19 @@ class FeatureLoader:
         while True:
             first = (self._batches * self._world + self._rank) * self._size
             rows: list[int] = []
-            said: list[tuple[str, int]] = []
+            texts: list[tuple[str, int]] = []
             for place in range(first, first + self._size):
                 epoch, within = divmod(place, count)
                 if epoch != ordered:
                     order, ordered = np.random.default_rng([self._seed, epoch]).permutation(count), epoch
                 rows.append(self._rows[order[within]])
-                said.append(self._say(self._said[rows[-1]], epoch, self._seed) or ("", -1))
+                texts.append(self._text_of(self._samples[rows[-1]], epoch) or ("", -1))
             self._batches += 1
             yield PairBatch(
-                keys=tuple(self._said[row].key for row in rows),
+                keys=tuple(self._samples[row].key for row in rows),
                 images=torch.from_numpy(self._features[rows].astype(np.float32)),
-                texts=() if self._sayings is None else tuple(text for text, _ in said),
-                groups=torch.tensor([group for _, group in said]),
+                texts=() if self._chooser is None else tuple(text for text, _ in texts),
+                groups=torch.tensor([group for _, group in texts]),
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,11 +172,43 @@ class FeatureLoader:
             )
         self._batches = state["batches"]
 
-    def _say(self, said: Said, epoch: int, seed: int) -> tuple[str, int] | None:
-        if self._sayings is None:
-            return "", text_group(said.key)
-        pair = Pair(said.key, Path(), said.captions, said.label)
-        return self._sayings.choose(pair, random.Random(f"{seed}/{epoch}/{said.key}"))
+    def _text_of(self, sample: ImageTextPair, epoch: int) -> tuple[str, int] | None:
+        if self._chooser is None:
+            return "", text_group(sample.key)
+        return self._chooser.choose(sample, random.Random(f"{self._seed}/{epoch}/{sample.key}"))
+
+
+class TeacherEmbeddings:
+    """A teacher's embedding of every image of a source, computed once: whole, and prepared as the teacher takes it.
+
+    The embeddings lie in the cache folder, as a locked tower's features do, in float16. Rows are found by the samples'
+    keys, so a student may be shown the images in any order and in any view.
+
+    Args:
+        teacher: any model, on the device that it is to run on.
+        source: the images.
+
+    Raises:
+        TrainingError: no image can be read, or two samples have one key.
+    """
+
+    def __init__(self, teacher: ContrastiveModel, source: PairSource, world: World) -> None:
+        encoder = teacher.encoder
+        tower = ImageTower(teacher.exportable(), encoder.embedding_dim, encoder.preprocess)
+        pairs = pair_features_once(tower, source, world)
+        self._embeddings = pairs.features
+        self._rows = {sample.key: row for row, sample in enumerate(pairs.samples)}
+        if len(self._rows) < len(pairs.samples):
+            ((key, count),) = Counter(sample.key for sample in pairs.samples).most_common(1)
+            raise TrainingError(
+                f"expected a key of its own for each sample of {source.name}, got {key} {count} times: a teacher's "
+                "embedding is found by it; name the samples differently"
+            )
+
+    def __call__(self, keys: Sequence[str]) -> Tensor:
+        """Samples' keys → the teacher's unit embeddings (N, D) float32, on the CPU."""
+        rows = self._embeddings[[self._rows[key] for key in keys]]
+        return normalize(torch.from_numpy(rows).float(), dim=-1)
 
 
 class TextFeatures:
@@ -202,44 +232,3 @@ class TextFeatures:
             part = new[start : start + _TEXT_BATCH]
             found.update(zip(part, self._encode(part).float(), strict=True))
         return torch.stack([found[text] for text in texts])
-
-
-class Taught:
-    """What a teacher says of every image of a source as it is: whole, and prepared as the teacher takes it.
-
-    The embeddings lie in the cache folder, as a locked tower's features do, in float16. Rows are found by the samples'
-    keys, so a student may be shown the images in any order and in any view.
-
-    Args:
-        teacher: any model, on the device that it is to run on.
-        source: the images.
-
-    Raises:
-        TrainingError: no image can be read, or two samples have one key.
-    """
-
-    def __init__(self, teacher: ContrastiveModel, source: PairSource, world: World) -> None:
-        encoder = teacher.encoder
-        tower = ImageTower(teacher.exportable(), encoder.embedding_dim, encoder.preprocess)
-        pairs = computed_once(tower, source, world)
-        self._embeddings = pairs.features
-        self._rows = {said.key: row for row, said in enumerate(pairs.said)}
-        if len(self._rows) < len(pairs.said):
-            ((key, count),) = Counter(said.key for said in pairs.said).most_common(1)
-            raise TrainingError(
-                f"expected a key of its own for each sample of {source.name}, got {key} {count} times: a teacher's "
-                "embedding is found by it; name the samples differently"
-            )
-
-    def __call__(self, keys: Sequence[str]) -> Tensor:
-        """Samples' keys → the teacher's unit embeddings (N, D) float32, on the CPU."""
-        rows = self._embeddings[[self._rows[key] for key in keys]]
-        return normalize(torch.from_numpy(rows).float(), dim=-1)
-
-
-def computed_once(tower: ImageTower, source: PairSource, world: World) -> PairFeatures:
-    """``pair_features`` by the main process; the others wait and read what it wrote."""
-    if world.main:
-        pair_features(tower, source)
-    world.wait()
-    return pair_features(tower, source)

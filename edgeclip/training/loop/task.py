@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import PreprocessSpec
+from edgeclip.training.build_model import build_student, build_two_tower
 from edgeclip.training.data.loader import PairBatch, PairLoader
 from edgeclip.training.data.pairs import PairSource, open_pairs
 from edgeclip.training.data.tables import NO_CAPTIONS
 from edgeclip.training.load import load_model
-from edgeclip.training.loop.distill import Teaching, build_student, distill_loss
+from edgeclip.training.loop.distill import DistillationViews, distill_loss
 from edgeclip.training.loop.distributed import World, bare, gather
-from edgeclip.training.loop.frozen_towers import FeatureLoader, Taught, TextFeatures, computed_once
+from edgeclip.training.loop.frozen_towers import FeatureLoader, TeacherEmbeddings, TextFeatures, pair_features_once
 from edgeclip.training.loop.loss import info_nce, sigmoid_loss
 from edgeclip.training.loop.resume import Resumable
 from edgeclip.training.loop.schedule import Average
 from edgeclip.training.loop.validate import ZeroShot
 from edgeclip.training.recipe import Data, Recipe
 from edgeclip.training.towers.pretrained import ImageTower
-from edgeclip.training.two_tower import TwoTower, build_two_tower
+from edgeclip.training.two_tower import TwoTower
 
 Inputs = tuple[Tensor, ...]
 
@@ -76,7 +77,7 @@ class Task(ABC):
         # The tower sees each image once; from then on its features are read.
         tower = ImageTower(self.model.image, self.model.image_width, self.model.preprocess)
         self.model.to(self.world.device)
-        features = computed_once(tower, source, self.world)
+        features = pair_features_once(tower, source, self.world)
         return FeatureLoader(
             features, source, data, batch_size=batch_size, seed=seed, rank=rank, world=size, images_only=images_only
         )
@@ -176,12 +177,12 @@ class Distill(Task):
         super().__init__(recipe, world=world)
         self._teacher = load_model(recipe.loss.teacher, pretrained=recipe.loss.teacher_pretrained or None)
         self.model = build_student(recipe.model, self._teacher, seed=recipe.seed)
-        self._teaching = Teaching(self._teacher, self.model).to(world.device)
+        self._views = DistillationViews(self._teacher, self.model).to(world.device)
         data = msgspec.structs.replace(recipe.data, caption_key=NO_CAPTIONS)
         source = open_pairs(data)
         whole = not recipe.augment.active or recipe.loss.teacher_view == "whole"
-        self._taught = Taught(self._teacher, source, world) if whole else None
-        preprocess = self.model.preprocess if whole else self._teaching.preprocess
+        self._teacher_embeddings = TeacherEmbeddings(self._teacher, source, world) if whole else None
+        preprocess = self.model.preprocess if whole else self._views.preprocess
         self.loader = self.batches(source, data, preprocess, batch_size=batch_size, images_only=True)
         if recipe.data.val:
             self.zero_shot = ZeroShot(recipe.data, self.model.preprocess)
@@ -189,10 +190,10 @@ class Distill(Task):
     def inputs(self, batch: PairBatch) -> Inputs:
         """Images as the student takes them (or their features), and the teacher's embeddings in the place of texts."""
         images = batch.images.to(self.world.device, non_blocking=True)
-        if self._taught:
-            return images, self._taught(batch.keys).to(self.world.device, non_blocking=True)
+        if self._teacher_embeddings:
+            return images, self._teacher_embeddings(batch.keys).to(self.world.device, non_blocking=True)
         parts = torch.split(images, self.recipe.scale.grad_cache_chunk or len(images))
-        return self._teaching.students_view(images), torch.cat([self._teaching.teach(part) for part in parts])
+        return self._views.students_view(images), torch.cat([self._views.teacher_embeddings(part) for part in parts])
 
     def objective(self, batch: PairBatch) -> Callable[..., Tensor]:  # noqa: ARG002 - no groups without texts
         """Of the student's and the teacher's unit rows."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
 from edgeclip.errors import RecipeError
+from edgeclip.training.checkpoint.files import read_tower
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
+from edgeclip.training.recipe_file import nearest
 from edgeclip.training.towers.hugging_face import hf_image, hf_text
 from edgeclip.training.towers.libraries import no_options, open_clip_image, open_clip_text, timm_image
 from edgeclip.training.towers.open_clip import wants_quick_gelu
@@ -118,14 +119,14 @@ def _built(
     if colon and name and library in libraries:
         return libraries[library](name, tower, seed)
     known = [*own, *(f"{library}:NAME" for library in libraries)]
-    raise RecipeError(f"expected a tower out of {', '.join(known)}, got {tower.name!r}{_nearest(tower.name, known)}")
+    raise RecipeError(f"expected a tower out of {', '.join(known)}, got {tower.name!r}{nearest(tower.name, known)}")
 
 
 def _options(tower: Tower, kind: type[_Options]) -> _Options:
     unknown = [key for key in tower.options if key not in kind.__struct_fields__]
     if unknown:
         raise RecipeError(
-            f"unknown option `{unknown[0]}` of the tower {tower.name}{_nearest(unknown[0], kind.__struct_fields__)}"
+            f"unknown option `{unknown[0]}` of the tower {tower.name}{nearest(unknown[0], kind.__struct_fields__)}"
         )
     try:
         return msgspec.convert(tower.options, kind)
@@ -135,8 +136,6 @@ def _options(tower: Tower, kind: type[_Options]) -> _Options:
 
 def _start(tower: Tower, side: Literal["image", "text"], module: VisionTransformer | TextTransformer) -> None:
     """Load the weights of this side of a checkpoint of ours, if ``pretrained`` names one."""
-    from edgeclip.training.checkpoint.checkpoint import read_tower  # which builds towers itself
-
     if tower.pretrained:
         module.load_state_dict(read_tower(tower.pretrained, side, tower))
 
@@ -146,8 +145,3 @@ def _no_pretrained(tower: Tower) -> None:
         raise RecipeError(
             f"expected no `pretrained` with {tower.name}, which has its own weights, got {tower.pretrained!r}"
         )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; there is {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The trained part of a two-tower model: tower features in, embeddings of one shared space out."""
+"""Tower features in, embeddings of one shared space out: projections that are more than a linear one."""
 
 from __future__ import annotations
 
@@ -44,43 +44,6 @@ class ImageHead(nn.Module):
         embedding: Tensor = self.from_classes(probabilities) + self.from_features(features)
         return embedding
 
-    @torch.no_grad()
-    def start_from_classes(
-        self, classes: Tensor, features: Tensor, *, class_scale: float, ridge: float, places: Tensor | None = None
-    ) -> None:
-        """Set the projections so that a class's own features land on the embedding of its name.
-
-        Args:
-            classes: (C, D) unit embeddings of the classifier's class names.
-            features: (M, F) features of some images, to bring the features' part to a mean length of 1.
-            class_scale: weight of the probabilities' part.
-            ridge: added to the eigenvalues of ``classesᵀ classes`` before it is inverted.
-            places: (C, D) embeddings of the classes for the probabilities' part, if others than ``classes``.
-        """
-        self.from_classes.weight.data = class_scale * (classes if places is None else places).T.contiguous()
-        inverse = torch.linalg.solve(classes.T @ classes + ridge * torch.eye(classes.shape[1]), classes.T)  # (D, C)
-        centred_weight = self.classifier.weight - self.classifier.weight.mean(dim=0)
-        centred_bias = self.classifier.bias - self.classifier.bias.mean()
-        projection, offset = inverse @ centred_weight, inverse @ centred_bias
-        length = (features @ projection.T + offset).norm(dim=-1).mean()
-        self.from_features.weight.data = projection / length
-        self.from_features.bias.data = offset / length
-
-
-class TextHead(nn.Linear):
-    """A linear projection of sentence vectors (N, T) → (N, D)."""
-
-    @torch.no_grad()
-    def start_from_captions(self, captions: Tensor) -> None:
-        """Centre the sentence vectors and keep the D directions in which these captions (M, T) differ most.
-
-        Sentence vectors share a large common part, which says nothing about the class and flattens every softmax.
-        """
-        mean = captions.mean(dim=0)
-        _, _, directions = torch.linalg.svd(captions - mean, full_matrices=False)  # (min(M, T), T)
-        self.weight.data = directions[: self.out_features].contiguous()
-        self.bias.data = -(self.weight @ mean)
-
 
 class ConceptHead(nn.Module):
     """What the image head does, for text: which of the image tower's classes is meant, and an embedding of each.
@@ -110,7 +73,7 @@ class ConceptHead(nn.Module):
         return embedding
 
 
-class ImageEncoder(nn.Module):
+class ImageTowerWithHead(nn.Module):
     """Image tower and head: (N, 3, H, W) → (N, D) float32."""
 
     def __init__(self, tower: nn.Module, head: nn.Module) -> None:

@@ -1,6 +1,7 @@
-"""A transformers CLIP or SigLIP model, from a local folder or the Hugging Face hub, in; a ContrastiveModel out.
+"""A transformers model, from a local folder or the Hugging Face hub, in; a ContrastiveModel or a tower of ours out.
 
-A transformers model, from a folder or the hub, in; a tower of ours out.
+CLIP and SigLIP models are used whole (``TransformersModel``). A recipe's tower ``hf:NAME`` is one side of such a model,
+or an image model or sentence encoder of any other family (``hf_image``, ``hf_text``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.towers.quiet import downloads
 from edgeclip.training.towers.sentence import load_sentence_encoder, set_layers_checkpointing
 
+NO_WEIGHTS = "none"
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
 
 
@@ -90,7 +92,7 @@ class TransformersModel(ContrastiveModel):
     """
 
     def __init__(self, name: str, *, weights: bool = True) -> None:
-        config, family = _configuration(name)
+        config, family = _contrastive_configuration(name)
         model = _load(name, family.model, config, weights=weights)
         self._model = model
         self.name = name
@@ -112,11 +114,25 @@ class TransformersModel(ContrastiveModel):
     def exportable(self) -> nn.Module:
         """Vision tower and projection in one module."""
         vision = for_clip_class_token(self._model.vision_model)
-        return _ProjectedVision(vision, getattr(self._model, "visual_projection", None)).eval()
+        return TransformersImageTower(vision, getattr(self._model, "visual_projection", None)).eval()
 
     def image_modules(self) -> Sequence[nn.Module]:
         """Vision tower, then the projection if there is one."""
         return _present(self._model.vision_model, getattr(self._model, "visual_projection", None))
+
+
+class TransformersImageTower(nn.Module):
+    """Vision tower and projection with one named input and one output."""
+
+    def __init__(self, vision_model: nn.Module, projection: nn.Module | None) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        self.projection = projection
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 → (N, D) float32."""
+        pooled = _features(self.vision_model(pixel_values=image))
+        return pooled if self.projection is None else self.projection(pooled)
 
 
 class TransformersTextTower(TextTower):
@@ -137,7 +153,7 @@ class TransformersTextTower(TextTower):
         Raises:
             ModelError: as for ``TransformersModel``.
         """
-        config, family = _configuration(name)
+        config, family = _contrastive_configuration(name)
         if family is _CLIP:  # the model goes by the width written at the top, the text tower alone by its own copy
             config.text_config.projection_dim = config.projection_dim
         return cls(name, family, _load(name, family.text_model, config.text_config, weights=weights))
@@ -186,18 +202,101 @@ class TransformersTextTower(TextTower):
         return _present(self._tower, self._projection)
 
 
-class _ProjectedVision(nn.Module):
-    """Vision tower and projection with one named input and one output."""
+def hf_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG001 - the caller has set torch's seed
+    """The image side of a CLIP or SigLIP model of transformers, or an image model of it.
 
-    def __init__(self, vision_model: nn.Module, projection: nn.Module | None) -> None:
+    Raises:
+        ModelError: it cannot be found or read, or its preprocessing cannot be stated.
+        RecipeError: options, or another ``pretrained`` than empty and ``none``.
+    """
+    no_options(tower)
+    weights = _with_weights(tower)
+    config = configuration(name)
+    if is_contrastive(config):
+        model = TransformersModel(name, weights=weights)
+        images = HfImages(model.exportable(), config, contrastive=True)
+        return ImageTower(images, model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
+    transformers = require("transformers", purpose="load an image tower")
+    with downloads(f"the image tower {name}"):
+        automatic = transformers.AutoModel
+        network = automatic.from_pretrained(name) if weights else automatic.from_config(config)
+    preprocess = image_preprocess(name, config)
+    images = HfImages(network.float().eval(), config, contrastive=False)
+    return ImageTower(images, features_width(images, preprocess.height), preprocess)
+
+
+def hf_text(name: str, tower: Tower, seed: int) -> TextModule:  # noqa: ARG001 - the caller has set torch's seed
+    """The text side of a CLIP or SigLIP model of transformers, or a sentence encoder; raises as ``hf_image``."""
+    no_options(tower)
+    weights = _with_weights(tower)
+    config = configuration(name)
+    if not is_contrastive(config):
+        return load_sentence_encoder(name, weights=weights)
+    text = TransformersTextTower.load(name, weights=weights)
+    width = config.projection_dim if config.model_type == "clip" else config.text_config.hidden_size
+    return HfClipText(text, int(width), config)
+
+
+class HfImages(nn.Module):
+    """The image side of a transformers model with one output, and the way to build it again.
+
+    Args:
+        network: (N, 3, H, W) → embeddings (N, F) where it is contrastive, else an output of transformers.
+        config: of the whole model.
+    """
+
+    def __init__(self, network: nn.Module, config: Any, *, contrastive: bool) -> None:
         super().__init__()
-        self.vision_model = vision_model
-        self.projection = projection
+        self.network = network
+        self.contrastive = contrastive
+        self._config = config
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 → (N, D) float32."""
-        pooled = _features(self.vision_model(pixel_values=image))
-        return pooled if self.projection is None else self.projection(pooled)
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 → (N, F): the embedding, the class token, or the mean of a feature map."""
+        if self.contrastive:
+            return self.network(images)  # type: ignore[no-any-return]
+        states: Tensor = self.network(pixel_values=images).last_hidden_state  # (N, 1 + T, F) or (N, F, h, w)
+        return states[:, 0] if states.dim() == 3 else states.mean(dim=(2, 3))
+
+    def save_files(self, folder: Path) -> None:
+        """Write what the tower is built again from, but its weights."""
+        self._config.save_pretrained(folder)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        set_layers_checkpointing(self.network, enable)
+
+
+class HfClipText(TextModule):
+    """The text side of a CLIP or SigLIP model of transformers, its own projection included."""
+
+    projects = True
+
+    def __init__(self, text: TransformersTextTower, width: int, config: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(text.modules())
+        self.width = width
+        self._text = text
+        self._config = config
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids and their mask, 1 on what may be seen: (N, 2, L) int64."""
+        ids, mask = self._text.tokenize(texts)
+        return torch.stack([ids, torch.ones_like(ids) if mask is None else mask], dim=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, 2, L) int64 → (N, T)."""
+        ids, mask = tokens.unbind(dim=1)
+        return self._text.forward(ids, mask)
+
+    def save_files(self, folder: Path) -> None:
+        """Write what the tower is built again from, but its weights."""
+        self._config.save_pretrained(folder)
+        self._text.tokenizer.save_pretrained(folder)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        set_layers_checkpointing(self.parts, enable)
 
 
 def is_contrastive(config: Any) -> bool:
@@ -205,34 +304,21 @@ def is_contrastive(config: Any) -> bool:
     return config.model_type in _FAMILIES
 
 
-def image_preprocess(name: str, config: Any) -> PreprocessSpec:
-    """What an image model of transformers (ViT, DINOv2, …) takes; without an image processor, a squash to ±1.
+def configuration(name: str) -> Any:
+    """A transformers model's own configuration.
 
     Raises:
-        ModelError: a step that a PreprocessSpec cannot state.
+        ModelError: it cannot be had.
     """
-    settings = _processor_config(name)
-    default = getattr(config, "image_size", 224)
-    size = settings.get("crop_size" if settings.get("do_center_crop") else "size", default)
-    return _preprocess_spec(settings, _SIGLIP, size["height"] if isinstance(size, dict) else int(size))
-
-
-def _features(output: Any) -> Tensor:
-    """The embedding in what transformers returns: a tensor (4.x) or an output object (5.x)."""
-    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
-    return features
-
-
-def _present(*modules: nn.Module | None) -> list[nn.Module]:
-    return [module for module in modules if module is not None]
-
-
-def _configuration(name: str) -> tuple[Any, _Family]:
     transformers = require("transformers", purpose="load a transformers model")
+    with downloads(f"the transformers model {name}"):
+        return transformers.AutoConfig.from_pretrained(name)
+
+
+def _contrastive_configuration(name: str) -> tuple[Any, _Family]:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ModelError(f"expected a folder with config.json or a hub name (org/model), got {name!r}: no such folder")
-    with downloads(f"the transformers model {name}"):
-        config = transformers.AutoConfig.from_pretrained(name)
+    config = configuration(name)
     if config.model_type not in _FAMILIES:
         supported = ", ".join(_FAMILIES)
         raise ModelError(f"expected a transformers model of type {supported}, got {config.model_type} ({name})")
@@ -249,6 +335,36 @@ def _load(name: str, class_name: str, config: Any, *, weights: bool) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{name} lacks {len(missing)} weights ({missing[0]}, …): get the whole checkpoint")
     return model.float().eval()
+
+
+def _with_weights(tower: Tower) -> bool:
+    if tower.pretrained not in {"", NO_WEIGHTS}:
+        raise RecipeError(
+            f"expected pretrained empty (the weights of {tower.name}) or none (random ones), got {tower.pretrained!r}"
+        )
+    return tower.pretrained != NO_WEIGHTS
+
+
+def _features(output: Any) -> Tensor:
+    """The embedding in what transformers returns: a tensor (4.x) or an output object (5.x)."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+def _present(*modules: nn.Module | None) -> list[nn.Module]:
+    return [module for module in modules if module is not None]
+
+
+def image_preprocess(name: str, config: Any) -> PreprocessSpec:
+    """What an image model of transformers (ViT, DINOv2, …) takes; without an image processor, a squash to ±1.
+
+    Raises:
+        ModelError: a step that a PreprocessSpec cannot state.
+    """
+    settings = _processor_config(name)
+    default = getattr(config, "image_size", 224)
+    size = settings.get("crop_size" if settings.get("do_center_crop") else "size", default)
+    return _preprocess_spec(settings, _SIGLIP, size["height"] if isinstance(size, dict) else int(size))
 
 
 def _processor_config(name: str) -> dict[str, Any]:
@@ -324,122 +440,3 @@ def _preprocess_spec(settings: dict[str, Any], family: _Family, image_size: int)
         mean=(mean[0] / k, mean[1] / k, mean[2] / k),
         std=(std[0] / k, std[1] / k, std[2] / k),
     )
-
-
-NO_WEIGHTS = "none"
-
-
-class HfImages(nn.Module):
-    """The image side of a transformers model with one output, and the way to build it again.
-
-    Args:
-        network: (N, 3, H, W) → embeddings (N, F) where it is contrastive, else an output of transformers.
-        config: of the whole model.
-    """
-
-    def __init__(self, network: nn.Module, config: Any, *, contrastive: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.contrastive = contrastive
-        self._config = config
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 → (N, F): the embedding, the class token, or the mean of a feature map."""
-        if self.contrastive:
-            return self.network(images)  # type: ignore[no-any-return]
-        states: Tensor = self.network(pixel_values=images).last_hidden_state  # (N, 1 + T, F) or (N, F, h, w)
-        return states[:, 0] if states.dim() == 3 else states.mean(dim=(2, 3))
-
-    def save_files(self, folder: Path) -> None:
-        """Write what the tower is built again from, but its weights."""
-        self._config.save_pretrained(folder)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        set_layers_checkpointing(self.network, enable)
-
-
-class HfClipText(TextModule):
-    """The text side of a CLIP or SigLIP model of transformers, its own projection included."""
-
-    projects = True
-
-    def __init__(self, text: TransformersTextTower, width: int, config: Any) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(text.modules())
-        self.width = width
-        self._text = text
-        self._config = config
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids and their mask, 1 on what may be seen: (N, 2, L) int64."""
-        ids, mask = self._text.tokenize(texts)
-        return torch.stack([ids, torch.ones_like(ids) if mask is None else mask], dim=1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, 2, L) int64 → (N, T)."""
-        ids, mask = tokens.unbind(dim=1)
-        return self._text.forward(ids, mask)
-
-    def save_files(self, folder: Path) -> None:
-        """Write what the tower is built again from, but its weights."""
-        self._config.save_pretrained(folder)
-        self._text.tokenizer.save_pretrained(folder)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        set_layers_checkpointing(self.parts, enable)
-
-
-def hf_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG001 - the caller has set torch's seed
-    """The image side of a CLIP or SigLIP model of transformers, or an image model of it.
-
-    Raises:
-        ModelError: it cannot be found or read, or its preprocessing cannot be stated.
-        RecipeError: options, or another ``pretrained`` than empty and ``none``.
-    """
-    no_options(tower)
-    weights = _with_weights(tower)
-    config = configuration(name)
-    if is_contrastive(config):
-        model = TransformersModel(name, weights=weights)
-        images = HfImages(model.exportable(), config, contrastive=True)
-        return ImageTower(images, model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
-    transformers = require("transformers", purpose="load an image tower")
-    with downloads(f"the image tower {name}"):
-        automatic = transformers.AutoModel
-        network = automatic.from_pretrained(name) if weights else automatic.from_config(config)
-    preprocess = image_preprocess(name, config)
-    images = HfImages(network.float().eval(), config, contrastive=False)
-    return ImageTower(images, features_width(images, preprocess.height), preprocess)
-
-
-def hf_text(name: str, tower: Tower, seed: int) -> TextModule:  # noqa: ARG001 - the caller has set torch's seed
-    """The text side of a CLIP or SigLIP model of transformers, or a sentence encoder; raises as ``hf_image``."""
-    no_options(tower)
-    weights = _with_weights(tower)
-    config = configuration(name)
-    if not is_contrastive(config):
-        return load_sentence_encoder(name, weights=weights)
-    text = TransformersTextTower.load(name, weights=weights)
-    width = config.projection_dim if config.model_type == "clip" else config.text_config.hidden_size
-    return HfClipText(text, int(width), config)
-
-
-def configuration(name: str) -> Any:
-    """A transformers model's own configuration.
-
-    Raises:
-        ModelError: it cannot be had.
-    """
-    transformers = require("transformers", purpose="load a transformers model")
-    with downloads(f"the transformers model {name}"):
-        return transformers.AutoConfig.from_pretrained(name)
-
-
-def _with_weights(tower: Tower) -> bool:
-    if tower.pretrained not in {"", NO_WEIGHTS}:
-        raise RecipeError(
-            f"expected pretrained empty (the weights of {tower.name}) or none (random ones), got {tower.pretrained!r}"
-        )
-    return tower.pretrained != NO_WEIGHTS

@@ -16,8 +16,7 @@ from edgeclip.extras import require
 from edgeclip.spec import PreprocessSpec
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
-from edgeclip.training.towers.open_clip import ImageTower as OpenClipImages
-from edgeclip.training.towers.open_clip import OpenClipModel, OpenClipTextTower
+from edgeclip.training.towers.open_clip import OpenClipImageTower, OpenClipModel, OpenClipTextTower, channels
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.towers.quiet import downloads
 
@@ -57,8 +56,8 @@ def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG00
         width=side,
         resize_to=max(side, math.floor(side / float(config["crop_pct"]))),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        mean=channels(config["mean"]),
+        std=channels(config["std"]),
     )
     return ImageTower(network, features_width(network, side), preprocess)
 
@@ -74,7 +73,7 @@ def open_clip_image(name: str, tower: Tower, seed: int) -> ImageTower:
     """
     model = _open_clip(name, tower, seed)
     (visual,) = model.image_modules()
-    return ImageTower(OpenClipImages(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
+    return ImageTower(OpenClipImageTower(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
 
 
 class OpenClipText(TextModule):
@@ -150,8 +149,3 @@ def _image_size(tower: Tower) -> int | None:
     if others or not (size is None or (isinstance(size, int) and size > 0)):
         raise RecipeError(f"expected image_size in pixels as the only option of {tower.name}, got {tower.options}")
     return size
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

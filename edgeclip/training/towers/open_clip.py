@@ -1,11 +1,10 @@
-"""An open_clip name and pretrained tag in, a ContrastiveModel out.
+"""An open_clip name and pretrained tag in, a ContrastiveModel out; its image tower with less to compute for export.
 
-A vision transformer that is pooled at its class token in; the same with less to compute, for export, out.
-
-What the last block makes of the patches goes nowhere: only the class token is pooled. Its attention needs keys and
-values of every token, but one query; all after that is needed of one token. In ViT-B/32 that is 7 % of all products.
-open_clip's attention besides is ``nn.MultiheadAttention``, which puts tokens before the batch and back again in every
-block; written batch first it leaves an engine half the transposes, and a pattern that engines know.
+What the last block of a vision transformer makes of the patches goes nowhere where only the class token is pooled. Its
+attention needs keys and values of every token, but one query; all after that is needed of one token. In ViT-B/32 that
+is 7 % of all products. open_clip's attention besides is ``nn.MultiheadAttention``, which puts tokens before the batch
+and back again in every block; written batch first it leaves an engine half the transposes, and a pattern that engines
+know. transformers' CLIP has the same last block, and ``for_clip_class_token`` does the same to it.
 """
 
 from __future__ import annotations
@@ -26,6 +25,258 @@ from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec
 from edgeclip.training.model import ContrastiveModel, TextTower
 from edgeclip.training.towers.quiet import downloads
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+class OpenClipModel(ContrastiveModel):
+    """A model of open_clip, in eval mode and float32 on the CPU.
+
+    Args:
+        name: an open_clip model name, e.g. ``ViT-B-32`` (``open_clip.list_models()``).
+        pretrained: a tag of that model, or the path of a checkpoint file; ``None`` or ``"none"`` for random weights.
+        seed: of the random weights; recorded in the origin.
+        quick_gelu: build random weights' architecture with CLIP's first activation, as some tags ask for.
+
+    Raises:
+        ModelError: unknown name or tag, weights that cannot be had, or preprocessing that a PreprocessSpec cannot
+            state.
+    """
+
+    def __init__(self, name: str, pretrained: str | None = None, *, seed: int = 0, quick_gelu: bool = False) -> None:
+        tag = None if pretrained in {None, "none"} else pretrained
+        model = _create(name, tag, seed, quick_gelu)
+        self._model = model
+        self.name = f"{name} ({tag or f'random, seed {seed}'})"
+        self.origin = ModelOrigin(loader="open_clip", name=name, pretrained=tag, seed=None if tag else seed)
+        self.text = OpenClipTextTower(name, model)
+        open_clip = require("open_clip", purpose="load an open_clip model")
+        self.encoder = EncoderSpec(
+            preprocess=_preprocess_spec(model.visual.preprocess_cfg),
+            embedding_dim=open_clip.get_model_config(name)["embed_dim"],
+            logit_scale=float(model.logit_scale.detach().exp().reshape(())),
+            logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach().reshape(())),
+            score="softmax" if model.logit_bias is None else "sigmoid",
+        )
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """open_clip's own ``encode_image``: (N, 3, H, W) float32 → (N, D) float32, not normalised."""
+        with torch.inference_mode():
+            embeddings: Tensor = self._model.encode_image(images, normalize=False)
+        return embeddings.float()
+
+    def exportable(self) -> nn.Module:
+        """The image tower; train-time branches (MobileCLIP's FastViT, RepVGG blocks) are merged in a copy."""
+        return OpenClipImageTower(for_class_token(merge_branches(self._model.visual))).eval()
+
+    def image_modules(self) -> Sequence[nn.Module]:
+        """The image tower, as loaded."""
+        return [self._model.visual]
+
+
+class OpenClipImageTower(nn.Module):
+    """``visual`` with one output: CoCa's tower also returns its tokens."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) float32 → (N, D) float32."""
+        output = self.visual(image)
+        embedding: Tensor = output[0] if isinstance(output, tuple) else output
+        return embedding
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+
+class OpenClipTextTower(TextTower):
+    """Text side of an open_clip model; the tokenizer is made when the first text comes (some must be downloaded)."""
+
+    def __init__(self, name: str, model: Any) -> None:
+        self._name = name
+        # CLIP keeps its text layers at its own root; CustomTextCLIP and CoCa in `.text`.
+        source = model if not hasattr(model, "text") else model.text
+        self._module: nn.Module = CausalText(source) if _only_looks_back(source) else FullText(source)
+        self._module.eval()
+        self._tokenizer: Tokenizer | None = None
+
+    def encode_text(self, texts: Sequence[str]) -> FloatArray:
+        """Tokenize and encode; embeddings (N, D) float32, not normalised.
+
+        Raises:
+            ModelError: the tokenizer's files cannot be had.
+        """
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_tokens(self, tokens: Tensor) -> FloatArray:
+        """Token ids (N, L) int64, padded to the model's context → embeddings (N, D) float32."""
+        with torch.inference_mode():
+            embeddings: FloatArray = self._module(tokens).float().numpy()
+        return embeddings
+
+    def modules(self) -> Sequence[nn.Module]:
+        """The text layers."""
+        return [self._module]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) int64, padded to the model's context; raises as ``encode_text`` does."""
+        if self._tokenizer is None:
+            open_clip = require("open_clip", purpose="tokenize text")
+            with downloads(f"the tokenizer of {self._name}"):
+                self._tokenizer = open_clip.get_tokenizer(self._name)
+        return self._tokenizer(list(texts))
+
+
+class FullText(nn.Module):
+    """A text tower run at its full context: its padding is attended to (MobileCLIP, SigLIP) or pooled from."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        if hasattr(source, "visual"):  # CLIP's root: take the text layers only
+            source = _TextLayers(source)
+        self.tower = source
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L) int64 → (N, D) float32."""
+        output = self.tower(tokens)
+        embedding: Tensor = output[0] if isinstance(output, tuple) else output
+        return embedding
+
+
+class _TextLayers(nn.Module):
+    """The layers of an open_clip text transformer, shared with the model they come from."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.attn_mask: Tensor | None
+        self.token_embedding = source.token_embedding
+        self.positional_embedding = source.positional_embedding
+        self.transformer = source.transformer
+        self.ln_final = source.ln_final
+        self.text_projection = source.text_projection
+        self.register_buffer("attn_mask", source.attn_mask, persistent=False)
+        self.pool_type, self.eos_id = _pooling(source)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L) int64 → (N, D) float32; what ``open_clip.CLIP.encode_text`` does, for any L up to the context."""
+        pool = require("open_clip.transformer", purpose="encode text").text_global_pool
+        length = tokens.shape[1]
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (N, L, W)
+        x = self.ln_final(self.transformer(x, attn_mask=mask))
+        pooled: Tensor = pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)  # (N, W)
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(pooled)  # type: ignore[no-any-return]
+        return pooled if self.text_projection is None else pooled @ self.text_projection
+
+
+class CausalText(_TextLayers):
+    """A causal text tower pooled at its end-of-text token, run only as far as the longest prompt of the batch.
+
+    Under a causal mask a token sees nothing after it, so what follows end-of-text cannot change the embedding.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L) int64 → (N, D) float32."""
+        ends = tokens.argmax(dim=1) if self.pool_type == "argmax" else tokens.eq(self.eos_id or 0).int().argmax(dim=1)
+        return super().forward(tokens[:, : int(ends.max()) + 1])
+
+
+def _pooling(source: Any) -> tuple[str, int | None]:
+    """How a text tower pools and its end-of-text id; CLIP's root spells both with a prefix."""
+    prefix = "text_" if hasattr(source, "text_pool_type") else ""
+    return getattr(source, f"{prefix}pool_type"), getattr(source, f"{prefix}eos_id", None)
+
+
+def _only_looks_back(source: Any) -> bool:
+    """Whether the text tower is causal and pooled at end-of-text, with no appended class token (CoCa) or pad mask."""
+    if getattr(source, "attn_mask", None) is None or not hasattr(source, "positional_embedding"):
+        return False
+    extra = getattr(source, "cls_emb", None) is not None or getattr(source, "use_pad_mask", False)
+    return _pooling(source)[0] in {"argmax", "eos"} and not extra
+
+
+def wants_quick_gelu(name: str, tag: str) -> bool:
+    """Whether a tag's weights were trained with CLIP's first activation, whatever the architecture's config says."""
+    open_clip = require("open_clip", purpose="load an open_clip model")
+    known = open_clip.is_pretrained_cfg(name, tag)
+    return known and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+
+
+def _create(name: str, tag: str | None, seed: int, quick_gelu: bool) -> Any:
+    """Build with open_clip, with the activation that the weights were trained with."""
+    open_clip = require("open_clip", purpose="load an open_clip model")
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:4]
+        raise ModelError(f"expected an open_clip model name, got {name!r}: did you mean one of {', '.join(near)}?")
+    if tag is None:
+        with torch.random.fork_rng(devices=[]), downloads(f"the configuration of {name}"):
+            torch.manual_seed(seed)
+            return open_clip.create_model(name, force_quick_gelu=quick_gelu, pretrained_text=False).eval()
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    is_tag = open_clip.is_pretrained_cfg(name, tag)
+    if not is_tag and not Path(tag).is_file():
+        available = f"one of {', '.join(tags)}" if tags else "a checkpoint file (open_clip has no weights for it)"
+        raise ModelError(
+            f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
+        )
+    # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
+    # (roberta-ViT-B-32).
+    quick_gelu = quick_gelu or wants_quick_gelu(name, tag)
+    with downloads(f"{name} with weights {tag}"):
+        return open_clip.create_model(
+            name, pretrained=tag, force_quick_gelu=quick_gelu, pretrained_text=False, require_pretrained=True
+        ).eval()
+
+
+def _preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:
+    """open_clip's evaluation transform as a PreprocessSpec.
+
+    ``shortest`` resizes the shorter side to the input's and crops the centre; ``squash`` ignores the aspect ratio.
+    ``interpolation: random`` (training) means bicubic in evaluation, as in ``open_clip.image_transform``.
+    """
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
+    resize = config.get("resize_mode") or "shortest"
+    interpolation = config.get("interpolation") or "bicubic"
+    if resize not in {"shortest", "squash"} or (resize == "shortest" and height != width):
+        raise ModelError(
+            f"expected resize_mode shortest (square) or squash, got {resize} to {height}x{width}: "
+            "this model's preprocessing cannot be exported"
+        )
+    if interpolation not in {"bicubic", "bilinear", "random"}:
+        raise ModelError(f"expected bicubic or bilinear interpolation, got {interpolation}: it cannot be exported")
+    return PreprocessSpec(
+        height=height,
+        width=width,
+        resize="squash" if resize == "squash" else "shortest",
+        resize_to=max(height, width),
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        mean=channels(config["mean"]),
+        std=channels(config["std"]),
+    )
+
+
+def channels(value: float | Sequence[float]) -> tuple[float, float, float]:
+    """Mean or standard deviation of red, green and blue: three numbers, or one for all."""
+    values = (value,) * 3 if isinstance(value, int | float) else value
+    red, green, blue = (float(item) for item in values)
+    return red, green, blue
+
+
+def merge_branches(module: nn.Module) -> nn.Module:
+    """A copy with re-parameterisable branches merged (timm), or the module itself where there are none."""
+    if not any(
+        hasattr(part, how) for part in module.modules() for how in ("fuse", "reparameterize", "switch_to_deploy")
+    ):
+        return module
+    timm_utils = require("timm.utils", purpose="merge a model's training branches")
+    merged: nn.Module = timm_utils.reparameterize_model(copy.deepcopy(module).eval(), inplace=True)
+    return merged
 
 
 def for_class_token(visual: nn.Module) -> nn.Module:
@@ -129,255 +380,3 @@ def _replaced(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
     parts[head] = _replaced(below, rest, part) if rest else part
     copied._modules = parts
     return copied
-
-
-Tokenizer = Callable[[Sequence[str]], Tensor]
-
-
-class OpenClipModel(ContrastiveModel):
-    """A model of open_clip, in eval mode and float32 on the CPU.
-
-    Args:
-        name: an open_clip model name, e.g. ``ViT-B-32`` (``open_clip.list_models()``).
-        pretrained: a tag of that model, or the path of a checkpoint file; ``None`` or ``"none"`` for random weights.
-        seed: of the random weights; recorded in the origin.
-        quick_gelu: build random weights' architecture with CLIP's first activation, as some tags ask for.
-
-    Raises:
-        ModelError: unknown name or tag, weights that cannot be had, or preprocessing that a PreprocessSpec cannot
-            state.
-    """
-
-    def __init__(self, name: str, pretrained: str | None = None, *, seed: int = 0, quick_gelu: bool = False) -> None:
-        tag = None if pretrained in {None, "none"} else pretrained
-        model = _create(name, tag, seed, quick_gelu)
-        self._model = model
-        self.name = f"{name} ({tag or f'random, seed {seed}'})"
-        self.origin = ModelOrigin(loader="open_clip", name=name, pretrained=tag, seed=None if tag else seed)
-        self.text = OpenClipTextTower(name, model)
-        open_clip = require("open_clip", purpose="load an open_clip model")
-        self.encoder = EncoderSpec(
-            preprocess=_preprocess_spec(model.visual.preprocess_cfg),
-            embedding_dim=open_clip.get_model_config(name)["embed_dim"],
-            logit_scale=float(model.logit_scale.detach().exp().reshape(())),
-            logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach().reshape(())),
-            score="softmax" if model.logit_bias is None else "sigmoid",
-        )
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """open_clip's own ``encode_image``: (N, 3, H, W) float32 → (N, D) float32, not normalised."""
-        with torch.inference_mode():
-            embeddings: Tensor = self._model.encode_image(images, normalize=False)
-        return embeddings.float()
-
-    def exportable(self) -> nn.Module:
-        """The image tower; train-time branches (MobileCLIP's FastViT, RepVGG blocks) are merged in a copy."""
-        return ImageTower(for_class_token(merge_branches(self._model.visual))).eval()
-
-    def image_modules(self) -> Sequence[nn.Module]:
-        """The image tower, as loaded."""
-        return [self._model.visual]
-
-
-class OpenClipTextTower(TextTower):
-    """Text side of an open_clip model; the tokenizer is made when the first text comes (some must be downloaded)."""
-
-    def __init__(self, name: str, model: Any) -> None:
-        self._name = name
-        # CLIP keeps its text layers at its own root; CustomTextCLIP and CoCa in `.text`.
-        source = model if not hasattr(model, "text") else model.text
-        self._module: nn.Module = CausalText(source) if _only_looks_back(source) else FullText(source)
-        self._module.eval()
-        self._tokenizer: Tokenizer | None = None
-
-    def encode_text(self, texts: Sequence[str]) -> FloatArray:
-        """Tokenize and encode; embeddings (N, D) float32, not normalised.
-
-        Raises:
-            ModelError: the tokenizer's files cannot be had.
-        """
-        return self.encode_tokens(self.tokenize(texts))
-
-    def encode_tokens(self, tokens: Tensor) -> FloatArray:
-        """Token ids (N, L) int64, padded to the model's context → embeddings (N, D) float32."""
-        with torch.inference_mode():
-            embeddings: FloatArray = self._module(tokens).float().numpy()
-        return embeddings
-
-    def modules(self) -> Sequence[nn.Module]:
-        """The text layers."""
-        return [self._module]
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (N, L) int64, padded to the model's context; raises as ``encode_text`` does."""
-        if self._tokenizer is None:
-            open_clip = require("open_clip", purpose="tokenize text")
-            with downloads(f"the tokenizer of {self._name}"):
-                self._tokenizer = open_clip.get_tokenizer(self._name)
-        return self._tokenizer(list(texts))
-
-
-class ImageTower(nn.Module):
-    """``visual`` with one output: CoCa's tower also returns its tokens."""
-
-    def __init__(self, visual: nn.Module) -> None:
-        super().__init__()
-        self.visual = visual
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 → (N, D) float32."""
-        output = self.visual(image)
-        embedding: Tensor = output[0] if isinstance(output, tuple) else output
-        return embedding
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
-
-
-class FullText(nn.Module):
-    """A text tower run at its full context: its padding is attended to (MobileCLIP, SigLIP) or pooled from."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        if hasattr(source, "visual"):  # CLIP's root: take the text layers only
-            source = _TextLayers(source)
-        self.tower = source
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, L) int64 → (N, D) float32."""
-        output = self.tower(tokens)
-        embedding: Tensor = output[0] if isinstance(output, tuple) else output
-        return embedding
-
-
-class _TextLayers(nn.Module):
-    """The layers of an open_clip text transformer, shared with the model they come from."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self.attn_mask: Tensor | None
-        self.token_embedding = source.token_embedding
-        self.positional_embedding = source.positional_embedding
-        self.transformer = source.transformer
-        self.ln_final = source.ln_final
-        self.text_projection = source.text_projection
-        self.register_buffer("attn_mask", source.attn_mask, persistent=False)
-        self.pool_type, self.eos_id = _pooling(source)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, L) int64 → (N, D) float32; what ``open_clip.CLIP.encode_text`` does, for any L up to the context."""
-        pool = require("open_clip.transformer", purpose="encode text").text_global_pool
-        length = tokens.shape[1]
-        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (N, L, W)
-        x = self.ln_final(self.transformer(x, attn_mask=mask))
-        pooled: Tensor = pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)  # (N, W)
-        if isinstance(self.text_projection, nn.Linear):
-            return self.text_projection(pooled)  # type: ignore[no-any-return]
-        return pooled if self.text_projection is None else pooled @ self.text_projection
-
-
-class CausalText(_TextLayers):
-    """A causal text tower pooled at its end-of-text token, run only as far as the longest prompt of the batch.
-
-    Under a causal mask a token sees nothing after it, so what follows end-of-text cannot change the embedding.
-    """
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, L) int64 → (N, D) float32."""
-        ends = tokens.argmax(dim=1) if self.pool_type == "argmax" else tokens.eq(self.eos_id or 0).int().argmax(dim=1)
-        return super().forward(tokens[:, : int(ends.max()) + 1])
-
-
-def merge_branches(module: nn.Module) -> nn.Module:
-    """A copy with re-parameterisable branches merged (timm), or the module itself where there are none."""
-    if not any(
-        hasattr(part, how) for part in module.modules() for how in ("fuse", "reparameterize", "switch_to_deploy")
-    ):
-        return module
-    timm_utils = require("timm.utils", purpose="merge a model's training branches")
-    merged: nn.Module = timm_utils.reparameterize_model(copy.deepcopy(module).eval(), inplace=True)
-    return merged
-
-
-def _pooling(source: Any) -> tuple[str, int | None]:
-    """How a text tower pools and its end-of-text id; CLIP's root spells both with a prefix."""
-    prefix = "text_" if hasattr(source, "text_pool_type") else ""
-    return getattr(source, f"{prefix}pool_type"), getattr(source, f"{prefix}eos_id", None)
-
-
-def _only_looks_back(source: Any) -> bool:
-    """Whether the text tower is causal and pooled at end-of-text, with no appended class token (CoCa) or pad mask."""
-    if getattr(source, "attn_mask", None) is None or not hasattr(source, "positional_embedding"):
-        return False
-    extra = getattr(source, "cls_emb", None) is not None or getattr(source, "use_pad_mask", False)
-    return _pooling(source)[0] in {"argmax", "eos"} and not extra
-
-
-def wants_quick_gelu(name: str, tag: str) -> bool:
-    """Whether a tag's weights were trained with CLIP's first activation, whatever the architecture's config says."""
-    open_clip = require("open_clip", purpose="load an open_clip model")
-    known = open_clip.is_pretrained_cfg(name, tag)
-    return known and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-
-
-def _create(name: str, tag: str | None, seed: int, quick_gelu: bool) -> Any:
-    """Build with open_clip, with the activation that the weights were trained with."""
-    open_clip = require("open_clip", purpose="load an open_clip model")
-    known = open_clip.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:4]
-        raise ModelError(f"expected an open_clip model name, got {name!r}: did you mean one of {', '.join(near)}?")
-    if tag is None:
-        with torch.random.fork_rng(devices=[]), downloads(f"the configuration of {name}"):
-            torch.manual_seed(seed)
-            return open_clip.create_model(name, force_quick_gelu=quick_gelu, pretrained_text=False).eval()
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    is_tag = open_clip.is_pretrained_cfg(name, tag)
-    if not is_tag and not Path(tag).is_file():
-        available = f"one of {', '.join(tags)}" if tags else "a checkpoint file (open_clip has no weights for it)"
-        raise ModelError(
-            f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
-        )
-    # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
-    # (roberta-ViT-B-32).
-    quick_gelu = quick_gelu or wants_quick_gelu(name, tag)
-    with downloads(f"{name} with weights {tag}"):
-        return open_clip.create_model(
-            name, pretrained=tag, force_quick_gelu=quick_gelu, pretrained_text=False, require_pretrained=True
-        ).eval()
-
-
-def _preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:
-    """open_clip's evaluation transform as a PreprocessSpec.
-
-    ``shortest`` resizes the shorter side to the input's and crops the centre; ``squash`` ignores the aspect ratio.
-    ``interpolation: random`` (training) means bicubic in evaluation, as in ``open_clip.image_transform``.
-    """
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
-    resize = config.get("resize_mode") or "shortest"
-    interpolation = config.get("interpolation") or "bicubic"
-    if resize not in {"shortest", "squash"} or (resize == "shortest" and height != width):
-        raise ModelError(
-            f"expected resize_mode shortest (square) or squash, got {resize} to {height}x{width}: "
-            "this model's preprocessing cannot be exported"
-        )
-    if interpolation not in {"bicubic", "bilinear", "random"}:
-        raise ModelError(f"expected bicubic or bilinear interpolation, got {interpolation}: it cannot be exported")
-    return PreprocessSpec(
-        height=height,
-        width=width,
-        resize="squash" if resize == "squash" else "shortest",
-        resize_to=max(height, width),
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
-        mean=_channels(config["mean"]),
-        std=_channels(config["std"]),
-    )
-
-
-def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
-    values = (value,) * 3 if isinstance(value, int | float) else value
-    red, green, blue = (float(item) for item in values)
-    return red, green, blue

