@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.choose import LEAST_POOL, Pool, distances
-from edgeclip.calibration.choice.footage import Footage, Look, Sampling, Shot, embedded
+from edgeclip.calibration.choice.footage import Footage, Look, Shot, embedded
 from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.export.int8.quantization import default_recipe, quantize
 from edgeclip.prompts import FloatArray, unit_rows
@@ -70,11 +70,11 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     held_out: list[Look] = []
     blocks: list[str] = []
     with (
-        Footage(given.sources, Sampling(every_s=given.every)) as footage,
+        Footage(given.sources, every_s=given.every) as footage,
         ImageEncoder(bundle, engine="openvino") as image_encoder,
     ):
         for look in embedded(footage, image_encoder):
-            small = look.shot._replace(pixels=preprocessor.resize(look.shot.pixels), path=None, content=None)
+            small = look.shot._replace(pixels=preprocessor.resize(look.shot.pixels), path=None)
             if (block := held_block(look.shot)) is None:
                 candidates.append(look._replace(shot=small))
             else:
@@ -109,7 +109,7 @@ def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
             chosen = [found for found, _ in pool.choose(count)]
             small = np.stack([read_image(found.place) for found in chosen])
             runs = [int8(preprocessor.normalise_batch(small))]
-            rows = [np.stack([found.row for found in chosen])]
+            rows = [np.stack([found.look.row for found in chosen])]
             for seed in range(given.seeds):
                 drawn = np.random.default_rng(seed).choice(len(candidates), len(chosen), replace=False)
                 runs.append(int8(preprocessor.normalise_batch(pixels_of([candidates[n] for n in drawn]))))

@@ -51,13 +51,11 @@ def images(
     said, and are no error.
     """
     from edgeclip.calibration.choice.choose import ChooseOptions
-    from edgeclip.calibration.choice.footage import Sampling
     from edgeclip.evaluation.calibration_images import PAGE, calibrate_images
 
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already: choose another --output or pass --overwrite")
-    sampling = Sampling(every_s=every, duration_s=duration)
-    options = ChooseOptions(count=count, sampling=sampling, seed=seed, variant=variant, engine=engine)
+    options = ChooseOptions(count, every, duration, seed, variant, engine)
     with progress_bars() as bars:
         task = bars.add_task("frames", total=None)
         record = calibrate_images(
@@ -99,11 +97,9 @@ def drift(
     Exit code 0: no drift was found; 1: drift; 2: the options or sources cannot be used.
     """
     from edgeclip.calibration.choice.choose import ChooseOptions
-    from edgeclip.calibration.choice.footage import Sampling
     from edgeclip.evaluation.calibration_images import compare_footage
 
-    sampling = Sampling(every_s=every, duration_s=duration)
-    options = ChooseOptions(sampling=sampling, seed=seed, variant=variant, engine=engine)
+    options = ChooseOptions(every_s=every, duration_s=duration, seed=seed, variant=variant, engine=engine)
     with progress_bars() as bars:
         task = bars.add_task("frames", total=None)
         found = compare_footage(
@@ -116,8 +112,8 @@ def drift(
             progress=lambda done: bars.update(task, completed=done),
         )
     console.print(found.verdict, markup=False, highlight=False, soft_wrap=True)
-    for item in found.exposure:
-        console.print(f"{item.name}: A {item.a[0]:.1f}, B {item.b[0]:.1f} grey levels", markup=False, highlight=False)
+    for name, (of_a, of_b) in found.exposure.items():
+        console.print(f"{name}: A {of_a:.1f}, B {of_b:.1f} grey levels", markup=False, highlight=False)
     if output:
         console.print(str(output), style="dim", markup=False, highlight=False, soft_wrap=True)
     if found.drifted:

@@ -8,13 +8,15 @@ from pathlib import Path
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.choose import ChooseOptions, choose_images
 from edgeclip.calibration.choice.chosen_set import CalibrationSet, ChosenImages
-from edgeclip.calibration.choice.drift import LEVEL, Drift, measure_drift, name_of, sample_footage
+from edgeclip.calibration.choice.drift import LEVEL, PARTS, Drift, measure_drift, sample_footage
 from edgeclip.evaluation.html_page import picture_uri, render_page
+from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json, write_text
 from edgeclip.runtime.images import Image
+from edgeclip.runtime.sources.address import short_name
 
 PAGE = "calibration.html"
-_SIDE = 72  # pixels of a picture in the page
+_SIDE = 96  # pixels of a picture in the page
 
 
 def calibrate_images(
@@ -31,7 +33,9 @@ def calibrate_images(
     Raises:
         InputError: ``output`` is there already, or cannot be written.
         SourceError, VariantError, IntegrityError, EngineError: as for ``choose_images``.
+        MissingExtraError: Jinja2 is not installed.
     """
+    require("jinja2", purpose="write the page of a calibration set", extra="eval")
     with atomic_folder(output, overwrite=overwrite) as folder:
         record = choose_images(bundle, sources, folder, options, progress=progress)
         write_text(folder / PAGE, images_page(record, ChosenImages(folder)))
@@ -56,13 +60,16 @@ def compare_footage(
     Raises:
         InputError: too few frames, or a set that was chosen with another model.
         SourceError, EngineError: as for ``choose_images``.
+        MissingExtraError: SciPy, or Jinja2 for the page, is not installed.
     """
+    require("scipy.stats", purpose="compare footage", extra="eval")
     samples = [sample_footage(bundle, source, options, progress=progress) for source in (a, b)]
-    drift = measure_drift(name_of(a), samples[0], name_of(b), samples[1], seed=options.seed)
+    names = [short_name(source) if "://" in source else Path(source).name or source for source in (a, b)]
+    drift = measure_drift(names[0], samples[0], names[1], samples[1], seed=options.seed)
     if json_file:
         write_json(json_file, drift)
     if output:
-        write_text(output, render_page("drift.html.j2", drift=drift, level=LEVEL))
+        write_text(output, render_page("drift.html.j2", drift=drift, level=LEVEL, parts=PARTS))
     return drift
 
 

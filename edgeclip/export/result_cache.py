@@ -47,7 +47,7 @@ def result_key(made_by: Sequence[Path], graph: Path, images: FloatArray, options
             [hashlib.sha256(path.read_bytes()).hexdigest() for path in made_by],
             graph_sha256(graph),
             images.shape,
-            hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
+            hashlib.sha256(images.tobytes()).hexdigest(),
             options,
             [__version__, np.__version__, onnxruntime.__version__, *map(_version, libraries)],
             [machine["architecture"], machine.get("cpu")],

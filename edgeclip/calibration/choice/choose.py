@@ -11,7 +11,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
-from edgeclip.calibration.choice.bins import Exposure
 from edgeclip.calibration.choice.chosen_set import (
     IMAGES,
     RECORD,
@@ -29,13 +28,12 @@ from edgeclip.calibration.choice.chosen_set import (
     SourceRecord,
     write_sample,
 )
-from edgeclip.calibration.choice.footage import Footage, FootageSampler, Look, Sampling, embedded
+from edgeclip.calibration.choice.footage import Footage, FootageSampler, Look, embedded
 from edgeclip.errors import InputError, SourceError
-from edgeclip.files import atomic_file, write_json
+from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import opencv
-from edgeclip.runtime.preprocess.preprocess import Pixels
+from edgeclip.runtime.images import write_image
 from edgeclip.version import __version__
 
 Stratum: TypeAlias = tuple[str, str]  # bins of exposure and time
@@ -44,6 +42,7 @@ LEAST_POOL = 1200
 NEAR_COSINE = 0.985
 NEAR_LEVELS = 4.0
 _POOL = ".pool"
+_NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,14 @@ class ChooseOptions:
 
     Attributes:
         count: images wanted.
-        sampling: which frames are looked at.
+        every_s, duration_s: which frames are looked at, as for ``Footage``.
         seed: of all that is drawn.
         variant, engine: what embeds them.
     """
 
     count: int = 512
-    sampling: Sampling = field(default_factory=Sampling)
+    every_s: float = 0.2
+    duration_s: float | None = None
     seed: int = 0
     variant: str = "fp32"
     engine: str = "onnxruntime"
@@ -93,7 +93,7 @@ def choose_images(
     sampler = FootageSampler(options.seed)
     seen = unchanged = 0
     with (
-        Footage(sources, options.sampling) as footage,
+        Footage(sources, every_s=options.every_s, duration_s=options.duration_s) as footage,
         ImageEncoder(bundle, options.variant, engine=options.engine) as encoder,
     ):
         for look in embedded(footage, encoder, progress=progress):
@@ -109,9 +109,17 @@ def choose_images(
         for number, (found, distance) in enumerate(pool.choose(options.count))
     )
     shutil.rmtree(folder / _POOL)
+    notes = []
+    if len(images) < options.count:
+        notes.append(
+            f"{options.count} images were asked for and only {len(images)} different ones were there: all are taken; "
+            "add footage, or look at more of it with a lower --every"
+        )
+    if failed := sum(footage.failed):
+        notes.append(f"{failed} files or frames could not be decoded and were passed over")
     record = CalibrationSet(
         edgeclip=__version__,
-        options={"count": options.count, "seed": options.seed, **asdict(options.sampling)},
+        options={name: getattr(options, name) for name in ("count", "every_s", "duration_s", "seed")},
         model_id=bundle.manifest.model.id,
         variant=options.variant,
         graph_sha256=bundle.graph_sha256(options.variant),
@@ -120,7 +128,7 @@ def choose_images(
         counts=Counts(seen=seen, unchanged=unchanged, near_duplicates=pool.near_duplicates, pool=len(pool.members)),
         exposures=dict(sorted(Counter(image.stratum for image in images).items())),
         moments=dict(sorted(Counter(image.moment for image in images).items())),
-        notes=_notes(options, len(images), sum(footage.failed)),
+        notes=tuple(notes),
         images=images,
     )
     write_json(folder / RECORD, record)
@@ -129,23 +137,17 @@ def choose_images(
 
 
 class Candidate(NamedTuple):
-    """A frame of the pool: its unit embedding (D,), where it came from, and where its file lies."""
+    """A frame of the pool, without its pixels: these lie in the file ``place``, whose digest is ``sha256``."""
 
-    row: FloatArray
-    exposure: Exposure
-    moment: str
-    source: int
-    frame: int
-    time_s: float
+    look: Look
     priority: float
     sha256: str
     place: Path
-    name: str
 
     @property
     def stratum(self) -> Stratum:
         """Its exposure and time."""
-        return self.exposure.bin, self.moment
+        return self.look.exposure.bin, self.look.shot.moment
 
 
 class Pool:
@@ -185,12 +187,13 @@ class Pool:
         if place is None:
             return
         self._rows[place], self._cells[place] = look.row, look.cells
-        self.members[place:] = [self._keep(look, priority), *self.members[place + 1 :]]
+        del self.members[place : place + 1]
+        self.members.insert(place, self._keep(look, priority))
 
     def choose(self, count: int) -> list[tuple[Candidate, float]]:
         """What ``choose`` takes of the members, each with its distance to the nearest one taken before it."""
         taken = choose(
-            np.stack([member.row for member in self.members]),
+            np.stack([member.look.row for member in self.members]),
             [member.stratum for member in self.members],
             [hashlib.sha256(f"{self._seed} {member.sha256}".encode()).hexdigest() for member in self.members],
             count,
@@ -199,27 +202,27 @@ class Pool:
 
     def _make_room(self, stratum: Stratum, priority: float) -> int | None:
         """The place of the member that goes; None if it is the new one."""
-        sizes = Counter([stratum, *(member.stratum for member in self.members)])
+        everyone = [(stratum, priority, -1)]
+        everyone += [(member.stratum, member.priority, at) for at, member in enumerate(self.members)]
+        sizes = Counter(name for name, _, _ in everyone)
         fullest = max(sizes, key=lambda name: (sizes[name], name))
-        crowd = [(member.priority, at) for at, member in enumerate(self.members) if member.stratum == fullest]
-        highest, place = max(crowd)
-        if fullest == stratum and priority > highest:
+        _, place = max((drawn, at) for name, drawn, at in everyone if name == fullest)
+        if place < 0:
             return None
-        if (old := self.members[place].place).parent == self._folder:
-            old.unlink()
+        if self.members[place].look.shot.path is None:
+            self.members[place].place.unlink()
         return place
 
     def _keep(self, look: Look, priority: float) -> Candidate:
         shot = look.shot
-        origin = look.row, look.exposure, shot.moment, shot.source, shot.frame, round(shot.time_s, 3), priority
+        look = look._replace(shot=shot._replace(pixels=_NO_PIXELS))
         if shot.path is not None:
-            return Candidate(*origin, shot.sha256, shot.path, shot.path.name)
-        content = _png(shot.pixels)
-        name = f"frame{shot.frame:07}.png"
-        place = self._folder / f"{shot.source}-{name}"
-        with atomic_file(place) as temporary:
-            temporary.write_bytes(content)
-        return Candidate(*origin, hashlib.sha256(content).hexdigest(), place, name)
+            return Candidate(look, priority, shot.sha256, shot.path)
+        place = self._folder / str(shot.source) / f"frame{shot.frame:07}.png"
+        place.parent.mkdir(exist_ok=True)
+        image = shot.pixels if isinstance(shot.pixels, np.ndarray) else shot.pixels.to_ndarray(format="rgb24")
+        write_image(place, image)
+        return Candidate(look, priority, hashlib.sha256(place.read_bytes()).hexdigest(), place)
 
 
 def choose(rows: FloatArray, strata: Sequence[Stratum], names: Sequence[str], count: int) -> list[tuple[int, float]]:
@@ -255,9 +258,8 @@ def choose(rows: FloatArray, strata: Sequence[Stratum], names: Sequence[str], co
         if drawn[name]:
             drawn[name] -= 1
             take(index)
-    members = {name: np.array([group == name for group in groups]) for name in left}
     while any(left.values()):
-        open_ = free & np.any([members[name] for name, share in left.items() if share], axis=0)
+        open_ = free & np.array([left[name] > 0 for name in groups])
         take(int(np.where(open_, nearest, -1.0).argmax()))
     return taken
 
@@ -287,35 +289,16 @@ def _write_image(folder: Path, number: int, found: Candidate, distance: float) -
     if hashlib.sha256(content).hexdigest() != found.sha256:
         raise SourceError(f"{found.place} changed while images were chosen: choose again when nothing writes there")
     (folder / file).write_bytes(content)
+    shot = found.look.shot
     return ChosenImage(
         file=file,
         sha256=found.sha256,
-        source=found.source,
-        frame=found.frame,
-        time_s=found.time_s,
-        name=found.name,
-        exposure=found.exposure,
-        stratum=found.exposure.bin,
-        moment=found.moment,
+        source=shot.source,
+        frame=shot.frame,
+        time_s=round(shot.time_s, 3),
+        name=found.place.name,
+        exposure=found.look.exposure,
+        stratum=found.look.exposure.bin,
+        moment=shot.moment,
         distance=round(distance, 5),
     )
-
-
-def _png(pixels: Pixels) -> bytes:
-    """A frame without loss."""
-    cv2 = opencv()
-    image = pixels if isinstance(pixels, np.ndarray) else pixels.to_ndarray(format="rgb24")
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return bytes(data.tobytes())
-
-
-def _notes(options: ChooseOptions, found: int, failed: int) -> tuple[str, ...]:
-    notes = []
-    if found < options.count:
-        notes.append(
-            f"{options.count} images were asked for and only {found} different ones were there: all are taken; "
-            "add footage, or look at more of it with a lower --every"
-        )
-    if failed:
-        notes.append(f"{failed} files or frames could not be decoded and were passed over")
-    return tuple(notes)

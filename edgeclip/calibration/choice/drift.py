@@ -6,7 +6,7 @@ eight parts of equal length, and frames of one part stay together, for frames th
 
 What is assumed: that without drift the parts of both footages could stand in each other's place. It is so where one
 part sees all that the camera sees. Where a change lasts longer than a part (people who come at noon, dusk), later
-footage of the same camera differs too, and that is what the test then says.
+footage of the same camera differs too, and so does B where it is only one camera or hour of what A has seen.
 """
 
 from __future__ import annotations
@@ -26,20 +26,12 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.sources.address import short_name
 
 LEVEL = 0.01
 PARTS = 8
+_FIGURES = ("luma", "contrast", "saturation")
 _LEAST_FRAMES = 20
 _RESAMPLES = 9999
-
-
-class ExposureShift(msgspec.Struct, frozen=True):
-    """Mean and standard deviation of one figure of exposure over the frames of each side, grey levels."""
-
-    name: str
-    a: tuple[float, float]
-    b: tuple[float, float]
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +40,10 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         a, b: names.
         frames_a, frames_b: frames compared.
-        parts: how many each footage was cut into.
         energy: energy distance of both footages; 0 if they are the same.
         p_value: chance of one so large if parts could stand in each other's place.
         drifted: whether that is at most 0.01.
-        exposure: how both are exposed; said, not tested.
+        exposure: means of luma, contrast and saturation over the frames of A and of B, grey levels; said, not tested.
         verdict: in plain words.
     """
 
@@ -60,11 +51,10 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     b: str
     frames_a: int
     frames_b: int
-    parts: int
     energy: float
     p_value: float
     drifted: bool
-    exposure: tuple[ExposureShift, ...]
+    exposure: dict[str, tuple[float, float]]
     verdict: str
 
 
@@ -85,24 +75,21 @@ def measure_drift(a: str, sample: FootageSample, b: str, other: FootageSample, *
     drifted = p_value <= LEVEL
     verdict = (
         f"The footage of {b} differs from that of {a} (energy distance {energy:.3f}, p = {p_value:.4f}). "
-        f"Calibrate with footage of {b} too."
+        f"If nothing like it is in the set, calibrate with footage of {b} too."
         if drifted
         else f"No drift was found: the footage of {b} cannot be told from that of {a} (energy distance {energy:.3f}, "
         f"p = {p_value:.4f})."
     )
+    means = [side.exposures.mean(axis=0) for side in (sample, other)]
     return Drift(
         a=a,
         b=b,
         frames_a=len(sample.rows),
         frames_b=len(other.rows),
-        parts=PARTS,
         energy=round(energy, 5),
         p_value=round(p_value, 5),
         drifted=drifted,
-        exposure=tuple(
-            ExposureShift(name, _spread(sample.exposures[:, column]), _spread(other.exposures[:, column]))
-            for column, name in enumerate(("luma", "contrast", "saturation"))
-        ),
+        exposure={name: (round(float(x), 2), round(float(y), 2)) for name, x, y in zip(_FIGURES, *means, strict=True)},
         verdict=verdict,
     )
 
@@ -112,7 +99,7 @@ def energy_test(a: FloatArray, b: FloatArray, *, seed: int = 0) -> tuple[float, 
 
     Of 12,870 ways to deal the parts out 9,999 are drawn.
     """
-    stats = require("scipy.stats", purpose="compare footage", extra="export")
+    stats = require("scipy.stats", purpose="compare footage", extra="eval")
     rows = np.concatenate([a, b])
     of_part = np.eye(2 * PARTS)[[*_parts(len(a)), *(PARTS + _parts(len(b)))]]  # (N + M, 16), one 1 a row
     apart = of_part.T @ distances(rows @ rows.T) @ of_part  # (16, 16): sums of distances between two parts
@@ -147,7 +134,7 @@ def sample_footage(
     if not is_chosen_set(Path(source)):
         sampler = FootageSampler(options.seed)
         with (
-            Footage([source], options.sampling) as footage,
+            Footage([source], every_s=options.every_s, duration_s=options.duration_s) as footage,
             ImageEncoder(bundle, options.variant, engine=options.engine) as encoder,
         ):
             for look in embedded(footage, encoder, progress=progress):
@@ -163,14 +150,5 @@ def sample_footage(
     return sample
 
 
-def name_of(source: str) -> str:
-    """A source's short name, without a password."""
-    return short_name(source) if "://" in source else Path(source).name or source
-
-
 def _parts(count: int) -> npt.NDArray[np.intp]:
     return np.arange(count) * PARTS // count
-
-
-def _spread(values: FloatArray) -> tuple[float, float]:
-    return round(float(values.mean()), 2), round(float(values.std()), 2)

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -43,25 +43,6 @@ _LIVE_S = 60.0  # how long a camera is read unless it is said
 _SAME_LIGHT = 4.0  # grey levels that the whole picture may change by and still count as unchanged
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames are looked at.
-
-    Attributes:
-        every_s: of a video or camera, a frame every so many seconds.
-        duration_s: read so many seconds of each; None for all of a file, 60 s of a camera.
-    """
-
-    every_s: float = 0.2
-    duration_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.every_s) and self.every_s >= 0):
-            raise InputError(f"expected --every of at least 0 seconds, got {self.every_s}")
-        if self.duration_s is not None and not self.duration_s > 0:
-            raise InputError(f"expected --duration above 0 seconds, got {self.duration_s}")
-
-
 class Shot(NamedTuple):
     """One frame of the footage.
 
@@ -70,8 +51,7 @@ class Shot(NamedTuple):
         frame, time_s: index and time of a ``Frame``; a file's position, and 0.
         pixels: decoded.
         moment: bin of the time at which it was taken.
-        content, path: an image file's bytes and place; None for a video frame.
-        sha256: of the bytes; empty for a video frame.
+        path, sha256: an image file's place and the digest of its bytes; None and empty for a video frame.
     """
 
     source: int
@@ -79,7 +59,6 @@ class Shot(NamedTuple):
     time_s: float
     pixels: Pixels
     moment: str
-    content: bytes | None = None
     path: Path | None = None
     sha256: str = ""
 
@@ -88,23 +67,30 @@ class Footage:
     """Sources, all opened at once so that a wrong one is refused before anything is read; inside a ``with`` block.
 
     Args:
-        texts: as ``open_source`` takes them; a folder is searched recursively, and of a
-            folder that ``edgeclip calibrate images`` wrote only its images are taken.
+        texts: as ``open_source`` takes them; a folder is searched recursively, and of a folder that
+            ``edgeclip calibrate images`` wrote only its images are taken.
+        every_s: of a video or camera, a frame every so many seconds.
+        duration_s: read so many seconds of each; None for all of a file, 60 s of a camera.
 
     Attributes:
         names: of the sources, without passwords.
         failed: for each source, files and frames that could not be decoded.
 
     Raises:
+        InputError: a number of seconds is out of range.
         SourceError: one cannot be opened, or none is given.
     """
 
-    def __init__(self, texts: Sequence[str], sampling: Sampling) -> None:
+    def __init__(self, texts: Sequence[str], *, every_s: float = 0.2, duration_s: float | None = None) -> None:
+        if not (math.isfinite(every_s) and every_s >= 0):
+            raise InputError(f"expected --every of at least 0 seconds, got {every_s}")
+        if duration_s is not None and not duration_s > 0:
+            raise InputError(f"expected --duration above 0 seconds, got {duration_s}")
         if not texts:
             raise SourceError("expected at least one source of images, got none: name a folder, a video or a camera")
         self.names = [without_password(text) for text in texts]
         self.failed = [0] * len(texts)
-        self._texts, self._sampling = list(texts), sampling
+        self._texts, self._every_s, self._duration_s = list(texts), every_s, duration_s
         self._stack = contextlib.ExitStack()
         self._opened: list[Source | list[Path]] = []
         try:
@@ -143,11 +129,11 @@ class Footage:
                 self.failed[number] += 1
                 continue
             digest = hashlib.sha256(content).hexdigest()
-            yield Shot(number, index, 0.0, pixels, of_the_day(image_time(path, content)), content, path, digest)
+            yield Shot(number, index, 0.0, pixels, of_the_day(image_time(path, content)), path, digest)
 
     def _frames(self, number: int, source: Source) -> Iterator[Shot]:
-        sampling, text = self._sampling, self._texts[number]
-        limit_s = sampling.duration_s or (_LIVE_S if source.live else math.inf)
+        text = self._texts[number]
+        limit_s = self._duration_s or (_LIVE_S if source.live else math.inf)
         began = datetime.now(timezone.utc) if source.live else video_start(Path(text)) if Path(text).is_file() else None
         length_s = source.total / source.fps if source.total and source.fps else None
         due_s = -math.inf
@@ -156,7 +142,7 @@ class Footage:
                 break
             if frame.time_s < due_s - _SLACK_S:
                 continue
-            due_s = frame.time_s + sampling.every_s
+            due_s = frame.time_s + self._every_s
             moment = (
                 of_the_day(began + timedelta(seconds=frame.time_s)) if began else of_the_video(frame.time_s, length_s)
             )
@@ -193,24 +179,21 @@ def embedded(
         SourceError: no frame can be read.
         EngineError: the encoder failed.
     """
-    before: Look | None = None
     count = 0
-    for shot in footage:
+    before: Look | None = None
+    for count, shot in enumerate(footage, 1):
         small = encoder.preprocess.resize(shot.pixels)
-        cells = average(small)
-        row = before.row if before and not _differs(shot, cells, before) else None
-        look = Look(
-            shot,
-            encoder.encode_preprocessed(encoder.preprocess.normalise_batch(small[None]))[0] if row is None else row,
-            cells if before is None or row is None else before.cells,  # so that a slow change adds up
-            exposure_of(small),
-            row is None,
-        )
-        before = look
-        count += 1
+        look = Look(shot, np.empty(0, np.float32), average(small), exposure_of(small), changed=True)
+        if before and not _differs(look, before):
+            # The cells stay those of the frame that was encoded, so that a slow change adds up.
+            look = look._replace(row=before.row, cells=before.cells, changed=False)
+        else:
+            rows = encoder.encode_preprocessed(encoder.preprocess.normalise_batch(small[None]))
+            look = look._replace(row=rows[0])
         if progress and count % 32 == 0:
             progress(count)
         yield look
+        before = look
     if not count:
         raise SourceError(
             f"expected images in {', '.join(footage.names)}, got none that can be read ({sum(footage.failed)} are "
@@ -218,40 +201,38 @@ def embedded(
         )
 
 
-def _differs(shot: Shot, cells: Cells, before: Look) -> bool:
+def _differs(look: Look, before: Look) -> bool:
     """Whether a frame shows something else than the last one of its source that was encoded."""
     return (
-        shot.source != before.shot.source
-        or shot.path is not None
-        or difference(cells, before.cells) > DEFAULT_THRESHOLD
-        or abs(float(np.median(cells - before.cells))) > _SAME_LIGHT
+        look.shot.source != before.shot.source
+        or look.shot.path is not None
+        or difference(look.cells, before.cells) > DEFAULT_THRESHOLD
+        or abs(float(np.median(look.cells - before.cells))) > _SAME_LIGHT
     )
 
 
 class FootageSampler:
-    """Every frame offered is in the sample with the same chance (Vitter's algorithm R, 1985).
+    """Of a stream of any length a uniform sample: the frames that drew the highest of random numbers.
 
     Args:
-        seed: decides which.
+        seed: of the numbers.
         size: most frames kept.
     """
 
     def __init__(self, seed: int, size: int = SAMPLED) -> None:
-        self._kept: list[tuple[int, FloatArray, Exposure]] = []
+        self._kept: list[tuple[float, int, FloatArray, Exposure]] = []  # a heap; numbers of frames are never equal
         self._offered = 0
         self._size, self._random = size, random.Random(f"{seed} sample")
 
     def offer(self, look: Look) -> None:
         """Show it one more frame."""
-        item = self._offered, look.row, look.exposure
+        heapq.heappush(self._kept, (self._random.random(), self._offered, look.row, look.exposure))
         self._offered += 1
-        if len(self._kept) < self._size:
-            self._kept.append(item)
-        elif (place := self._random.randrange(self._offered)) < self._size:
-            self._kept[place] = item
+        if len(self._kept) > self._size:
+            heapq.heappop(self._kept)
 
     def sample(self) -> FootageSample:
         """What was kept, in the order of the footage."""
-        kept = sorted(self._kept, key=lambda item: item[0])
-        exposures = [(exposure.luma, exposure.contrast, exposure.saturation) for _, _, exposure in kept]
-        return FootageSample(np.stack([row for _, row, _ in kept]), np.array(exposures, np.float32))
+        kept = sorted(self._kept, key=lambda item: item[1])
+        exposures = [(found.luma, found.contrast, found.saturation) for *_, found in kept]
+        return FootageSample(np.stack([row for _, _, row, _ in kept]), np.array(exposures, np.float32))
