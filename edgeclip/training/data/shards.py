@@ -4,7 +4,7 @@ A sample is a run of files that share their name up to the first dot: an image, 
 (a caption) or ``.json`` (an object with a caption or captions).
 
 The format is that of the package ``webdataset``, which is not used: its pipelines cannot be taken up again at the
-sample, and what it passes over it does not count.
+sample, and it does not count what it passes over. Tars are read by ``tarfile``, made strict.
 """
 
 from __future__ import annotations
@@ -163,8 +163,11 @@ def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], No
         ) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # it would keep them all
-                if (file := archive.extractfile(member)) is not None and member.isreg():
-                    yield member.name, file.read()
+                if member.isreg():  # no link, no folder
+                    data = archive.fileobj.read(member.size)  # as `extractfile` does, in half the time
+                    if len(data) < member.size:
+                        raise tarfile.ReadError(f"it ends within {member.name}")
+                    yield member.name, data
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         reason = {"unexpected end of data": "it ends within a file"}.get(str(error), str(error))
         raise TrainingError(f"{name} is not a readable tar ({reason}): copy or write it again") from error
