@@ -286,6 +286,19 @@ def test_a_sample_of_a_shard_may_hold_captions_in_json_and_other_files(tmp_path:
     assert [pair.captions for pair in ShardPairs(str(tmp_path / "x.tar"), caption_key="alt")] == [("four",)]
 
 
+def test_folders_and_links_in_a_shard_are_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, kind in (("a", tarfile.DIRTYPE), ("a/0.png", tarfile.SYMTYPE), ("a/0.webp", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "elsewhere.png"
+            archive.addfile(info)
+        for name, data in (("a/1.jpg", image_bytes(1)), ("a/1.txt", b"one")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert [(pair.key, pair.captions) for pair in ShardPairs(str(tmp_path / "x.tar"))] == [("x.tar:a/1", ("one",))]
+
+
 # What a batch holds.
 
 

@@ -25,9 +25,12 @@ from edgeclip.errors import EdgeclipError, ModelError, SourceError  # noqa: E402
 from edgeclip.evaluation.wise import Accuracy, WiseOptions, mean_of, measure_wise, read_sets, wise_lines  # noqa: E402
 from edgeclip.runtime.images import write_image  # noqa: E402
 from edgeclip.training.adapt.wise import CheckpointsBetween, interpolate  # noqa: E402
-from edgeclip.training.checkpoint.checkpoint import load_checkpoint, load_two_tower, save_checkpoint  # noqa: E402
+from edgeclip.training.checkpoint.checkpoint import load_two_tower, save_checkpoint  # noqa: E402
+from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
+from edgeclip.training.loop.trainer import train_recipe  # noqa: E402
 from edgeclip.training.loop.validate import ZeroShot  # noqa: E402
 from edgeclip.training.recipe import Data, Log, Loss, Model, Optimizer, Recipe, Tower  # noqa: E402
+from edgeclip.training.two_tower import TwoTower  # noqa: E402
 from tools.shapes import write_shapes  # noqa: E402
 
 IMAGE = Tower(name="vit", options={"width": 16, "depth": 1, "heads": 2, "patch": 8, "image_size": 32})
@@ -37,6 +40,10 @@ COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 200, 20), 
 
 def locked(tower: Tower) -> Tower:
     return Tower(name=tower.name, options=tower.options, locked=True)
+
+
+def two_tower_of(name: str) -> TwoTower:
+    return load_two_tower(name, teachers_text=load_text_tower)
 
 
 def train(run: Path, shapes: Path, **model: Any) -> str:
@@ -50,7 +57,7 @@ def train(run: Path, shapes: Path, **model: Any) -> str:
         optimizer=Optimizer(steps=3, batch_size=32, lr=2e-2, warmup=0),
         log=Log(eval_every=0, save_every=0, tensorboard=False),
     )
-    train(recipe, run, console=Console(file=io.StringIO()))
+    train_recipe(recipe, run, console=Console(file=io.StringIO()))
     return str(run)
 
 
@@ -96,7 +103,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def top1(checkpoint: str, folder: Path) -> float:
     """As the trainer measures it, by another way than the curve's."""
-    model = load_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     zero_shot = ZeroShot(Data(pairs="", val=str(folder)), model.encoder.preprocess)
     return zero_shot.top1(model.encode_image, model.encode_text)
 
@@ -133,7 +140,7 @@ def test_the_curve_is_what_the_checkpoints_between_do(
             assert item.ci95[0] <= item.top1 + 1e-9
             assert item.top1 <= item.ci95[1] + 1e-9
     for alpha, end in ((0.0, first), (1.0, second)):
-        saved_state, state = load_two_tower(str(tmp_path / f"{alpha}")).state_dict(), load_two_tower(end).state_dict()
+        saved_state, state = two_tower_of(str(tmp_path / f"{alpha}")).state_dict(), two_tower_of(end).state_dict()
         assert all(torch.equal(saved_state[name], value) for name, value in state.items())
     assert len({tuple(item.top1 for item in (result.target, *result.shifts)) for result in report.results}) > 1
 
@@ -200,8 +207,8 @@ def test_the_command_draws_the_curve_and_keeps_the_best(
     assert f"best alpha {best:g}: the highest top-1 on --data" in said
     assert "1 could not be decoded" in said
     assert f"next: edgeclip export {out}" in said
-    kept = load_two_tower(str(out)).state_dict()
-    ends = [load_two_tower(runs[name]).state_dict() for name in ("start", "whole")]
+    kept = two_tower_of(str(out)).state_dict()
+    ends = [two_tower_of(runs[name]).state_dict() for name in ("start", "whole")]
     expected = interpolate(*ends, best)
     assert all(torch.equal(kept[name], value) for name, value in expected.items())
     config = json.loads((out / "checkpoint" / "checkpoint.json").read_text())
@@ -213,7 +220,7 @@ def test_one_alpha_can_be_kept_with_nothing_measured(runs: dict[str, str], tmp_p
     said = command(runs["start"], runs["image"], "--save", "0.35", "--output", tmp_path / "kept")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoint"]
     assert "alpha 0.35" in said
-    assert load_checkpoint(str(tmp_path / "kept")).name == "image-wise-0.35"
+    assert load_model(str(tmp_path / "kept")).name == "image-wise-0.35"
 
 
 def test_names_are_taken_where_they_are_given(runs: dict[str, str], folders: dict[str, Path], tmp_path: Path) -> None:
@@ -284,13 +291,13 @@ def test_a_set_without_a_picture_is_refused(runs: dict[str, str], tmp_path: Path
 def test_the_shipped_starter_goes_half_way(tmp_path: Path) -> None:
     """Its checkpoint is of the first format, what is fine-tuned from it of the second; locked towers are not stored."""
     pytest.importorskip("efficientnet_lite_pytorch")
-    tuned = load_two_tower("starter")
+    tuned = two_tower_of("starter")
     with torch.no_grad():
         tuned.image_head.from_features.weight.add_(0.01)
     recipe = Recipe(name="tuned", data=Data(pairs="none"))
     save_checkpoint(tmp_path / "tuned", tuned, recipe=recipe)
     command("starter", tmp_path / "tuned", "--save", "0.5", "-o", tmp_path / "half")
-    half, start = load_two_tower(str(tmp_path / "half")), load_two_tower("starter")
+    half, start = two_tower_of(str(tmp_path / "half")), two_tower_of("starter")
     moved = half.image_head.from_features.weight - start.image_head.from_features.weight
     torch.testing.assert_close(moved, torch.full_like(moved, 0.005))
     assert torch.equal(half.image.stem.weight, start.image.stem.weight)

@@ -4,7 +4,7 @@ A sample is a run of files that share their name up to the first dot: an image, 
 (a caption) or ``.json`` (an object with a caption or captions).
 
 The format is that of the package ``webdataset``, which is not used: its pipelines cannot be taken up again at the
-sample, and what it passes over it does not count.
+sample, and it does not count what it passes over. Tars are read by ``tarfile``, made strict.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from edgeclip.training.data.tables import CAPTION_KEYS, captions_of
 from edgeclip.training.recipe import Data
 
 _GZIP = b"\x1f\x8b"
+_TARFILE: Any = tarfile  # its kinds of HeaderError are in no stub
 _BUFFER_BYTES = 1 << 20
 
 
@@ -104,9 +105,9 @@ class ShardPairs(PairSource):
 
     def _sample(self, key: str, content: dict[str, bytes]) -> ImageTextPair | Damaged | None:
         images = [data for suffix, data in content.items() if suffix in IMAGE_SUFFIXES]
-        said = content.keys() & {".txt", ".json", ".cls"}
+        about_image = content.keys() & {".txt", ".json", ".cls"}
         if not images:
-            return Damaged(key, "no image") if said else None  # other files are none of ours
+            return Damaged(key, "no image") if about_image else None  # other files are none of ours
         if self._labels_only:
             return _labelled(key, images[0], content.get(".cls", b""))
         try:
@@ -118,8 +119,8 @@ class ShardPairs(PairSource):
                     captions += captions_of(described, self._caption_keys)
         except (ValueError, TypeError) as error:  # msgspec's and Unicode's among them
             return Damaged(key, str(error))
-        said_once = dict.fromkeys(text.strip() for text in captions)
-        return ImageTextPair(key, images[0], tuple(filter(None, said_once)), label)
+        distinct = dict.fromkeys(text.strip() for text in captions)
+        return ImageTextPair(key, images[0], tuple(filter(None, distinct)), label)
 
 
 def open_shards(texts: Sequence[str], data: Data) -> ShardPairs:
@@ -163,8 +164,11 @@ def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], No
         ) as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # it would keep them all
-                if (file := archive.extractfile(member)) is not None and member.isreg():
-                    yield member.name, file.read()
+                if member.isreg():  # no link, no folder
+                    data = archive.fileobj.read(member.size)  # as `extractfile` does, in half the time
+                    if len(data) < member.size:
+                        raise tarfile.ReadError(f"it ends within {member.name}")
+                    yield member.name, data
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         reason = {"unexpected end of data": "it ends within a file"}.get(str(error), str(error))
         raise TrainingError(f"{name} is not a readable tar ({reason}): copy or write it again") from error
@@ -173,34 +177,26 @@ def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], No
 
 
 class _WholeTar(tarfile.TarFile):
-    """A tar that is read to its end: ``tarfile`` takes damage in mid-archive, and a cut, for the end.
+    """A tar whose end is only where the mark for it is, ``ended``; ``tarfile`` takes damage and a cut for it too."""
 
-    Attributes:
-        ended: whether the mark that ends an archive has been read, and no header since.
-    """
-
+    members: list[tarfile.TarInfo]
     ended = False
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a ``_WholeTar``; a damaged one, or none without the mark that ends an archive, is an error."""
+    """A header of a ``_WholeTar``; anything else in its place is an error."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: Any) -> Any:
         try:
             header = super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:
-            tarfile_.ended = True
-            raise
-        except tarfile.EmptyHeaderError as error:
-            if tarfile_.ended:
+        except tarfile.HeaderError as error:
+            tarfile_.ended |= isinstance(error, _TARFILE.EOFHeaderError)
+            if tarfile_.ended and isinstance(error, _TARFILE.EOFHeaderError | _TARFILE.EmptyHeaderError):
                 raise
-            at = tarfile_.offset
-            what = f"it ends after {at:,} bytes" if at else "it is empty"
-            raise tarfile.ReadError(f"{what}, without the mark that ends an archive") from error
-        except tarfile.TruncatedHeaderError as error:
-            raise tarfile.ReadError(f"it ends within a header, after {tarfile_.offset:,} bytes") from error
-        except tarfile.InvalidHeaderError as error:
-            raise tarfile.ReadError(f"{error} after {tarfile_.offset:,} bytes") from error
+            what = "is empty" if not tarfile_.offset else "ends without the mark for it"
+            if isinstance(error, _TARFILE.InvalidHeaderError):
+                what = f"has a bad header ({error})"
+            raise tarfile.ReadError(f"it {what}, after {tarfile_.offset:,} bytes") from error
         tarfile_.ended = False
         return header

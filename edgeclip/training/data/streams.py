@@ -19,9 +19,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from edgeclip.errors import EdgeclipError, SourceError
 from edgeclip.runtime.sources.address import without_password
@@ -33,7 +33,6 @@ _FIRST_WAIT_S = 0.5
 _GRACE_S = 5
 _BROKEN_PIPE = (-signal.SIGPIPE, 128 + signal.SIGPIPE)  # what closing our end does to a command that still writes
 _SHOWN_BYTES = 300
-_Result = TypeVar("_Result")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -71,12 +70,12 @@ def _command(command: str) -> Iterator[BinaryIO]:
     # With bash, `curl … | gunzip` fails when curl does; plain sh would only look at the last command.
     bash = shutil.which("bash")
     shell = [bash, "-o", "pipefail", "-c"] if bash else ["/bin/sh", "-c"]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [*shell, command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=errors,
             bufsize=0,
             start_new_session=True,  # so that the whole pipeline can be ended
         )
@@ -92,8 +91,8 @@ def _command(command: str) -> Iterator[BinaryIO]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_S if problem else None)
             if process.returncode and not (problem and process.returncode in _BROKEN_PIPE):
-                said.seek(max(0, said.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-                words = said.read().decode(errors="replace").strip() or "it printed no error"
+                errors.seek(max(0, errors.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+                words = errors.read().decode(errors="replace").strip() or "it printed no error"
                 raise SourceError(
                     f"the command {command!r} failed with exit status {process.returncode}: {words}"
                 ) from problem
@@ -120,7 +119,7 @@ class Download(io.RawIOBase):
         self._at = 0
         self._size: int | None = None
         self._answer: http.client.HTTPResponse | None = None
-        self._answer = self._again(self._open)
+        self.readinto(bytearray())  # connects
 
     def readable(self) -> bool:
         """Yes."""
@@ -129,22 +128,33 @@ class Download(io.RawIOBase):
     def readinto(self, buffer: object) -> int:
         """Fill some of the buffer; 0 only where the whole body has been read."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        return self._again(lambda: self._read(view))
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._answer = self._answer or self._open()
+                count = self._answer.readinto(view)
+                self._at += count
+                if count or not view or self._size is None or self._at >= self._size:
+                    return count
+                problem = f"the body ended after {self._at:,} of {self._size:,} bytes"
+            except urllib.error.HTTPError as error:
+                problem = f"{error.code} {error.reason}"
+                if error.code not in _TRANSIENT:
+                    break
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", error)
+                problem = str(reason) or type(reason).__name__
+            except ValueError as error:  # no address
+                problem = str(error)
+                break
+            self._hang_up()
+            if attempt < _ATTEMPTS:
+                time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
+        raise SourceError(f"expected a shard at {self.name}, got: {problem} (tried {attempt} times)")
 
     def close(self) -> None:
         """Hang up."""
-        if self._answer:
-            self._answer.close()
+        self._hang_up()
         super().close()
-
-    def _read(self, view: memoryview) -> int:
-        if self._answer is None:
-            self._answer = self._open()
-        count = self._answer.readinto(view)
-        if not count and self._size is not None and self._at < self._size:
-            raise ConnectionError(f"the body ended after {self._at:,} of {self._size:,} bytes")
-        self._at += count
-        return count
 
     def _open(self) -> http.client.HTTPResponse:
         if self._at:
@@ -159,24 +169,10 @@ class Download(io.RawIOBase):
             skip -= got
         return answer
 
-    def _again(self, action: Callable[[], _Result]) -> _Result:
-        wait_s = _FIRST_WAIT_S
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return action()
-            except urllib.error.HTTPError as error:
-                problem, final = f"{error.code} {error.reason}", error.code not in _TRANSIENT
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = getattr(error, "reason", error)
-                problem, final = str(reason) or type(reason).__name__, isinstance(error, ValueError)
-            if self._answer:
-                self._answer.close()
-                self._answer = None
-            if final or attempt == _ATTEMPTS:
-                break
-            time.sleep(wait_s)
-            wait_s *= 2
-        raise SourceError(f"expected a shard at {self.name}, got: {problem} (tried {attempt} times)")
+    def _hang_up(self) -> None:
+        if self._answer:
+            self._answer.close()
+            self._answer = None
 
 
 def _request(url: str) -> urllib.request.Request:
