@@ -1,17 +1,18 @@
-"""A walk of one frame: short videos are labelled with the starter bundle, and the files that a frame passes are printed.
+"""A walk of one frame: ``edgeclip label`` on short videos, and the files of edgeclip that a frame passes are printed.
 
     python tools/trace_frame.py [--package-root DIR]
 
 DIR is a checkout whose ``edgeclip`` to walk through, an older one say; this one's by default. A hop is a call (or a
-generator's resumption) that leads from one file of the package into another, in any thread. Frames are read, encoded and
-labelled at the same time, several in a batch, so one frame's hops are found as a difference: those of a video of twice
-as many frames, less those of the shorter one, divided by the frames between. What happens once falls out of it. So a
-file counts if it is entered at least once a batch.
+generator's resumption) that leads from one file of the package into another, in any thread. Frames are read, encoded
+and labelled at the same time, several in a batch, so one frame's hops are found as a difference: those of a video of
+twice as many frames, less those of the shorter one, divided by the frames between. What happens once falls out of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import tempfile
 import threading
@@ -29,7 +30,7 @@ class Tracer:
     """For ``sys.setprofile``: counts calls between files of a package.
 
     Attributes:
-        hops: (caller's file, called file, called function) → how often, in the order in which they first came.
+        hops: (caller's file, called file, called function) → how often, in the order in which they last came.
     """
 
     def __init__(self, package: Path) -> None:
@@ -46,7 +47,8 @@ class Tracer:
             caller = caller.f_back
         came_from = self._file(caller) if caller else None
         if came_from is not None and came_from != called:
-            self.hops[came_from, called, frame.f_code.co_name] += 1
+            hop = came_from, called, frame.f_code.co_name
+            self.hops[hop] = self.hops.pop(hop, 0) + 1  # to the end: the last frame's order stays
 
     def _file(self, frame: FrameType) -> str | None:
         name = frame.f_code.co_filename
@@ -68,9 +70,8 @@ def main() -> None:
         short, long = Path(folder) / "short.mp4", Path(folder) / "long.mp4"
         write_video(short, FRAMES)
         write_video(long, 2 * FRAMES)
-        labeller = edgeclip.open("starter")
-        traced(labeller, short, package)  # what is loaded, compiled or proved at the first start is over after it
-        few, many = traced(labeller, short, package), traced(labeller, long, package)
+        traced(short, package)  # what is loaded, compiled or proved at the first start is over after it
+        few, many = traced(short, package), traced(long, package)
     print_walk({hop: (count - few[hop]) / FRAMES for hop, count in many.items() if count > few[hop]})
 
 
@@ -88,28 +89,34 @@ def write_video(path: Path, frames: int) -> None:
         container.mux(stream.encode(None))
 
 
-def traced(labeller: Any, video: Path, package: Path) -> Counter[Hop]:
-    """The hops of labelling a video."""
+def traced(video: Path, package: Path) -> Counter[Hop]:
+    """The hops of labelling a video with the starter bundle, by ONNX Runtime in FP32, into a file of JSON lines."""
+    from edgeclip.cli import app
+
+    lines = video.with_suffix(".jsonl")
+    chosen = ["--table", "objects", "--engine", "onnxruntime", "--variant", "fp32"]
     tracer = Tracer(package)
     threading.setprofile(tracer)
     sys.setprofile(tracer)
     try:
-        for _ in labeller.stream(str(video), table="objects"):
-            pass
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            app(["label", "starter", str(video), *chosen, "--jsonl", str(lines)], standalone_mode=False)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]  # as its documentation allows
+    if not lines.is_file():
+        sys.exit("nothing was labelled")
     return tracer.hops
 
 
 def print_walk(hops: dict[Hop, float]) -> None:
-    """The files, in the order in which a frame first comes to each, with the hops that lead there."""
+    """The files, in the order in which the last frame came to them, with the hops that lead there."""
     files = list(dict.fromkeys(file for came_from, called, _ in hops for file in (came_from, called)))
     said = [f"one frame: {len(files)} files, {sum(hops.values()):.0f} hops", "", "hops into"]
     for file in files:
         into = {hop: count for hop, count in hops.items() if hop[1] == file}
         said.append(f"{sum(into.values()):9.1f}  {file:34} {', '.join(dict.fromkeys(name for *_, name in into))}")
-    sys.stdout.write("\n".join(said) + "\n")
+    sys.stdout.write("\n".join(line.rstrip() for line in said) + "\n")
 
 
 if __name__ == "__main__":

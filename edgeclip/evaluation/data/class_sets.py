@@ -94,7 +94,8 @@ def imagenet_rows(folders: Sequence[str]) -> list[int] | None:
     index = {wordnet_id: row for row, wordnet_id in enumerate(timm.ImageNetInfo("imagenet-1k").label_names())}
     if strange := [folder for folder in folders if folder not in index]:
         raise InputError(
-            f"expected WordNet ids of ImageNet's {IMAGENET_CLASSES} classes, got {', '.join(strange[:3])}: pass --names FILE"
+            f"expected WordNet ids of ImageNet's {IMAGENET_CLASSES} classes, got {', '.join(strange[:3])}: "
+            "pass --names FILE"
         )
     if len(folders) < IMAGENET_CLASSES:
         _log.warning(
