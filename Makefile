@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/edgeclip demo
 
+# Names at its end what it skipped, and the Debian packages that it wants for it.
 test: $(VENV)/.dev
 	$(BIN)/pytest $(PYTEST_ARGS)
 

@@ -6,8 +6,9 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -43,6 +44,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first: handed out last, one would keep a worker busy while the others wait."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def debian_packages() -> dict[str, str]:
+    """Package → the words by which a skipped test names what it has of it."""
+    lines = Path(__file__).with_name("debian-packages.txt").read_text(encoding="utf-8").splitlines()
+    split = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    return {package: words.strip() for package, words in split}
+
+
+def not_checked(reasons: Sequence[str], installed: Callable[[str], bool]) -> list[str]:
+    """Lines that say what skipped tests wanted: of Debian, with the one command that installs it, and else.
+
+    Args:
+        reasons: why each was skipped.
+        installed: whether a Debian package is.
+    """
+    absent = {package: words for package, words in debian_packages().items() if not installed(package)}
+    wanted = [reason for reason in reasons if any(words in reason for words in absent.values())]
+    packages = [package for package, words in absent.items() if any(words in reason for reason in wanted)]
+    if not reasons:
+        return []
+    lines = [f"{len(reasons)} skipped: what these tests claim was not checked here; the reasons stand below"]
+    if packages:
+        lines.append(f"{len(wanted)} of them want Debian packages: sudo apt-get install {' '.join(packages)}")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The end of ``make test`` names what it did not check."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [str(report.longrepr[-1]) for report in skipped if isinstance(report.longrepr, tuple)]
+    if lines := not_checked(reasons, _is_installed):
+        terminalreporter.section("not checked")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def _is_installed(package: str) -> bool:
+    if shutil.which("dpkg-query") is None:
+        return False
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout == "installed"
 
 
 @pytest.fixture

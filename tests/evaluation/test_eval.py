@@ -23,6 +23,7 @@ from edgeclip.errors import EdgeclipError, InputError, PromptError, SourceError
 from edgeclip.evaluation.accuracy.report import weakest
 from edgeclip.evaluation.data.class_sets import class_prompts, set_templates
 from edgeclip.evaluation.data.dataset import open_captioned, open_labelled
+from edgeclip.evaluation.data.shift_sets import open_shift_set
 from edgeclip.evaluation.statistics.metrics import (
     balanced_accuracy,
     confusions,
@@ -220,11 +221,63 @@ def test_the_usual_names_fit_folders_by_name_or_by_order(tmp_path: Path) -> None
 
 def test_imagenets_names_and_templates_are_open_clips() -> None:
     open_clip = pytest.importorskip("open_clip")
-    folders = [f"n{index:08}" for index in range(1000)]
+    folders = [f"{index:03}" for index in range(1000)]
     classes = class_prompts(folders, None, class_set="imagenet")
     assert [item.names[0] for item in classes] == list(open_clip.IMAGENET_CLASSNAMES)
     expected = [template("cat") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     assert [template.replace("{}", "cat") for template in set_templates("", "imagenet")] == expected
+
+
+@pytest.mark.parametrize("opened_as", [{"class_set": "imagenet"}, {"class_set": "imagenet1k"}, {}])
+def test_some_of_imagenets_folders_are_found_by_wordnet_id(tmp_path: Path, opened_as: dict[str, str]) -> None:
+    pytest.importorskip("open_clip")
+    for index, folder in enumerate(("n03063599", "n01443537", "n04131690")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(picture(index))
+    opened = open_labelled(tmp_path, **opened_as) if opened_as else open_shift_set(tmp_path)
+    assert [(item.label, item.names) for item in opened.classes] == [
+        ("n01443537", ("goldfish",)),
+        ("n03063599", ("coffee mug",)),
+        ("n04131690", ("salt shaker",)),
+    ]
+    assert opened.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["coffee mug", "n01443537", "n04131690"], "all called by WordNet id, got 2 ids beside coffee mug"),
+        (["n01443537", "n99999999"], "WordNet ids of ImageNet's 1000 classes, got n99999999"),
+    ],
+)
+def test_folders_that_are_imagenets_in_part_only_are_refused(folders: list[str], message: str) -> None:
+    pytest.importorskip("open_clip")
+    with pytest.raises(InputError, match=message):
+        class_prompts(folders, None, class_set="imagenet")
+
+
+def test_names_of_ones_own_go_before_wordnet_ids(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a fish\na mug\n")
+    found = class_prompts(["n01443537", "n03063599"], names, class_set="imagenet")
+    assert [item.names for item in found] == [("a fish",), ("a mug",)]
+
+
+def test_half_of_imagenets_classes_are_scored_among_themselves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    photographs = sorted(shared("imagenet-sample").glob("n*.jpg"))
+    for photograph in photographs:
+        (tmp_path / photograph.stem).mkdir()
+        (tmp_path / photograph.stem / "0.jpg").symlink_to(photograph)
+    with caplog.at_level("WARNING", logger="edgeclip"):
+        opened = open_labelled(tmp_path, class_set="imagenet")
+    assert len(opened.classes) == len(opened.items) == len(photographs) == 500
+    assert set(opened.folders) == {photograph.stem for photograph in photographs}
+    assert {name for item in opened.classes for name in item.names} <= set(open_clip.IMAGENET_CLASSNAMES)
+    assert dict(zip(opened.folders, (item.names for item in opened.classes), strict=True))["n01440764"] == ("tench",)
+    assert "500 of ImageNet's 1000 classes are there: images are scored among these 500" in caplog.text
 
 
 def test_templates_of_a_set_come_from_its_file(tmp_path: Path) -> None:

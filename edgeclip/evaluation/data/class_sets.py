@@ -1,13 +1,16 @@
 """Class folders and a file of names, or the usual name of a set, in; one prompt class a folder out. Templates likewise.
 
 The usual names are those of CLIP_benchmark: ``imagenet1k``, ``cifar10``, ``flowers``, … Its two files of names and
-templates, objects of set → list, can be given as they are; ImageNet's come with open_clip.
+templates, objects of set → list, can be given as they are; ImageNet's come with open_clip, and the WordNet ids of its
+classes, by which folders of ImageNet and of its variants are called, with timm.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +32,11 @@ _SELF_NAMED = frozenset(
 # What makers of shards put beside them, or beside the folder that they lie in.
 _BESIDE = ("classes.json", "classnames.txt")
 
+IMAGENET_CLASSES = 1000
+WORDNET_ID = re.compile(r"n\d{8}")
+
+_log = logging.getLogger("edgeclip")
+
 Names = list[list[str]]
 
 
@@ -39,17 +47,23 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
         names: JSON object of folder → name or list of names; or names in the order of the folders (a JSON list, or text
             with one a line); or CLIP_benchmark's file, of which ``class_set`` is taken.
         class_set: the usual name of a set whose names to take, ``imagenet`` say. Folders that are called like its
-            classes are found by name, others by their order, of which there must be as many. Of sets that have no other
-            names (``cifar10``) the folders' are taken.
+            classes are found by name, ImageNet's also by WordNet id (``n01443537``), however many of the thousand there
+            are; others by their order, of which there must be as many. Of sets that have no other names (``cifar10``)
+            the folders' are taken.
 
     Raises:
-        InputError: a folder without a name, another number of names, an unreadable file or an unknown set.
+        InputError: a folder without a name, another number of names, WordNet ids that are none of ImageNet's or stand
+            beside other names, an unreadable file or an unknown set.
+        MissingExtraError: ImageNet's names or ids are needed and open_clip or timm is not installed.
     """
     found = _names(names, class_set) if names or class_set else {}
     if isinstance(found, Mapping):
         if found and (missing := [folder for folder in folders if folder not in found]):
             raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
         return make_classes({folder: _several(found.get(folder, folder.replace("_", " "))) for folder in folders})
+    is_imagenet = _ALIASES.get(class_set, class_set) == _IMAGENET and len(found) == IMAGENET_CLASSES
+    if is_imagenet and (rows := imagenet_rows(folders)) is not None:
+        return make_classes({folder: found[row] for folder, row in zip(folders, rows, strict=True)})
     row_of = {plain_name(name): row for row, given in enumerate(found) for name in given}
     if all(plain_name(folder) in row_of for folder in folders):
         return make_classes({folder: found[row_of[plain_name(folder)]] for folder in folders})
@@ -59,6 +73,38 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
             f"{class_set or names}: give a JSON object of folder → name with --names"
         )
     return make_classes(dict(zip(folders, found, strict=True)))
+
+
+def imagenet_rows(folders: Sequence[str]) -> list[int] | None:
+    """Which of ImageNet's 1000 classes each folder is by its WordNet id; None where no folder is called by one.
+
+    Raises:
+        InputError: some are ids and some are not, or an id is none of ImageNet's.
+        MissingExtraError: timm, which knows the ids, is not installed.
+    """
+    others = [folder for folder in folders if not WORDNET_ID.fullmatch(folder)]
+    if len(others) == len(folders):
+        return None
+    if others:
+        raise InputError(
+            f"expected folders that are all called by WordNet id, got {len(folders) - len(others)} ids beside "
+            f"{', '.join(others[:3])}: rename or remove these, or give a JSON object of folder → name with --names"
+        )
+    timm: Any = require("timm.data", purpose="read ImageNet's WordNet ids", extra="export")
+    index = {wordnet_id: row for row, wordnet_id in enumerate(timm.ImageNetInfo("imagenet-1k").label_names())}
+    if strange := [folder for folder in folders if folder not in index]:
+        raise InputError(
+            f"expected WordNet ids of ImageNet's {IMAGENET_CLASSES} classes, got {', '.join(strange[:3])}: "
+            "pass --names FILE"
+        )
+    if len(folders) < IMAGENET_CLASSES:
+        _log.warning(
+            "%d of ImageNet's %d classes are there: images are scored among these %d alone",
+            len(folders),
+            IMAGENET_CLASSES,
+            len(folders),
+        )
+    return [index[folder] for folder in folders]
 
 
 def set_prompts(

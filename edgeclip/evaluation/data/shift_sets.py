@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import InputError
+from edgeclip.evaluation.data.class_sets import IMAGENET_CLASSES, WORDNET_ID, imagenet_rows
 from edgeclip.evaluation.data.dataset import Items, LabelledSet, open_labelled
 from edgeclip.extras import require
 from edgeclip.prompts import PromptClass, make_classes
 
-_WNID = re.compile(r"n\d{8}")
-_CLASSES = 1000
 # Folders 0 to 9 may be digits, or any ten classes; ImageNet-V2 has more.
 _LEAST_NUMBERED = 11
 
@@ -63,18 +61,12 @@ def imagenet_classes(folders: Sequence[str]) -> tuple[PromptClass, ...] | None:
     Raises:
         InputError: a WordNet id that is not among ImageNet's 1000.
     """
-    if folders and all(_WNID.fullmatch(folder) for folder in folders):
-        timm: Any = require("timm.data", purpose="read ImageNet's WordNet ids", extra="export")
-        index = {wnid: row for row, wnid in enumerate(timm.ImageNetInfo("imagenet-1k").label_names())}
-        if strange := [folder for folder in folders if folder not in index]:
-            raise InputError(
-                f"expected WordNet ids of ImageNet's {_CLASSES} classes, got {', '.join(strange[:3])}: "
-                "pass --names FILE"
-            )
-        rows = [index[folder] for folder in folders]
+    if folders and all(WORDNET_ID.fullmatch(folder) for folder in folders):
+        rows = imagenet_rows(folders)
+        assert rows is not None
     elif len(folders) >= _LEAST_NUMBERED and all(folder.isdecimal() for folder in folders):
         rows = [int(folder) for folder in folders]
-        if max(rows) >= _CLASSES:
+        if max(rows) >= IMAGENET_CLASSES:
             return None
     else:
         return None
