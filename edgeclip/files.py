@@ -104,7 +104,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: ``path`` exists and ``overwrite`` is false, or cannot be written.
     """
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: choose another name or pass --overwrite")
+        raise InputError(f"{path} exists already: choose another name or pass `overwrite`")
     temporary = _temporary_beside(path)
     retired = _temporary_beside(path)
     try:

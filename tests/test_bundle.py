@@ -125,7 +125,7 @@ def test_a_table_of_another_width_or_model_is_refused(tiny_bundle: Path) -> None
 def test_replacing_a_table_needs_to_be_asked_for(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     other = make_table(model_id=bundle.manifest.model.id, seed=1)
-    with pytest.raises(TableError, match="--overwrite"):
+    with pytest.raises(TableError, match="overwrite it"):
         bundle.add_table(other)
     bundle.add_table(other, overwrite=True)
     reopened = Bundle.open(tiny_bundle)

@@ -180,3 +180,24 @@ def test_a_public_name_resolves_whatever_was_imported_before(name: str) -> None:
     for room in MAY_IMPORT:
         importlib.import_module(f"edgeclip.{room}")
     assert not isinstance(getattr(edgeclip, name), ModuleType), f"edgeclip.{name} is a room, not what __all__ promises"
+
+
+def test_the_librarys_errors_speak_of_parameters_and_not_of_the_command_lines_flags() -> None:
+    """A Python user has no flags. A command that is to be run may be named whole: ``edgeclip build … --engine``."""
+    flag = re.compile(r"(?<![\w-])--[a-z]")
+    commands = re.compile(r"\b(edgeclip \w+|python|pip|uv|apt|docker|sudo|torchrun|virtual\s+environment)\b")
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.is_relative_to(PACKAGE / "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Raise) or node.exc is None:
+                continue
+            said = "".join(
+                part.value
+                for part in ast.walk(node.exc)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+            if flag.search(said) and not commands.search(said):
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert not found

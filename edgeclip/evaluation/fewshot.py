@@ -75,7 +75,7 @@ def adapt_bundle(
     """
     method_called(options.method)
     if options.shots < 0:
-        raise InputError(f"expected --shots of 0 (all there are) or more, got {options.shots}")
+        raise InputError(f"expected shots of 0 (all there are) or more, got {options.shots}")
     files, folders = list_labelled(data)
     labels = np.array([label for _, label in files])
     chooser = np.random.default_rng(options.seed)

@@ -104,7 +104,7 @@ def quantize_bundle(
         raise InputError(f"expected variants out of {', '.join(_INT8)}, got {', '.join(options.names) or 'none'}")
     if options.count < 1 or not options.max_drop >= 0:
         raise InputError(
-            f"expected --count of at least 1 and --max-drop of at least 0, got {options.count}, {options.max_drop}"
+            f"expected count of at least 1 and `max_drop` of at least 0, got {options.count}, {options.max_drop}"
         )
     golden = golden_of(bundle)
     if golden is None:

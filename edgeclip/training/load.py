@@ -34,7 +34,7 @@ def load_model(name: str, *, pretrained: str | None = None, seed: int = 0) -> Co
     """
     loader = loader_of(name)
     if loader != "open_clip" and pretrained is not None:
-        raise ModelError(f"--pretrained is for open_clip names, got {pretrained!r} with {name!r}: leave it out")
+        raise ModelError(f"`pretrained` is for open_clip names, got {pretrained!r} with {name!r}: leave it out")
     return _MODEL_LOADERS[loader](name, pretrained, seed)
 
 
@@ -78,8 +78,8 @@ def _open_clip(name: str, pretrained: str | None, seed: int) -> ContrastiveModel
         if name in open_clip.list_models():
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "it has no tags"
             raise ModelError(
-                f"expected --pretrained with {name}: give one of its tags ({tags}), a checkpoint file, "
-                "or --pretrained none for random weights"
+                f"expected `pretrained` with {name}: give one of its tags ({tags}), a checkpoint file, "
+                "or none for random weights"
             )
     return OpenClipModel(name, pretrained, seed=seed)
 

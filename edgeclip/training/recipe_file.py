@@ -52,11 +52,13 @@ def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
-            raise RecipeError(f"expected --set key=value, got {override!r}")
+            raise RecipeError(f"expected an override key=value, got {override!r}")
         try:
             _set(tree, key.split("."), yaml.safe_load(value) if value else "")
         except yaml.YAMLError as error:
-            raise RecipeError(f"expected a YAML value in --set {override!r} ({str(error).splitlines()[0]})") from error
+            raise RecipeError(
+                f"expected a YAML value in the override {override!r} ({str(error).splitlines()[0]})"
+            ) from error
     return tree
 
 
@@ -97,7 +99,7 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             tree[key] = {}
         tree = tree[key]
         if not isinstance(tree, dict):
-            raise RecipeError(f"expected a section at {key!r} of --set {'.'.join(keys)}, got a value")
+            raise RecipeError(f"expected a section at {key!r} of the override {'.'.join(keys)}, got a value")
     tree[last] = value
 
 

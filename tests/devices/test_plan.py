@@ -260,5 +260,5 @@ def test_a_plan_for_a_recorded_jetson_takes_the_memory_that_linux_can_give(tmp_p
 
 
 def test_a_machine_without_a_profile_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--device"):
+    with pytest.raises(InputError, match="with `device`"):
         profile_here(Tree(tmp_path))

@@ -12,7 +12,7 @@ import pytest
 
 from edgeclip import Bundle
 from edgeclip.devices.sensors.energy import Energy, sum_of, t95
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.bench import BenchOptions, bench
 from edgeclip.evaluation.bench.card import compare
@@ -122,7 +122,7 @@ def test_an_even_number_of_times_has_its_median_between_the_middle_two() -> None
 def result_of(times: tuple[float, ...]) -> BenchResult:
     """Three rounds that are all alike."""
     measured = Measured(setting=SETTING, ran_on="CPU", rounds_ms=(times,) * 3, warm_up_s=0.0, stable=True)
-    conditions = Conditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None)
+    conditions = MeasurementConditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None)
     return BenchResult(bundles={"m": "m"}, measured=(measured,), refused=(), machine={}, conditions=conditions)
 
 

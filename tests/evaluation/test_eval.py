@@ -131,7 +131,7 @@ def test_labels_that_are_numbers_take_names_from_a_file_or_none(forms: dict[str,
     assert [item.names for item in opened.classes] == [("mug", "cup"), ("kite",), ("rocket",), ("moon",)]
     table = tmp_path / "set.csv"
     table.write_text(f"file,label\n{forms['ImageFolder']}/cup/0.png,2\n{forms['ImageFolder']}/cup/1.png,10\n")
-    with pytest.raises(SourceError, match=r"names of the classes 0 to 10 of .*--names FILE"):
+    with pytest.raises(SourceError, match=r"names of the classes 0 to 10 of .*`names`"):
         open_labelled(table)
     with pytest.raises(InputError, match="got 4 of them"):
         open_labelled(table, names)

@@ -18,7 +18,7 @@ from edgeclip import Bundle
 from edgeclip.devices.machine.cpu import read_cpu
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.sensors.measurement_conditions import Conditions
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import BundleError, InputError, IntegrityError
 from edgeclip.evaluation.bench.records import load_result
 from edgeclip.evaluation.statistics.rounds import Interval
@@ -204,7 +204,7 @@ def test_a_limit_within_noise_is_said_to_be() -> None:
     "wrong", [{"max_latency_ms": 0.0}, {"max_memory_mb": -1.0}, {"min_accuracy": 60.0}, {"min_accuracy": 0.0}]
 )
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="expected --m"):
+    with pytest.raises(InputError, match="expected m"):
         TradeoffLimits(**wrong)
 
 
@@ -343,7 +343,7 @@ def test_the_page_answers_as_the_rule_does_whatever_the_limits(tmp_path: Path, c
         decision=decide(world.points, world.pairs(), TradeoffLimits()),
         refused=(),
         machine=describe_machine(),
-        conditions=Conditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None),
+        conditions=MeasurementConditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None),
     )
     page = tmp_path / "page.html"
     page.write_text(tradeoff_page(tradeoff), encoding="utf-8")
@@ -444,7 +444,7 @@ def test_bad_input_is_refused_before_anything_runs(tiny_bundle: Path, photos: Pa
     out = tmp_path / "out"
     data = ("--data", str(photos), "-o", str(out))
     assert "read-only" in refused("tradeoff", "starter", *data, "--apply")
-    assert "expected --min-accuracy as a share" in refused("tradeoff", "starter", *data, "--min-accuracy", "60")
+    assert "expected min_accuracy as a share" in refused("tradeoff", "starter", *data, "--min-accuracy", "60")
     assert "expected stages of" in refused("tradeoff", "starter", *data, "--stage", "all")
     assert "at least 3 rounds" in refused("tradeoff", "starter", *data, "--rounds", "1")
     assert "got one twice" in refused("tradeoff", "starter", "starter", *data, "--rounds", "3")

@@ -739,7 +739,7 @@ def test_names_that_do_not_exist_are_refused_at_once(
 
 
 def test_threads_below_one_are_the_callers_mistake(golden_bundle: Path, counting: list[str]) -> None:
-    with pytest.raises(InputError, match=r"^expected --threads of at least 1, got 0"):
+    with pytest.raises(InputError, match=r"^expected threads of at least 1, got 0"):
         choose(Bundle.open(golden_bundle), threads=0)
 
 

@@ -468,5 +468,5 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_the_limit_is_kept_and_checked(video: Path) -> None:
     with open_source(str(video)) as source:
         assert len(list(limited(source, 5))) == 5
-    with open_source(str(video)) as source, pytest.raises(InputError, match="--limit"):
+    with open_source(str(video)) as source, pytest.raises(InputError, match="expected limit of at least 1"):
         list(limited(source, 0))

@@ -69,7 +69,7 @@ def test_what_goes_wrong_several_at_once_runs_one_at_a_time(
 
 def test_what_is_wrong_in_batches_is_refused_and_says_what_to_do(golden_bundle: Path, video: Path) -> None:
     for _ in range(2):
-        with pytest.raises(ParityError, match=r"in batches of 8: expected .* got .*: use another --engine"):
+        with pytest.raises(ParityError, match=r"in batches of 8: expected .* got .*: use another `engine`"):
             labels(golden_bundle, video, engine="batching")
     assert labels(golden_bundle, video, engine="batching", batch=1, parallel=1) == labels(golden_bundle, video)
 

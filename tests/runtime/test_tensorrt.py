@@ -306,7 +306,7 @@ def test_a_graph_with_a_fixed_batch_needs_no_profile(graph: Path, encoder: Encod
 
 def test_a_workspace_that_is_too_small_says_so(graph: Path, encoder: EncoderSpec, cache: Path) -> None:
     options = BuildOptions(compute_capability="8.6", workspace_bytes=2**20)
-    with pytest.raises(EngineError, match=r"needs more than 1 MiB .*larger --workspace\n  .*workspace limit"):
+    with pytest.raises(EngineError, match=r"needs more than 1 MiB .*larger `workspace`\n  .*workspace limit"):
         build(RTX, graph, encoder, "fp32", options)
     assert plans(cache) == []
 
@@ -469,7 +469,7 @@ def test_a_jetsons_free_memory_is_what_linux_can_give(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 7802212 kB\nMemFree: 301244 kB\nMemAvailable: 5120000 kB\n")
     assert free_memory_bytes(orin, tmp_path) == 5_120_000 * 1024
-    with pytest.raises(EngineError, match="give the size with --workspace"):
+    with pytest.raises(EngineError, match="give the size with `workspace`"):
         free_memory_bytes(orin, tmp_path / "nothing")
 
 

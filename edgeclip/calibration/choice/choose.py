@@ -65,7 +65,7 @@ class ChooseOptions:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise InputError(f"expected --count of at least 1, got {self.count}")
+            raise InputError(f"expected count of at least 1, got {self.count}")
 
 
 def choose_images(
@@ -113,7 +113,7 @@ def choose_images(
     if len(images) < options.count:
         notes.append(
             f"{options.count} images were asked for and only {len(images)} different ones were there: all are taken; "
-            "add footage, or look at more of it with a lower --every"
+            "add footage, or look at more of it with a lower `every`"
         )
     if failed := sum(footage.failed):
         notes.append(f"{failed} files or frames could not be decoded and were passed over")

@@ -69,7 +69,7 @@ def measure_drift(a: str, sample: FootageSample, b: str, other: FootageSample, *
         if len(side.rows) < _LEAST_FRAMES:
             raise InputError(
                 f"expected at least {_LEAST_FRAMES} frames of {name} to compare, got {len(side.rows)}: give more "
-                "footage, or look at more of it with a lower --every"
+                "footage, or look at more of it with a lower `every`"
             )
     energy, p_value = energy_test(sample.rows, other.rows, seed=seed)
     drifted = p_value <= LEVEL
@@ -145,7 +145,7 @@ def sample_footage(
         raise InputError(
             f"expected {source} to be chosen with {options.variant} of model {bundle.manifest.model.id}, got "
             f"{record.variant} of {record.model_id} (graph {record.graph_sha256[:12]}…, not {graph[:12]}…): pass the "
-            "--bundle and --variant that it was chosen with, or choose again"
+            "`bundle` and `variant` that it was chosen with, or choose again"
         )
     return sample
 

@@ -74,9 +74,9 @@ class Footage:
 
     def __init__(self, texts: Sequence[str], *, every_s: float = 0.2, duration_s: float | None = None) -> None:
         if not (math.isfinite(every_s) and every_s >= 0):
-            raise InputError(f"expected --every of at least 0 seconds, got {every_s}")
+            raise InputError(f"expected every of at least 0 seconds, got {every_s}")
         if duration_s is not None and not duration_s > 0:
-            raise InputError(f"expected --duration above 0 seconds, got {duration_s}")
+            raise InputError(f"expected duration above 0 seconds, got {duration_s}")
         if not texts:
             raise SourceError("expected at least one source of images, got none: name a folder, a video or a camera")
         self.names = [without_password(text) for text in texts]

@@ -100,7 +100,7 @@ def require_frames(count: int, options: FootageOptions) -> None:
     if count < needed:
         raise InputError(
             f"expected at least {needed} frames for a label rate of {options.label_rate:g}, got {count}: give more "
-            "footage, sample it more often (--every), or allow a higher rate"
+            "footage, sample it more often (`every`), or allow a higher rate"
         )
 
 

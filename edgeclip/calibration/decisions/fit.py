@@ -188,7 +188,7 @@ def _require_enough(table: PromptTable, images: Labelled, judged: Bools, best: n
     if not known.any():
         raise InputError(
             f"expected labelled images of classes of table {table.name!r}, got {len(known)} of none of them: add some, "
-            "or fit without labels with --footage"
+            "or fit without labels with `footage`"
         )
     if judged.sum() < _FEWEST:
         raise InputError(

@@ -129,7 +129,7 @@ def free_memory_bytes(gpu: Gpu, root: Path = Path("/")) -> int:
         return int(free)
     available_gib = read_memory(Tree(root)).available_gib
     if available_gib is None:
-        raise EngineError(f"expected MemAvailable in {root / 'proc/meminfo'}, got none: give the size with --workspace")
+        raise EngineError(f"expected MemAvailable in {root / 'proc/meminfo'}, got none: give the size with `workspace`")
     return int(available_gib * 2**30)
 
 

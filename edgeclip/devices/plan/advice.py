@@ -50,7 +50,7 @@ def verdict(chosen: VariantPlan | None, demand: Demand, variants: Sequence[Varia
         return f"{expected}, {asked}: within reach"
     if chosen.reach == "perhaps":
         return f"{expected}, {asked}: measure on the device before promising it"
-    return f"{expected}, {asked}: out of reach; label fewer frames (--gate skips still scenes) or take a smaller model"
+    return f"{expected}, {asked}: out of reach; label fewer frames (`gate` skips still scenes) or take a smaller model"
 
 
 def recipe(chosen: VariantPlan, profile: DeviceProfile, free: int | None) -> tuple[str, ...]:
@@ -87,9 +87,9 @@ def notes_on(
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))
     if profile.kind == "cpu" and None in (demand.cores, demand.ghz):
-        notes.append("a CPU's peaks are those of a core and GHz: give --cores and --ghz for its speed")
+        notes.append("a CPU's peaks are those of a core and GHz: give `cores` and `ghz` for its speed")
     if free is None:
-        notes.append("what memory is free is not known: give --memory GIB")
+        notes.append("what memory is free is not known: give `memory`, GiB")
     if (wanted := demand.images_per_s) is not None:
         low, high = (wanted * ms / 1e3 for ms in (_FRAME_CORE_MS.low, _FRAME_CORE_MS.high))
         notes.append(

@@ -83,7 +83,7 @@ def profile_here(tree: Tree) -> DeviceProfile:
         InputError: none does.
     """
     if (found := match_profile(tree)) is None:
-        raise InputError("no device profile fits this machine: name one with --device; edgeclip devices lists them")
+        raise InputError("no device profile fits this machine: name one with `device`; edgeclip devices lists them")
     return found
 
 

@@ -70,7 +70,7 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
     if len(found) != len(folders):
         raise InputError(
             f"expected names for {len(folders)} classes ({', '.join(folders[:3])}, …), got the {len(found)} of "
-            f"{class_set or names}: give a JSON object of folder → name with --names"
+            f"{class_set or names}: give a JSON object of folder → name as `names`"
         )
     return make_classes(dict(zip(folders, found, strict=True)))
 
@@ -88,14 +88,14 @@ def imagenet_rows(folders: Sequence[str]) -> list[int] | None:
     if others:
         raise InputError(
             f"expected folders that are all called by WordNet id, got {len(folders) - len(others)} ids beside "
-            f"{', '.join(others[:3])}: rename or remove these, or give a JSON object of folder → name with --names"
+            f"{', '.join(others[:3])}: rename or remove these, or give a JSON object of folder → name as `names`"
         )
     timm: Any = require("timm.data", purpose="read ImageNet's WordNet ids", extra="export")
     index = {wordnet_id: row for row, wordnet_id in enumerate(timm.ImageNetInfo("imagenet-1k").label_names())}
     if strange := [folder for folder in folders if folder not in index]:
         raise InputError(
             f"expected WordNet ids of ImageNet's {IMAGENET_CLASSES} classes, got {', '.join(strange[:3])}: "
-            "pass --names FILE"
+            "pass `names` FILE"
         )
     if len(folders) < IMAGENET_CLASSES:
         _log.warning(
@@ -124,7 +124,7 @@ def set_prompts(
     if not names and not class_set:
         raise SourceError(
             f"expected the names of the classes 0 to {count - 1} of {what}, got none: put classes.json beside it, or "
-            "pass --names FILE or --classes SET"
+            "pass `names` (a file) or `classes` (a set)"
         )
     found = _names(names, class_set)
     if isinstance(found, Mapping):
@@ -158,7 +158,7 @@ def set_templates(name_or_file: str, class_set: str = "") -> tuple[str, ...]:
             return load_templates("simple")
         if key == _IMAGENET:
             return load_templates("imagenet")
-        path = _asset(_TEMPLATES, f"the templates of {class_set}", "--templates")
+        path = _asset(_TEMPLATES, f"the templates of {class_set}", "templates")
     if path.suffix == ".json" and path.is_file() and isinstance(sets := read_json(path), dict):
         return check_templates(_of_set(sets, key, path), str(path))
     return load_templates(name_or_file)
@@ -179,7 +179,7 @@ def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
         if key == _IMAGENET:
             open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet class names")
             return [[name] for name in open_clip.IMAGENET_CLASSNAMES]
-        path = _asset(_NAMES, f"the class names of {class_set}", "--names")
+        path = _asset(_NAMES, f"the class names of {class_set}", "names")
     if path.suffix == ".txt":
         return read_class_names(path)
     try:
@@ -201,9 +201,9 @@ def _of_sets(given: Mapping[str, Any]) -> bool:
 
 def _of_set(sets: Mapping[str, Any], key: str, path: Path) -> list[str]:
     if not key:
-        raise PromptError(f"expected the name of a set in {path}, got none: pass --classes, one of {', '.join(sets)}")
+        raise PromptError(f"expected the name of a set in {path}, got none: pass `classes`, one of {', '.join(sets)}")
     if not isinstance(sets.get(key), list):
-        raise PromptError(f"expected --classes out of {', '.join(sets)} in {path}, got {key!r}")
+        raise PromptError(f"expected classes out of {', '.join(sets)} in {path}, got {key!r}")
     return [str(item) for item in sets[key]]
 
 

@@ -128,11 +128,11 @@ def _beside(path: Path, source: str, file: str) -> Path:
 
 def _video(path: Path, source: str, number: int) -> Path:
     if not source:
-        raise InputError(f"{path}:{number} does not say which video it is of: pass --source FILE")
+        raise InputError(f"{path}:{number} does not say which video it is of: pass `source`, a file")
     places = [Path(source), path.parent / source]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        raise SourceError(f"expected the video {source!r} of {path}:{number}, got no such file: pass --source FILE")
+        raise SourceError(f"expected the video {source!r} of {path}:{number}, got no such file: pass `source`, a file")
     return found
 
 
@@ -244,7 +244,7 @@ class RecordedImage:
             SourceError: always.
         """
         raise SourceError(
-            f"expected the embedding of image {self._digest[:12]} in the cache, got none: pass --data again"
+            f"expected the embedding of image {self._digest[:12]} in the cache, got none: pass `data` again"
         )
 
 
@@ -289,7 +289,7 @@ def recorded_data(digest: str) -> DecisionData:
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(
             f"expected the record of the labelled images in the cache ({digest[:12]}), got none that can be read: "
-            "pass --data again"
+            "pass `data` again"
         ) from error
     return DecisionData(_Recorded(record), tuple(label for _, label in record.images), record.options)
 
@@ -312,8 +312,8 @@ def _labels(found: Sequence[tuple[str, ...]], options: DataOptions, table: Promp
     if strange and not options.others:
         raise InputError(
             f"expected labels of table {table.name!r} or {UNKNOWN}, got {len(strange)} others "
-            f"({', '.join(sorted(names[0] for names in strange)[:5])}): correct them, give their names with --names, "
-            "or pass --others for images of none of the classes"
+            f"({', '.join(sorted(names[0] for names in strange)[:5])}): correct them, give their names with `names`, "
+            "or pass `others` for images of none of the classes"
         )
     background = set(table.background)
     labels = [named[names] or UNKNOWN for names in found]
@@ -321,7 +321,7 @@ def _labels(found: Sequence[tuple[str, ...]], options: DataOptions, table: Promp
     if not Counter(labels).keys() - {UNKNOWN}:
         raise InputError(
             f"expected labelled images of classes of table {table.name!r}, got {len(labels)} of none of them: check "
-            "the labels, or fit without labels with --footage"
+            "the labels, or fit without labels with `footage`"
         )
     return tuple(labels)
 

@@ -137,7 +137,7 @@ def reusable(
         notice(f"timed anew: {error}")
         return None
     why = _unlike(timed, bundles, options, describe_machine())
-    notice(f"timed anew: {path} {why}" if why else f"times are those of {path}; --again takes new ones")
+    notice(f"timed anew: {path} {why}" if why else f"times are those of {path}; `again` takes new ones")
     return None if why else timed
 
 

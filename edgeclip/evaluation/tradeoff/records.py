@@ -112,11 +112,11 @@ class TradeoffLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_memory_mb: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("--max-latency-ms", self.max_latency_ms), ("--max-memory-mb", self.max_memory_mb)):
+        for name, value in (("max_latency_ms", self.max_latency_ms), ("max_memory_mb", self.max_memory_mb)):
             if value is not None and not value > 0:
                 raise InputError(f"expected {name} above 0, got {value:g}")
         if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
-            raise InputError(f"expected --min-accuracy as a share such as 0.6, got {self.min_accuracy:g}")
+            raise InputError(f"expected min_accuracy as a share such as 0.6, got {self.min_accuracy:g}")
 
     def given(self) -> dict[str, float]:
         """The limits that were given, by name."""

@@ -167,7 +167,7 @@ class Engine(ABC):
             )
         if not np.isfinite(embeddings).all():
             raise EngineError(
-                f"{self.path.name} returned values that are not finite on {self.name}: try --variant fp32"
+                f"{self.path.name} returned values that are not finite on {self.name}: try `variant` fp32"
             )
         return embeddings
 
@@ -239,7 +239,7 @@ def load_engine(
         MissingExtraError: the engine's library is not installed.
     """
     if threads is not None and threads < 1:
-        raise InputError(f"expected --threads of at least 1, got {threads}")
+        raise InputError(f"expected threads of at least 1, got {threads}")
     return engine_class(name)(path, encoder, precision=precision, threads=threads, parallel=parallel)
 
 

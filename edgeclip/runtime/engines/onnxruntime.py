@@ -136,7 +136,7 @@ class OrtEngine(Engine):
     def _absent(self, got: str) -> EngineError:
         return EngineError(
             f"expected {self.provider} in onnxruntime {self._version}, got {got}: {self.install}, or choose another "
-            "--engine"
+            "`engine`"
         )
 
     def _placement(self) -> dict[str, Counter[str]]:
@@ -157,7 +157,7 @@ class OrtEngine(Engine):
         if self.provider != _CPU and on_cpu:
             raise EngineError(
                 f"expected the products of {self.path.name} on {self.provider}, got "
-                f"{', '.join(f'{n} {op}' for op, n in sorted(on_cpu.items()))} on the CPU: use another --variant"
+                f"{', '.join(f'{n} {op}' for op, n in sorted(on_cpu.items()))} on the CPU: use another `variant`"
             )
 
 
@@ -244,7 +244,7 @@ def refuse_inexact_int8(path: Path, precision: Precision) -> None:
     if precision == "int8" and not adds_int8_exactly(platform.machine(), cpu_flags()):
         raise VariantError(
             f"{path.name} needs a CPU with VNNI: without it x86 adds INT8 products in 16 bits, which overflow "
-            "silently; use --variant fp32"
+            "silently; use `variant` fp32"
         )
 
 

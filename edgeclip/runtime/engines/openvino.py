@@ -85,7 +85,7 @@ class OpenVinoEngine(Engine):
         if self.device not in devices:
             raise EngineError(
                 f"expected a {self.device} that OpenVINO can use, got {', '.join(devices)}: install its driver, or "
-                "choose another --engine"
+                "choose another `engine`"
             )
         self._properties = self._choose_properties()
         self.key = self._plan_key(_FLOATS, single=True)
@@ -188,7 +188,7 @@ class OpenVinoEngine(Engine):
         if self.precision == "bf16" and "BF16" not in capabilities:
             raise VariantError(
                 f"{self.path.name} needs bf16, but OpenVINO computes only in {', '.join(capabilities)} on "
-                f"{self._device_name()}: use --variant fp32"
+                f"{self._device_name()}: use `variant` fp32"
             )
         kind = self.types[self.precision]
         return {
@@ -314,7 +314,7 @@ def compile_variant(
         EngineError, VariantError, MissingExtraError: as the engine.
     """
     if given := [field.name for field in fields(options) if getattr(options, field.name) != field.default]:
-        raise InputError(f"{', '.join(given)}: expected no options of a TensorRT plan with --engine {engine}")
+        raise InputError(f"{', '.join(given)}: expected no options of a TensorRT plan with `engine` {engine}")
     start = time.perf_counter()
     kind = OpenVinoGpuEngine if engine == OpenVinoGpuEngine.name else OpenVinoEngine
     with closing(kind(path, encoder, precision=precision)) as loaded:

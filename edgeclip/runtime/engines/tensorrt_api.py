@@ -124,7 +124,7 @@ def precision_flags(trt: Any, precision: Precision) -> tuple[str, ...]:
     if flag not in known:
         raise EngineError(
             f"this TensorRT ({getattr(trt, '__version__', 'of unknown version')}) has no {precision}: "
-            "use --variant fp16 or fp32"
+            "use `variant` fp16 or fp32"
         )
     return (flag, "OBEY_PRECISION_CONSTRAINTS") if "OBEY_PRECISION_CONSTRAINTS" in known else (flag,)
 

@@ -297,10 +297,10 @@ def _build_error(library: Library, onnx: Path, workspace_bytes: int) -> EngineEr
     text = "\n".join(library.log.messages)
     limit = f"{workspace_bytes / 2**20:,.0f} MiB of workspace"
     if _WORKSPACE_TOO_SMALL.search(text):
-        return library.failure(f"{library.title} needs more than {limit} for {onnx.name}: give a larger --workspace")
+        return library.failure(f"{library.title} needs more than {limit} for {onnx.name}: give a larger `workspace`")
     if _OUT_OF_MEMORY.search(text):
         why = library.failure(
-            f"{library.title} ran out of memory on {onnx.name} with {limit}: stop other programs or lower --batch"
+            f"{library.title} ran out of memory on {onnx.name} with {limit}: stop other programs or lower `batch`"
         )
         return _OutOfMemoryError(str(why), workspace_bytes)
     return library.failure(f"{library.title} cannot build {onnx.name}: try another variant")

@@ -54,7 +54,7 @@ class BuildOptions:
         if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
             raise InputError(
                 "expected batches with 1 <= MIN <= OPT <= MAX, got "
-                f"{self.min_batch},{self.opt_batch},{self.max_batch}: give --batch MIN,OPT,MAX"
+                f"{self.min_batch},{self.opt_batch},{self.max_batch}: give `batch` as MIN,OPT,MAX"
             )
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
             raise InputError(f"expected a workspace of at least 1 byte, got {self.workspace_bytes}")
@@ -65,7 +65,7 @@ class BuildOptions:
                 raise InputError(f"expected a compute capability such as 8.6, got {self.compute_capability!r}")
             if self.hardware_compatible:
                 raise InputError(
-                    "expected --compute-capability or --hardware-compatible, got both: the first builds for one kind "
+                    "expected compute_capability or `hardware_compatible`, got both: the first builds for one kind "
                     "of GPU, the second for all from 8.0 on"
                 )
 
@@ -93,13 +93,13 @@ def refuse_impossible(engine: str, options: BuildOptions) -> None:
     """
     if options.compute_capability and engine == "tensorrt":
         raise EngineError(
-            "tensorrt measures kernels on the GPU it builds for: build on the device, or use --engine tensorrt-rtx "
+            "tensorrt measures kernels on the GPU it builds for: build on the device, or use `engine` tensorrt-rtx "
             f"to build for compute capability {options.compute_capability} elsewhere"
         )
     if options.version_compatible and engine == "tensorrt-rtx":
         raise EngineError(
             "tensorrt-rtx lacks the lean runtime that a version-compatible plan needs: leave out "
-            "--version-compatible and build again after an upgrade"
+            "`version_compatible` and build again after an upgrade"
         )
 
 
@@ -113,12 +113,12 @@ def choose_target(library: Library, options: BuildOptions) -> Target:
         gpu = require_gpu(f"build a {library.name} plan")
         return Target(AMPERE_AND_LATER if options.hardware_compatible else gpu.sm, gpu)
     if options.strip and find_gpu() is None:
-        raise EngineError(f"{library.title} leaves weights out only on a machine with an NVIDIA GPU: omit --strip here")
+        raise EngineError(f"{library.title} leaves weights out only on a machine with an NVIDIA GPU: omit `strip` here")
     if options.hardware_compatible:
         return Target(AMPERE_AND_LATER, None)
     if options.compute_capability:
         return Target(sm(options.compute_capability), None, _known_capability(library, options.compute_capability))
-    gpu = require_gpu(f"build a {library.name} plan for this machine (to build for another, give --compute-capability)")
+    gpu = require_gpu(f"build a {library.name} plan for this machine (to build for another, give `compute_capability`)")
     _known_capability(library, gpu.compute_capability)  # on an H100 1.7 builds a plan, and refuses to run it
     return Target(gpu.sm, gpu, "CURRENT")
 
@@ -152,7 +152,7 @@ def _known_capability(library: Library, capability: str) -> str:
         listed = ", ".join(f"{member[2:-1]}.{member[-1]}" for member in known)
         raise EngineError(
             f"{library.title} cannot build for compute capability {capability}: expected one of {listed}; "
-            "on a Jetson or an H100, build there with --engine tensorrt"
+            "on a Jetson or an H100, build there with `engine` tensorrt"
         )
     return name
 

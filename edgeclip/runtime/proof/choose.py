@@ -156,7 +156,7 @@ def _why(best: Proof, good: list[Proof]) -> str:
 
 def _raise_none(bundle: Bundle, refused: list[tuple[str, str, str]], *, disagreed: bool) -> None:
     if not refused:
-        raise EngineError(f"no engine installed here is meant for a variant of {bundle.path.name}: give --engine")
+        raise EngineError(f"no engine installed here is meant for a variant of {bundle.path.name}: give `engine`")
     reasons = "; ".join(f"{variant} on {engine}: {reason}" for variant, engine, reason in refused[:3])
     raise (ParityError if disagreed else EngineError)(f"no variant is proved on this machine: {reasons}")
 

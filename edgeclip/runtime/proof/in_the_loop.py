@@ -73,7 +73,7 @@ def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, ro
         at_once = f"{parallel} batches of {rows} at once" if parallel > 1 else f"batches of {rows}"
         raise ParityError(
             f"{encoder.variant.name} on {encoder.engine.name} in {at_once}: expected embeddings with a cosine of at "
-            f"least {least:g} to FP32's, got {cosine:.4f}: use another --engine or --variant"
+            f"least {least:g} to FP32's, got {cosine:.4f}: use another `engine` or `variant`"
         )
 
 

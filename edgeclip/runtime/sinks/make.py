@@ -52,7 +52,7 @@ def make_sinks(options: SinkOptions) -> list[Sink]:
     if same:
         raise InputError(f"expected a file for each output, got {same.pop()} for two: give one another name")
     if options.jsonl_rotate_mb is not None and options.jsonl is None:
-        raise InputError("expected --jsonl FILE beside --jsonl-rotate-mb, got no file: add one")
+        raise InputError("expected a file `jsonl` beside `jsonl_rotate_mb`, got no file: add one")
     return [
         resolve_name(f"edgeclip.runtime.sinks.{where}")(value, **more)  # imported only where asked for: start-up counts
         for where, value, more in _wanted(options)

@@ -122,7 +122,7 @@ def limited(source: Source, limit: int | None) -> Iterator[Frame]:
         InputError: ``limit`` is below 1.
     """
     if limit is not None and limit < 1:
-        raise InputError(f"expected --limit of at least 1, got {limit}")
+        raise InputError(f"expected limit of at least 1, got {limit}")
     for taken, frame in enumerate(source, start=1):
         yield frame
         if taken == limit:

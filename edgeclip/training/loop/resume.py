@@ -73,7 +73,7 @@ def save_state(path: Path, run: Running, *, step: int, recipe: Recipe) -> None:
     if bad := next(filter(None, run.world.collect(_not_finite(weights))), None):
         raise TrainingError(
             f"weight {bad} is not finite after step {step}: the state before is kept at {path}; "
-            "lower optimizer.lr and go on with --resume"
+            "lower optimizer.lr and go on with `resume`"
         )
     if not run.world.main:
         run.world.wait()
@@ -105,7 +105,7 @@ def load_state(path: Path, recipe: Recipe, world: World) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"cannot read the state {path} ({error}): start again with --overwrite") from error
+        raise TrainingError(f"cannot read the state {path} ({error}): start again with `overwrite`") from error
     if state.get("format") != FORMAT:
         raise TrainingError(f"expected a state {FORMAT} at {path}, got {state.get('format')}: use the version it is of")
     _check_same(msgspec.json.decode(state["recipe"]), recipe)
@@ -150,7 +150,7 @@ def _check_same(before: Mapping[str, Any], recipe: Recipe) -> None:
     if changed:
         raise RecipeError(
             f"the recipe has changed since the state was saved ({', '.join(changed[:5])}): "
-            "resume with the same recipe, or start again with --overwrite"
+            "resume with the same recipe, or start again with `overwrite`"
         )
 
 

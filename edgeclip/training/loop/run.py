@@ -54,11 +54,11 @@ class RunFolder:
             InputError: it exists and neither is given, or it cannot be written.
         """
         if self.path.exists() and not (overwrite or resume):
-            raise InputError(f"{self.path} exists already: choose another --output, or pass --resume or --overwrite")
+            raise InputError(f"{self.path} exists already: choose another `output`, or pass `resume` or `overwrite`")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make {self.path} ({error.strerror}): choose another --output") from error
+            raise InputError(f"cannot make {self.path} ({error.strerror}): choose another `output`") from error
         if not resume:
             for name in _OWN:
                 found = self.path / name
