@@ -31,7 +31,7 @@ LEVEL = 0.01
 PARTS = 8
 _FIGURES = ("luma", "contrast", "saturation")
 _LEAST_FRAMES = 20
-_RESAMPLES = 9999
+_RESAMPLES = 999
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +97,7 @@ def measure_drift(a: str, sample: FootageSample, b: str, other: FootageSample, *
 def energy_test(a: FloatArray, b: FloatArray, *, seed: int = 0) -> tuple[float, float]:
     """Energy distance of unit rows (N, D) and (M, D), each in the order of its footage, and its p value.
 
-    Of 12,870 ways to deal the parts out 9,999 are drawn.
+    Of 12,870 ways to deal the parts out 999 are drawn.
     """
     stats = require("scipy.stats", purpose="compare footage", extra="eval")
     rows = np.concatenate([a, b])
