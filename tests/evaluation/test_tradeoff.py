@@ -23,7 +23,7 @@ from edgeclip.errors import BundleError, InputError, IntegrityError
 from edgeclip.evaluation.bench.records import load_result
 from edgeclip.evaluation.statistics.rounds import Interval
 from edgeclip.evaluation.tradeoff.decide import decide, misses
-from edgeclip.evaluation.tradeoff.measure import Run, compare_runs
+from edgeclip.evaluation.tradeoff.measure import MeasuredPoint, compare_runs
 from edgeclip.evaluation.tradeoff.records import (
     Comparison,
     SetAccuracy,
@@ -56,12 +56,12 @@ class World:
     """Points with made-up times and hits, compared as measured ones are."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[MeasuredPoint] = []
         self._random = np.random.default_rng(0)
 
     def add(
         self, label: str, ms: float, right: int, *, mb: float | None = 100.0, joules: float | None = None, noise=0.0
-    ) -> Run:
+    ) -> MeasuredPoint:
         """A point whose first ``right`` images of 1000 are right; rounds differ by ``noise``, a share."""
         rounds = [ms * float(np.exp(self._random.normal(scale=noise))) for _ in range(5)]
         top1 = right / IMAGES
@@ -80,7 +80,7 @@ class World:
             energy_j=None if joules is None else (joules, 0.1),
             accuracies=(accuracy,),
         )
-        self.runs.append(Run(point, rounds, np.ones(IMAGES, np.bool_), np.arange(IMAGES) < right))
+        self.runs.append(MeasuredPoint(point, rounds, np.ones(IMAGES, np.bool_), np.arange(IMAGES) < right))
         return self.runs[-1]
 
     @property

@@ -18,7 +18,7 @@ import msgspec
 
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.machine.tree import without_home
-from edgeclip.devices.machine.try_library import Trial, Tried, trials
+from edgeclip.devices.machine.try_library import LibraryTrial, Tried, trials
 from edgeclip.files import cache_place
 
 # Packages that bring the same module, of which the last one installed wins.
@@ -112,13 +112,13 @@ def read_software(devices: Iterable[str] = ()) -> Software:
     )
 
 
-def try_libraries(wanted: Iterable[Trial]) -> tuple[Tried, ...]:
+def try_libraries(wanted: Iterable[LibraryTrial]) -> tuple[Tried, ...]:
     """Try libraries, each in a process of its own: one that crashes or hangs is told as that."""
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         return tuple(pool.map(_try, wanted))
 
 
-def _try(trial: Trial) -> Tried:
+def _try(trial: LibraryTrial) -> Tried:
     name, module, asks = trial
     environment = os.environ | {"OPENCV_LOG_LEVEL": "ERROR"}
     try:

@@ -54,7 +54,7 @@ Question: TypeAlias = Callable[[Any], Answer]
 """What a loaded library is asked: the module in; details for people, and facts for rules, out. It may raise."""
 
 
-class Trial(NamedTuple):
+class LibraryTrial(NamedTuple):
     """A library that is to be tried.
 
     Attributes:
@@ -67,13 +67,13 @@ class Trial(NamedTuple):
     asks: str | None
 
 
-def trials() -> list[Trial]:
+def trials() -> list[LibraryTrial]:
     """All libraries that doctor tries: those that run encoders, and what edgeclip needs beside them."""
-    engines = [Trial(name, entry.module, entry.asks) for name, entry in engine_libraries().items()]
-    return [*engines, *(Trial(name, module, f"{__name__}:{question}") for name, module, question in _BESIDE)]
+    engines = [LibraryTrial(name, entry.module, entry.asks) for name, entry in engine_libraries().items()]
+    return [*engines, *(LibraryTrial(name, module, f"{__name__}:{question}") for name, module, question in _BESIDE)]
 
 
-def try_library(trial: Trial) -> Tried:
+def try_library(trial: LibraryTrial) -> Tried:
     """Import a library and ask what it can do here; never raises for what the library does."""
     name, module, asks = trial
     try:
@@ -212,12 +212,12 @@ _BESIDE = (
 
 
 def main(name: str, module: str, asks: str) -> None:
-    """Try a library, given as ``Trial`` has it, "" for None.
+    """Try a library, given as ``LibraryTrial`` has it, "" for None.
 
     Prints the answer as the last line of standard output, and nothing else of the library's.
     """
     with _standard_output_set_aside() as answer:
-        answer.write(msgspec.json.encode(try_library(Trial(name, module, asks or None))) + b"\n")
+        answer.write(msgspec.json.encode(try_library(LibraryTrial(name, module, asks or None))) + b"\n")
         answer.flush()
     os._exit(0)  # without the library's own way out, which may crash
 

@@ -77,7 +77,7 @@ class Claim(msgspec.Struct, frozen=True):
     beyond_noise: bool
 
 
-class Choice(msgspec.Struct, frozen=True):
+class PromptChoice(msgspec.Struct, frozen=True):
     """Names and templates chosen on one half of the images, tested on the other.
 
     Attributes:
@@ -135,7 +135,9 @@ def contributions(
     return found
 
 
-def choose(prompts: PromptRows, images: FloatArray, labels: IntArray, *, seed: int, alpha: float) -> Choice | None:
+def choose(
+    prompts: PromptRows, images: FloatArray, labels: IntArray, *, seed: int, alpha: float
+) -> PromptChoice | None:
     """Choose templates and names on one half of the images, and test both choices on the other.
 
     Args:
@@ -186,7 +188,7 @@ def choose(prompts: PromptRows, images: FloatArray, labels: IntArray, *, seed: i
     if shown:
         names = {label: few for change in shown for label, few in change.names.items()}
         recommended = Change(min((change.templates for change in shown), key=len), names)
-    return Choice(
+    return PromptChoice(
         steps=steps,
         all_tested_on=float(reference.mean()),
         claims=claims,

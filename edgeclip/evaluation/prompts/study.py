@@ -16,7 +16,7 @@ from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.errors import InputError
 from edgeclip.evaluation.data.class_sets import plain_name
 from edgeclip.evaluation.data.dataset import Items, LabelledSet, open_labelled
-from edgeclip.evaluation.prompts.choice import Change, Choice, Contribution, changed_rows, choose, contributions
+from edgeclip.evaluation.prompts.choice import Change, Contribution, PromptChoice, changed_rows, choose, contributions
 from edgeclip.evaluation.prompts.confused_names import ALIKE, NAMES, ConfusedNames, confused_names
 from edgeclip.evaluation.prompts.rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.statistics.metrics import predictions, top_k
@@ -85,7 +85,7 @@ class Study(msgspec.Struct, frozen=True):
     top1: float
     ci95: tuple[float, float]
     contributions: list[Contribution]
-    choice: Choice | None
+    choice: PromptChoice | None
     nearest: list[ConfusedNames]
     confused: list[ConfusedNames]
     suggestions: list[Suggestion]
@@ -233,7 +233,7 @@ def _class_of_folder(given: LabelledSet, classes: Sequence[PromptClass]) -> IntA
     return np.array([row_of[plain_name(folder)] for folder in given.folders], np.int64)
 
 
-def _suggestions(choice: Choice | None, nearest: list[ConfusedNames]) -> list[Suggestion]:
+def _suggestions(choice: PromptChoice | None, nearest: list[ConfusedNames]) -> list[Suggestion]:
     found: list[Suggestion] = []
     for claim in choice.claims if choice else []:
         if claim.beyond_noise:
@@ -259,7 +259,7 @@ def _suggestions(choice: Choice | None, nearest: list[ConfusedNames]) -> list[Su
     return found
 
 
-def _notes(classes: list[ClassResult], choice: Choice | None) -> list[str]:
+def _notes(classes: list[ClassResult], choice: PromptChoice | None) -> list[str]:
     notes: list[str] = []
     middle = int(np.median([item.images for item in classes if item.images]))
     if middle < FEW:

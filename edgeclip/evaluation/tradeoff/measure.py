@@ -43,7 +43,7 @@ _MEMORY_NOISE, _MEMORY_NOISE_MB = 0.05, 4.0  # peaks of processes differ by so m
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredPoint:
     """A point and what it is compared by.
 
     Attributes:
@@ -187,7 +187,7 @@ def _labels(bundles: Sequence[Bundle]) -> dict[str, str]:
 
 def _measure(
     bundle: Bundle, name: str, measured: Measured, sets: Sequence[LabelledSet], rows: Sequence[FloatArray]
-) -> Run:
+) -> MeasuredPoint:
     """Score the images of each set against the rows (C, D) of its classes."""
     setting = measured.setting
     accuracies, seen = [], []
@@ -210,7 +210,7 @@ def _measure(
         energy_j=measured.energy_per_image_j,
         accuracies=tuple(accuracies),
     )
-    return Run(point, measured.medians_ms, *seen[0])
+    return MeasuredPoint(point, measured.medians_ms, *seen[0])
 
 
 def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, rows: FloatArray) -> tuple[Hits, Hits]:
@@ -220,7 +220,7 @@ def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, rows: Fl
     return images.keep, right
 
 
-def compare_runs(first: Run, second: Run) -> Comparison:
+def compare_runs(first: MeasuredPoint, second: MeasuredPoint) -> Comparison:
     """How the second stands to the first, on every axis that is known of both."""
     both = first.keep & second.keep
     latency = compare_rounds(first.medians_ms, second.medians_ms, paired=True)
