@@ -373,12 +373,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("name", "pretrained", "message"),
     [
         ("ViT-B32", "none", r"did you mean one of .*ViT-B-32\b"),
-        ("ViT-B-32", None, r"--pretrained with ViT-B-32: .*laion2b_s34b_b79k.*--pretrained none"),
+        ("ViT-B-32", None, r"`pretrained` with ViT-B-32: .*laion2b_s34b_b79k.*or none for random"),
         ("ViT-B-32", "laion", r"got 'laion': give one of .*laion2b_s34b_b79k"),
         ("ViT-B-32", "laion2b_s34b_b79k", "cannot load ViT-B-32 with weights laion2b_s34b_b79k: .*cannot be reached"),
         ("hf:openai/clip-vit-base-patch32", None, "cannot load the transformers model openai/.*cannot be reached"),
         ("hf:./no-such-folder", None, "no such folder"),
-        ("hf:openai/clip", "openai", "--pretrained is for open_clip names"),
+        ("hf:openai/clip", "openai", "`pretrained` is for open_clip names"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_quick_sentence(
