@@ -174,7 +174,7 @@ def test_the_public_names_are_these() -> None:
     public = {name for name in dir(edgeclip) if not name.startswith("_")}
     assert public - own | {"export"} == set(edgeclip.__all__) - {
         "__version__"
-    }  # export is the room, which can be called
+    }  # a room that can be called
     assert len(edgeclip.__all__) == len(set(edgeclip.__all__))
 
 

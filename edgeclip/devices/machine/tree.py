@@ -149,7 +149,7 @@ def open_tree(root: Path) -> Tree:
     if root.is_file():
         return RecordedTree(root)
     if not root.is_dir():
-        raise InputError(f"expected a folder with a machine's files, or a tar recorded with --record, got {root}")
+        raise InputError(f"expected a folder with a machine's files, or a tar of edgeclip doctor --record, got {root}")
     return Tree(root)
 
 
