@@ -120,19 +120,20 @@ def tradeoff(
     """Measure latency, accuracy and memory of every variant here, and say which one to ship."""
     require("torch", purpose="encode class names")
     require("matplotlib", purpose="draw a plot")
+    require("jinja2", purpose="write a page")
     from edgeclip.evaluation.bench.bench import BenchOptions
     from edgeclip.evaluation.bench.records import Stage
     from edgeclip.evaluation.data.class_sets import set_templates
     from edgeclip.evaluation.data.dataset import open_labelled
     from edgeclip.evaluation.data.shift_sets import names_of, open_shift_set
     from edgeclip.evaluation.tradeoff.measure import measure_tradeoff, recommendation_of, reusable
-    from edgeclip.evaluation.tradeoff.records import Limits
+    from edgeclip.evaluation.tradeoff.records import TradeoffLimits
     from edgeclip.evaluation.tradeoff.report import print_tradeoff, save_tradeoff
     from edgeclip.export.bundle import require_writable
     from edgeclip.files import write_json
     from edgeclip.runtime.proof.choose import add_recommendation
 
-    limits = Limits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
+    limits = TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     options = BenchOptions(
         variants=tuple(split_names(variants)),
         engines=tuple(split_names(engines)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,10 +15,10 @@ from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.calibration.hashed_images import files as image_files
 from edgeclip.devices.machine.probe import Description, describe_machine, summary
 from edgeclip.errors import InputError
+from edgeclip.evaluation.charts import COLOURS, new_figure, save_figure
 from edgeclip.evaluation.data.class_sets import class_prompts
 from edgeclip.export.prompt_table import table_for_bundle
-from edgeclip.extras import require
-from edgeclip.files import atomic_file, atomic_folder, write_json
+from edgeclip.files import atomic_folder, write_json
 from edgeclip.prompts import PromptClass, PromptTable, load_templates, parse_classes
 from edgeclip.runtime.images import list_labelled
 from edgeclip.training.adapt.curve import Curve, CurveOptions, draw_curve
@@ -28,9 +27,6 @@ from edgeclip.training.adapt.linear_probe import Shots
 from edgeclip.training.adapt.recipe import FewShotRecipe
 
 Progress = Callable[[str, int, int], None]
-
-# Colours that people with any colour vision can tell apart (Okabe and Ito 2008).
-_COLOURS = {"probe": "#D55E00", "zs-probe": "#0072B2", "tip-adapter": "#009E73", "tip-adapter-f": "#CC79A7"}
 
 
 @dataclass(frozen=True)
@@ -194,15 +190,14 @@ def save_curve(report: CurveReport, folder: Path) -> tuple[Path, Path]:
 
 def plot_curves(reports: Sequence[CurveReport], path: Path) -> None:
     """Draw one panel a data set: top-1 over shots, a line and its 95 % band for each method."""
-    figures: Any = require("matplotlib.figure", purpose="draw a curve", extra="train")
-    figure = figures.Figure(figsize=(5.2 * len(reports), 4.0), layout="constrained")
+    figure = new_figure(5.2 * len(reports), 4.0)
     for panel, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
         curve = report.curve
         numbers = sorted({point.shots for point in curve.points})
-        for method in [name for name in METHODS if curve.of(name)]:
-            points = curve.of(method)
+        for method, colour in zip(METHODS, COLOURS, strict=False):
+            if not (points := curve.of(method)):
+                continue
             where = [numbers.index(point.shots) for point in points]  # evenly spaced, as the numbers double
-            colour = _COLOURS[method]
             panel.plot(where, [point.top1 for point in points], "o-", ms=4, lw=1.6, color=colour, label=method)
             low, high = [point.low for point in points], [point.high for point in points]
             panel.fill_between(where, low, high, color=colour, alpha=0.15, lw=0)
@@ -214,8 +209,7 @@ def plot_curves(reports: Sequence[CurveReport], path: Path) -> None:
         panel.set_title(f"{report.data} ({curve.classes} classes, {curve.seeds} seeds)", fontsize=10)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, loc="lower right")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)
 
 
 def _text_table(

@@ -1,6 +1,6 @@
-"""Two checkpoints and folders of labelled images in, zero-shot top-1 of the models between them out (WiSE-FT).
+"""Two checkpoints and folders of labelled images in; zero-shot top-1 of the models between them out (WiSE-FT).
 
-Accuracies of the models between two checkpoints in; a table, a picture and ``curve.json`` out.
+It comes as a table, as a picture and as ``curve.json``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Bundles in; how long each variant takes on each engine of this machine, measured in turns, out.
+"""Bundles in; how long each variant takes on each engine of this machine, and the memory it needs, out.
 
 Every round loads each setting anew, warms it up until it is stable and measures it, in an order drawn for the round:
 what drifts meets all settings alike, and what differs from load to load is in the interval. No time is left out.
-
-A bundle's variant and an engine in, the memory that they take in a process of their own out.
+Memory is that of a process of its own for each.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.sensors.energy import Energy, sum_of
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.errors import EdgeclipError, InputError, IntegrityError
-from edgeclip.evaluation.bench.records import BenchResult, Measured, Setting, Stage
+from edgeclip.evaluation.bench.records import STAGES, BenchResult, BenchSetting, Measured, Stage
 from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import ENGINES, ByteArray, engine_class
@@ -33,46 +34,7 @@ from edgeclip.runtime.proof.golden import Golden, decoded_images, golden_of
 from edgeclip.runtime.proof.proof import prove
 from edgeclip.runtime.scoring import Scorer
 
-_CODE = """
-import sys
-import numpy as np
-from edgeclip.bundle import Bundle
-from edgeclip.runtime.encoder import ImageEncoder
-bundle = Bundle.open(sys.argv[1])
-spec = bundle.manifest.encoder.preprocess
-images = np.zeros((int(sys.argv[4]), 3, spec.height, spec.width), np.float32)
-if sys.argv[3] != "none":
-    with ImageEncoder(bundle, sys.argv[2], engine=sys.argv[3]) as encoder:
-        for _ in range(2):
-            encoder.encode_preprocessed(images)
-with open("/proc/self/status") as status:
-    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
-"""
-
-
-def memory_mb(bundle: Bundle, variant: str, engine: str, *, batch: int) -> float | None:
-    """Peak resident memory of loading the engine and running two batches, less a process without it, MB.
-
-    The engine's library is in it, memory of a GPU of its own is not.
-
-    Returns:
-        None where the process failed.
-    """
-    peaks = [_peak_kib(bundle, variant, name, batch) for name in (engine, "none")]
-    if None in peaks:
-        return None
-    with_engine, without = (peak for peak in peaks if peak is not None)
-    return round((with_engine - without) * 1024 / 1e6, 1)
-
-
-def _peak_kib(bundle: Bundle, variant: str, engine: str, batch: int) -> int | None:
-    """What Linux calls VmHWM: unlike ``ru_maxrss``, it does not begin with what the parent had taken."""
-    command = [sys.executable, "-c", _CODE, str(bundle.path), variant, engine, str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
-STAGES: tuple[Stage, ...] = ("engine", "end-to-end", "pipelined")
+_Loaded = tuple[str, str, str, int]  # model, variant, engine, batch: what decides the memory
 _WINDOW = 8  # batches whose median is compared with the last window's while warming up
 _STABLE = 0.03
 
@@ -145,7 +107,7 @@ def bench(
     if not settings:
         reasons = "; ".join(f"{setting}: {why}" for setting, why in refused[:3])
         raise InputError(f"nothing to measure runs here: {reasons or 'no variant suits an engine that is installed'}")
-    rounds: dict[Setting, list[_Round]] = defaultdict(list)
+    rounds: dict[BenchSetting, list[_Round]] = defaultdict(list)
     order = random.Random(options.seed)
     steps = options.rounds * len(settings)
     with Telemetry() as telemetry:
@@ -154,10 +116,7 @@ def bench(
                 say(str(setting), sum(map(len, rounds.values())), steps)
                 rounds[setting].append(_round(of_model[setting.model], setting, options, telemetry))
         conditions = telemetry.conditions()
-    memory = {
-        key: memory_mb(of_model[key[0]], key[1], key[2], batch=key[3])
-        for key in dict.fromkeys(_memory_key(setting) for setting in settings)
-    }
+    memory = _memory_mb(of_model, settings)
     measured = tuple(
         Measured(
             setting=setting,
@@ -179,7 +138,7 @@ def bench(
     )
 
 
-def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[Setting]:
+def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[BenchSetting]:
     """Every combination that is meant to go together, whether it runs here or not."""
     spec = bundle.manifest.encoder.preprocess
     names = options.variants or tuple(variant.name for variant in bundle.manifest.variants)
@@ -191,7 +150,7 @@ def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[Setting]:
             for stage in options.stages:
                 for batch in options.batches:
                     for threads in options.threads if engine_class(engine).on_cpu else (None,):
-                        yield Setting(
+                        yield BenchSetting(
                             model=bundle.manifest.model.id,
                             variant=variant.name,
                             engine=engine,
@@ -203,7 +162,7 @@ def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[Setting]:
                         )
 
 
-def _refusal(bundle: Bundle, setting: Setting) -> str:
+def _refusal(bundle: Bundle, setting: BenchSetting) -> str:
     """Why a setting is not measured, or nothing."""
     if setting.batch > 1 and not bundle.variant(setting.variant).dynamic_batch:
         return "the variant takes one image at a time"
@@ -230,7 +189,7 @@ class _Round:
     energy: Energy | None
 
 
-def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: Telemetry) -> _Round:
+def _round(bundle: Bundle, setting: BenchSetting, options: BenchOptions, telemetry: Telemetry) -> _Round:
     """Load a setting, warm it up, measure it."""
     golden = golden_of(bundle)
     assert golden is not None  # _refusal saw to it
@@ -253,7 +212,7 @@ def _round(bundle: Bundle, setting: Setting, options: BenchOptions, telemetry: T
 
 
 def _runner(
-    bundle: Bundle, setting: Setting, golden: Golden, stack: ExitStack
+    bundle: Bundle, setting: BenchSetting, golden: Golden, stack: ExitStack
 ) -> tuple[ImageEncoder, Callable[[], float]]:
     """What is called again and again: it runs one batch and gives the seconds that it took."""
     pipelined = setting.stage == "pipelined"
@@ -326,5 +285,44 @@ def _together(energies: Sequence[Energy | None]) -> Energy | None:
     return sum_of(known) if known and len(known) == len(energies) else None
 
 
-def _memory_key(setting: Setting) -> tuple[str, str, str, int]:
+_CODE = """
+import sys
+import numpy as np
+from edgeclip.bundle import Bundle
+from edgeclip.runtime.encoder import ImageEncoder
+bundle = Bundle.open(sys.argv[1])
+spec = bundle.manifest.encoder.preprocess
+images = np.zeros((int(sys.argv[4]), 3, spec.height, spec.width), np.float32)
+if sys.argv[3] != "none":
+    with ImageEncoder(bundle, sys.argv[2], engine=sys.argv[3]) as encoder:
+        for _ in range(2):
+            encoder.encode_preprocessed(images)
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
+
+
+def _memory_mb(of_model: dict[str, Bundle], settings: Sequence[BenchSetting]) -> dict[_Loaded, float | None]:
+    """Peak resident memory of loading the engine and running two batches, less a process without it, MB.
+
+    The engine's library is in it, memory of a GPU of its own is not. None where the process failed.
+    """
+    peak_kib = cache(_peak_kib)
+    found: dict[_Loaded, float | None] = {}
+    for model, variant, engine, batch in map(_memory_key, settings):
+        path = of_model[model].path
+        peak, without = peak_kib(path, variant, engine, batch), peak_kib(path, "", "none", batch)
+        known = None if peak is None or without is None else round((peak - without) * 1024 / 1e6, 1)
+        found[model, variant, engine, batch] = known
+    return found
+
+
+def _peak_kib(bundle: Path, variant: str, engine: str, batch: int) -> int | None:
+    """What Linux calls VmHWM: unlike ``ru_maxrss``, it does not begin with what the parent had taken."""
+    command = [sys.executable, "-c", _CODE, str(bundle), variant, engine, str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def _memory_key(setting: BenchSetting) -> _Loaded:
     return setting.model, setting.variant, setting.engine, setting.batch

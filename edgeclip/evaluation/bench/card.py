@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgeclip.devices.machine.probe import summary
 from edgeclip.errors import InputError
-from edgeclip.evaluation.bench.records import BenchResult, Measured, Setting
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
 from edgeclip.evaluation.statistics.rounds import Ratio, compare_rounds
 
 _WIDE = 120  # columns of a terminal that all of a table fit in
@@ -62,11 +62,11 @@ _COLUMNS: dict[str, tuple[Callable[[Measured], str], bool]] = {
     "jitter": (lambda each: f"{each.jitter_ms:.2f}", False),
     "images/s": (lambda each: f"{each.images_per_s:.0f}", True),
     "MB": (lambda each: "–" if each.memory_mb is None else f"{each.memory_mb:.0f}", True),
-    "J an image": (lambda each: "–" if each.energy_per_image_j is None else f"{each.energy_per_image_j:.3f}", False),
+    "J an image": (lambda each: "–" if each.energy_per_image_j is None else f"{each.energy_per_image_j[0]:.3f}", False),
 }
 
 
-def compare(first: BenchResult, second: BenchResult) -> list[tuple[Setting, Ratio]]:
+def compare(first: BenchResult, second: BenchResult) -> list[tuple[BenchSetting, Ratio]]:
     """Every setting that both have: how long it takes in the second, in times of the first.
 
     Raises:
@@ -74,7 +74,7 @@ def compare(first: BenchResult, second: BenchResult) -> list[tuple[Setting, Rati
     """
     before = {each.setting: each for each in first.measured}
     both = [
-        (each.setting, compare_rounds(_medians(before[each.setting]), _medians(each), paired=False))
+        (each.setting, compare_rounds(before[each.setting].medians_ms, each.medians_ms, paired=False))
         for each in second.measured
         if each.setting in before
     ]
@@ -94,7 +94,3 @@ def print_comparison(first: BenchResult, second: BenchResult, console: Console) 
         say(f"the machines differ in {', '.join(changed)}", style="yellow")
     for name, result in (("first", first), ("second", second)):
         say(f"{name}: {summary(result.machine)}; {result.conditions}", style="dim")
-
-
-def _medians(measured: Measured) -> list[float]:
-    return [sorted(times)[len(times) // 2] for times in measured.rounds_ms]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -18,9 +18,10 @@ from edgeclip.evaluation.statistics.rounds import Interval, interval_of_rounds
 
 SCHEMA = 1
 Stage = Literal["engine", "end-to-end", "pipelined"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class BenchSetting(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is measured.
 
     Attributes:
@@ -59,7 +60,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         energy: of all its rounds, and its error; None where the machine does not tell.
     """
 
-    setting: Setting
+    setting: BenchSetting
     ran_on: str
     rounds_ms: tuple[tuple[float, ...], ...]
     warm_up_s: float
@@ -103,9 +104,9 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return self.setting.batch * 1e3 / float(self.times_ms.mean())
 
     @property
-    def energy_per_image_j(self) -> float | None:
-        """Joules an image, where energy is known."""
-        return None if self.energy is None else self.energy.joules / self.images
+    def energy_per_image_j(self) -> tuple[float, float] | None:
+        """Joules an image and their error, where energy is known."""
+        return None if self.energy is None else (self.energy.joules / self.images, self.energy.error_j / self.images)
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +120,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int = SCHEMA
     bundles: dict[str, str]
     measured: tuple[Measured, ...]
-    refused: tuple[tuple[Setting, str], ...]
+    refused: tuple[tuple[BenchSetting, str], ...]
     machine: Description
     conditions: Conditions
 

@@ -1,7 +1,4 @@
-"""Fitted decisions in; what a terminal shows of them, and JSON, out.
-
-Fitted decisions in; a page of reliability, precision by acceptance, and every class's promise, out.
-"""
+"""Fitted decisions in; what a terminal shows of them, JSON, and a page with reliability and every promise, out."""
 
 from __future__ import annotations
 
@@ -12,161 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.calibration.decisions.fit import Bin, FitReport, Reported
-from edgeclip.decisions import ClassDecision
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.evaluation.charts import COLOURS, inline_svg, new_figure, page_style
 from edgeclip.evaluation.decisions.calibrate import Calibrated
-from edgeclip.evaluation.html_page import Markup, element, page, table
+from edgeclip.evaluation.html_page import render_page
 
-_SIDE, _LEFT, _BOTTOM, _TOP = 280, 40, 34, 10
 PROMISES = {"own": "by itself", "together": "with others", "none": "none"}
-
-
-def decision_page(found: Calibrated, *, bundle: str, target: float, confidence: float) -> Markup:
-    """One HTML page that needs nothing else.
-
-    Args:
-        found: with at least one report.
-        bundle: its name.
-        target, confidence: what was asked for.
-    """
-    heading = element(
-        "section",
-        element("h1", f"Decisions of table {found.table.name}, {bundle}"),
-        element(
-            "p",
-            f"Precision {target:g} was asked for, each promise to hold with confidence {confidence:g}. All figures are "
-            "of labelled images that the probabilities in question were not fitted on (25 folds).",
-            class_="quiet",
-        ),
-        *(element("p", note, class_="warn") for note in found.notes),
-    )
-    return page(f"Decisions: {found.table.name}", heading, *(_variant(each, target) for each in found.reports))
-
-
-def _variant(report: FitReport, target: float) -> Markup:
-    figures = report.figures
-    shown = [
-        ("images", f"{report.images} ({report.known} of a class)"),
-        ("right of these", _share(figures.get("top1"))),
-        ("precision", _share(figures.get("precision"))),
-        ("recall", _share(figures.get("recall"))),
-        ("abstention", _share(figures.get("abstention"))),
-        (
-            "calibration error: score, temperature, after",
-            " → ".join(f"{figures[name]:.3f}" for name in ("ece_before", "ece_temperature", "ece_after")),
-        ),
-    ]
-    if "auroc_after" in figures:
-        shown.append(
-            ("AUROC known or not: cosine, after", f"{figures['auroc_cosine']:.3f} → {figures['auroc_after']:.3f}")
-        )
-    facts = element("dl", *(element("div", element("dt", name), element("dd", value)) for name, value in shown))
-    plots = element(
-        "div",
-        element(
-            "div",
-            element("h3", "Reliability: share right by what was said"),
-            reliability_plot(report.before, report.after),
-        ),
-        element(
-            "div", element("h3", "Precision by share of images reported"), curve_plot(report.curve, target, figures)
-        ),
-        class_="groups",
-    )
-    notes = element("ul", *(element("li", note, class_="soft") for note in report.notes), class_="suggestions")
-    return element(
-        "section",
-        element("h2", report.variant),
-        Markup(facts.replace("<dl>", '<dl class="facts">', 1)),
-        plots,
-        notes,
-        element("details", element("summary", f"{len(report.classes)} classes"), class_table(report.classes)),
-    )
-
-
-def class_table(classes: dict[str, ClassDecision]) -> Markup:
-    """Every class: threshold, promise, and what it would have reported."""
-    rows = [
-        (
-            label,
-            each.images,
-            f"{each.threshold:.3f}",
-            PROMISES[each.promise],
-            each.accepted,
-            f"{each.right / each.accepted:.2f}" if each.accepted else "–",
-        )
-        for label, each in classes.items()
-    ]
-    heads = ("class", "images", "threshold", "promised", "reported", "right of these")
-    return table(heads, rows, numbers=(1, 2, 4, 5))
-
-
-def reliability_plot(before: Sequence[Bin], after: Sequence[Bin]) -> Markup:
-    """Share right over what was said, dots sized by their number of images, for scores and probabilities."""
-    parts = [_axes("score or probability", "share right")]
-    parts.append(f'<line class="zero" x1="{_x(0)}" y1="{_y(0)}" x2="{_x(1)}" y2="{_y(1)}"/>')
-    most = max((each.n for each in (*before, *after)), default=1)
-    for bins, kind in ((before, "first"), (after, "second")):
-        points = " ".join(f"{_x(each.probability)},{_y(each.right)}" for each in bins)
-        parts.append(f'<polyline class="{kind}" points="{points}"/>')
-        parts += [
-            f'<circle class="{kind}" cx="{_x(each.probability)}" cy="{_y(each.right)}" '
-            f'r="{2 + 5 * (each.n / most) ** 0.5:.1f}"><title>{each.n} images: said {each.probability:.2f}, '
-            f"right {each.right:.2f}</title></circle>"
-            for each in bins
-        ]
-    parts.append(f'<text class="first" x="{_x(0.04)}" y="{_y(0.94)}">score before</text>')
-    parts.append(f'<text class="second" x="{_x(0.04)}" y="{_y(0.87)}">probability after</text>')
-    return _plot(parts)
-
-
-def curve_plot(curve: Sequence[Reported], target: float, figures: dict[str, float]) -> Markup:
-    """Precision over the share that is reported, by falling probability; the target; and where thresholds lie."""
-    parts = [_axes("share of images reported", "precision")]
-    parts.append(f'<line class="zero" x1="{_x(0)}" y1="{_y(target)}" x2="{_x(1)}" y2="{_y(target)}"/>')
-    parts.append(f'<text x="{_x(1)}" y="{_y(target) - 4}" text-anchor="end">target {target:g}</text>')
-    points = " ".join(f"{_x(each.share)},{_y(each.precision)}" for each in curve)
-    parts.append(f'<polyline class="second" points="{points}"/>')
-    if "precision" in figures:
-        x, y = _x(1 - figures["abstention"]), _y(figures["precision"])
-        parts.append(f'<circle class="flag" cx="{x}" cy="{y}" r="5"><title>at the thresholds</title></circle>')
-        parts.append(f'<text x="{x + 9}" y="{y + 14}">at the thresholds</text>')
-    return _plot(parts)
-
-
-def _plot(parts: Sequence[str]) -> Markup:
-    width, height = _LEFT + _SIDE + 12, _TOP + _SIDE + _BOTTOM
-    return Markup(
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'
-    )
-
-
-def _axes(across: str, up: str) -> str:
-    parts = []
-    for mark in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line class="axis" x1="{_x(0)}" x2="{_x(1)}" y1="{_y(mark)}" y2="{_y(mark)}"/>')
-        parts.append(f'<line class="axis" y1="{_y(0)}" y2="{_y(1)}" x1="{_x(mark)}" x2="{_x(mark)}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{_y(mark) + 4}" text-anchor="end">{mark:g}</text>')
-        parts.append(f'<text x="{_x(mark)}" y="{_y(0) + 14}" text-anchor="middle">{mark:g}</text>')
-    parts.append(f'<text x="{_x(0.5)}" y="{_y(0) + 29}" text-anchor="middle">{across}</text>')
-    middle = _y(0.5)
-    parts.append(f'<text x="10" y="{middle}" text-anchor="middle" transform="rotate(-90 10 {middle})">{up}</text>')
-    return "".join(parts)
-
-
-def _x(value: float) -> float:
-    return round(_LEFT + _SIDE * value, 1)
-
-
-def _y(value: float) -> float:
-    return round(_TOP + _SIDE * (1 - value), 1)
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-_MOST = 12
+_MOST = 12  # classes that a terminal shows
 
 
 def print_calibrated(found: Calibrated, console: Console) -> None:
@@ -245,3 +94,62 @@ def _print_report(report: FitReport, console: Console) -> None:
         console.print(f"  and {len(report.classes) - len(shown)} more (--report, --json)", highlight=False)
     for note in report.notes:
         console.print(f"  - {note}", highlight=False, markup=False)
+
+
+def decision_page(found: Calibrated, *, bundle: str, target: float, confidence: float) -> str:
+    """One HTML page that needs nothing else.
+
+    Args:
+        found: with at least one report.
+        bundle: its name.
+        target, confidence: what was asked for.
+
+    Raises:
+        MissingExtraError: Jinja2 or matplotlib is not installed.
+    """
+    return render_page(
+        "decisions.html.j2",
+        found=found,
+        bundle=bundle,
+        target=target,
+        confidence=confidence,
+        promises=PROMISES,
+        variants=[
+            (each, reliability_plot(each.before, each.after), curve_plot(each.curve, target, each.figures))
+            for each in found.reports
+        ],
+    )
+
+
+def reliability_plot(before: Sequence[Bin], after: Sequence[Bin]) -> Any:
+    """Share right over what was said, dots sized by their number of images, for scores and probabilities; ``<svg>``."""
+    most = max((each.n for each in (*before, *after)), default=1)
+    with page_style():
+        figure, axes = _unit_square("score or probability", "share right")
+        axes.plot([0, 1], [0, 1], ls="--", lw=1, color="0.5")
+        for bins, colour, name in ((before, COLOURS[0], "score before"), (after, COLOURS[2], "probability after")):
+            said, right = [each.probability for each in bins], [each.right for each in bins]
+            axes.plot(said, right, color=colour, lw=1.5, label=name)
+            axes.scatter(said, right, s=[8 + 70 * each.n / most for each in bins], color=colour, lw=0)
+        axes.legend(loc="best")
+        return inline_svg(figure)
+
+
+def curve_plot(curve: Sequence[Reported], target: float, figures: dict[str, float]) -> Any:
+    """Precision over the share reported, by falling probability; the target; where the thresholds lie; ``<svg>``."""
+    with page_style():
+        figure, axes = _unit_square("share of images reported", "precision")
+        axes.axhline(target, ls="--", lw=1, color="0.5", label=f"target {target:g}")
+        axes.plot([each.share for each in curve], [each.precision for each in curve], color=COLOURS[2], lw=1.5)
+        if "precision" in figures:
+            at = 1 - figures["abstention"], figures["precision"]
+            axes.plot(*at, "o", ms=7, color=COLOURS[4], label="at the thresholds")
+        axes.legend(loc="lower left")
+        return inline_svg(figure)
+
+
+def _unit_square(across: str, up: str) -> tuple[Any, Any]:
+    figure = new_figure(4.4, 4.2)
+    axes = figure.subplots()
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=across, ylabel=up, aspect="equal")
+    return figure, axes

@@ -1,12 +1,13 @@
-"""What a robustness run found: its values, written and read as JSON, and the lines that people read.
+"""What a robustness run found, as data; its lines for people, its JSON and its picture out.
 
-A robustness report in, its files out; the picture shows accuracy under shift and what a variant loses beyond.
+The picture shows accuracy under shift, and what a variant loses there beyond what it loses on clean images.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description, summary
 from edgeclip.errors import InputError
+from edgeclip.evaluation.charts import COLOURS, new_figure, save_figure
 from edgeclip.evaluation.statistics.effective_robustness import Effective
 from edgeclip.evaluation.statistics.metrics import wilson_interval
 from edgeclip.evaluation.statistics.paired import ExtraLoss, PairedDifference
 from edgeclip.evaluation.wise import Accuracy
-from edgeclip.extras import require
-from edgeclip.files import atomic_file, write_json, write_text
+from edgeclip.files import write_json, write_text
 
 _Z95 = 1.959964
 
@@ -232,7 +233,15 @@ def _row(cells: Sequence[str]) -> str:
     return "  ".join(cells).rstrip()
 
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, told apart by all
+def save_report(report: RobustnessReport, folder: Path) -> list[Path]:
+    """Write ``robustness.json``, ``.txt`` and ``.png`` into a folder; returns the paths."""
+    numbers, words, picture = (folder / f"robustness.{kind}" for kind in ("json", "txt", "png"))
+    write_json(numbers, report)
+    write_text(words, "\n".join(report_lines(report)) + "\n")
+    plot_robustness(report, picture)
+    return [numbers, words, picture]
+
+
 _WIDTH, _ROW = 5.4, 0.33  # inches
 
 
@@ -245,55 +254,50 @@ def plot_robustness(report: RobustnessReport, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figures: Any = require("matplotlib.figure", purpose="draw a plot", extra="train")
     ordered = sorted(report.corruptions, key=lambda item: -item.mean[0].top1)
-    rows: list[tuple[str, list[Accuracy]]] = [("clean", report.clean)]
-    rows += [(item.name, item.mean) for item in ordered]
-    rows += [("all corruptions", report.corrupted)] if ordered else []
-    rows += [(Path(shift.name).name or shift.name, shift.top1) for shift in report.shifts]
-    several = len(report.variants) > 1
-    figure = figures.Figure(figsize=(_WIDTH * (2 if several else 1), 1.3 + _ROW * len(rows)), layout="constrained")
-    panels = figure.subplots(1, 2 if several else 1, sharey=True, squeeze=False)[0]
-    for variant, name in enumerate(report.variants):
-        shift = _beside(variant, len(report.variants))
-        for row, (_, accuracies) in enumerate(rows):
-            _point(panels[0], accuracies[variant].top1, accuracies[variant].ci95, row + shift, _COLOURS[variant % 6])
-        for row, item in enumerate(ordered, start=1):
-            found = [by_variant[variant].top1 for by_variant in item.by_severity]
-            panels[0].plot(found, [row + shift] * len(found), "|", color=_COLOURS[variant % 6], alpha=0.5, ms=7)
-        panels[0].plot([], [], "o", color=_COLOURS[variant % 6], ms=4, label=name)
-    panels[0].set_yticks(range(len(rows)), [name for name, _ in rows])
-    panels[0].set_ylim(len(rows) - 0.5, -0.5)
-    panels[0].set_xlim(left=0)
-    severities = ", ".join(map(str, report.severities))
-    panels[0].set_xlabel("top-1 (bars: 95 %" + (f"; ticks: severities {severities})" if ordered else ")"))
-    panels[0].legend(fontsize=8, loc="upper left")
-    if several:
-        losses = [[], *(item.extra for item in ordered), *([report.extra] if ordered else [])]
-        losses += [shift.extra for shift in report.shifts]
-        for variant in range(1, len(report.variants)):
-            shift = _beside(variant - 1, len(report.variants) - 1)
-            for row, found_losses in enumerate(losses):
-                if found_losses:
-                    loss = found_losses[variant - 1]
-                    _point(panels[1], loss.points, loss.ci95, row + shift, _COLOURS[variant % 6])
-        panels[1].axvline(0, color="0.4", lw=0.8)
-        others = ", ".join(report.variants[1:])
-        panels[1].set_xlabel(f"points that {others} gains (+) or loses (-)\nagainst {report.variants[0]}, beyond clean")
+    names = ["clean", *(item.name for item in ordered), *(["all corruptions"] if ordered else [])]
+    names += [Path(shift.name).name or shift.name for shift in report.shifts]
+    columns = 2 if len(report.variants) > 1 else 1
+    figure = new_figure(_WIDTH * columns, 1.3 + _ROW * len(names))
+    panels = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    _draw_accuracies(panels[0], report, ordered)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    if columns == 2:
+        _draw_losses(panels[1], report, ordered)
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{Path(report.data).name}: {report.n:,} images, {report.classes} classes", fontsize=10)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)
 
 
-def save_report(report: RobustnessReport, folder: Path) -> list[Path]:
-    """Write ``robustness.json``, ``.txt`` and ``.png`` into a folder; returns the paths."""
-    numbers, words, picture = (folder / f"robustness.{kind}" for kind in ("json", "txt", "png"))
-    write_json(numbers, report)
-    write_text(words, "\n".join(report_lines(report)) + "\n")
-    plot_robustness(report, picture)
-    return [numbers, words, picture]
+def _draw_accuracies(panel: Any, report: RobustnessReport, ordered: Sequence[CorruptionResult]) -> None:
+    rows = [report.clean, *(item.mean for item in ordered), *([report.corrupted] if ordered else [])]
+    rows += [shift.top1 for shift in report.shifts]
+    for variant, (name, colour) in enumerate(zip(report.variants, cycle(COLOURS), strict=False)):
+        beside = _beside(variant, len(report.variants))
+        for row, accuracies in enumerate(rows):
+            _point(panel, accuracies[variant].top1, accuracies[variant].ci95, row + beside, colour)
+        for row, item in enumerate(ordered, start=1):
+            found = [by_variant[variant].top1 for by_variant in item.by_severity]
+            panel.plot(found, [row + beside] * len(found), "|", color=colour, alpha=0.5, ms=7)
+        panel.plot([], [], "o", color=colour, ms=4, label=name)
+    panel.set_xlim(left=0)
+    severities = ", ".join(map(str, report.severities))
+    panel.set_xlabel("top-1 (bars: 95 %" + (f"; ticks: severities {severities})" if ordered else ")"))
+    panel.legend(fontsize=8, loc="upper left")
+
+
+def _draw_losses(panel: Any, report: RobustnessReport, ordered: Sequence[CorruptionResult]) -> None:
+    reference, *others = report.variants
+    rows = [*(item.extra for item in ordered), *([report.extra] if ordered else [])]
+    rows += [shift.extra for shift in report.shifts]
+    for variant, colour in zip(range(len(others)), cycle(COLOURS[1:] + COLOURS[:1]), strict=False):
+        for row, losses in enumerate(rows, start=1):  # the clean images have none
+            loss = losses[variant]
+            _point(panel, loss.points, loss.ci95, row + _beside(variant, len(others)), colour)
+    panel.axvline(0, color="0.4", lw=0.8)
+    panel.set_xlabel(f"points that {', '.join(others)} gains (+) or loses (-)\nagainst {reference}, beyond clean")
 
 
 def _beside(index: int, count: int) -> float:

@@ -1,7 +1,4 @@
-"""Images in; each of them as it is, and under every corruption that is asked for, out: what an encoder is shown.
-
-A photograph in, a contact sheet of all corruptions in all severities out: to be looked at before numbers are.
-"""
+"""Images in; each as it is and under every corruption out: as views for an encoder, or as a sheet to look at."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class _Photograph:
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """One image under one condition; (corruption, severity), or None for the image as it is."""
 
     photograph: _Photograph
@@ -66,11 +63,11 @@ class Views:
     def __len__(self) -> int:
         return len(self._items) * len(self._conditions)
 
-    def __iter__(self) -> Iterator[View]:
+    def __iter__(self) -> Iterator[ImageView]:
         for item in self._items:
             photograph = _Photograph(item, self._side)
             for condition in self._conditions:
-                yield View(photograph, condition)
+                yield ImageView(photograph, condition)
 
 
 def reduced(image: Image, side: int) -> Image:

@@ -1,11 +1,9 @@
-// Draws the trade-off's points from the JSON in #data, and answers again when an axis or a limit is changed.
+// Draws the trade-off's points from the JSON in #data, and looks up what to run when an axis or a limit is changed.
 "use strict";
-const report = JSON.parse(document.getElementById("data").textContent);
+const { points, sets, colours, limits: given, beaten, answers } = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 920, HEIGHT = 430, LEFT = 58, RIGHT = 24, TOP = 18, BOTTOM = 46;
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 const $ = (id) => document.getElementById(id);
-const short = (name) => name.replace(/\/+$/, "").split("/").pop();
 
 const AXES = {
   latency: { title: "median latency, ms", of: (p) => p.latency_ms.mean, ends: (p) => [p.latency_ms.low, p.latency_ms.high] },
@@ -14,31 +12,19 @@ const AXES = {
   energy: { title: "energy an image, J", of: (p) => p.energy_j && p.energy_j[0],
     ends: (p) => [p.energy_j[0] - p.energy_j[1], p.energy_j[0] + p.energy_j[1]] },
 };
-const bundles = [...new Set(report.points.map((p) => p.bundle))];
-const engines = [...new Set(report.points.map((p) => p.engine))];
-const pairs = new Map(report.pairs.map((pair) => [pair.first + "\n" + pair.second, pair.verdicts]));
+const bundles = [...new Set(points.map((p) => p.bundle))];
+const engines = [...new Set(points.map((p) => p.engine))];
+const colour = (bundle) => colours[bundles.indexOf(bundle) % colours.length];
 
-// "better", "same" or "worse": point beside other; undefined where it is not known of both.
-function verdict(point, other, axis) {
-  const own = pairs.get(other.label + "\n" + point.label);
-  if (own) return own[axis];
-  const turned = pairs.get(point.label + "\n" + other.label)[axis];
-  return { better: "worse", worse: "better" }[turned] || turned;
-}
-
-// The rule of edgeclip/evaluation/tradeoff/decide.py, for limits that are changed here.
-function pick(limits) {
-  const top1 = (p) => p.accuracies[0].top1;
-  const inside = report.points.filter((p) => within(p, limits));
-  if (!inside.length) return null;
-  const least = (list, of) => list.reduce((a, b) => (of(b) < of(a) ? b : a));
-  const most = (list) => list.reduce((a, b) => (top1(b) > top1(a) || (top1(b) === top1(a) && b.latency_ms.mean < a.latency_ms.mean) ? b : a));
-  const level = (best, list, axis) => list.filter((p) => p === best || verdict(p, best, axis) !== "worse");
-  let good = limits.accuracy === null ? level(most(inside), inside, "accuracy") : inside;
-  good = level(least(good, (p) => p.latency_ms.mean), good, "latency");
-  good = level(most(good), good, "accuracy");
-  good = level(least(good, (p) => p.memory_mb === null ? Infinity : p.memory_mb), good, "memory");
-  return most(good);
+// The point that is recommended within limits, as edgeclip/evaluation/tradeoff/decide.py found it; null if none is.
+function recommended(limits) {
+  const { latencies_ms, memories_mb, accuracies, picks } = answers;
+  const i = limits.latency === null ? latencies_ms.length - 1 : latencies_ms.filter((ms) => ms <= limits.latency).length - 1;
+  const j = limits.memory === null ? memories_mb.length : memories_mb.filter((mb) => mb <= limits.memory).length - 1;
+  const k = limits.accuracy === null ? accuracies.length : accuracies.findIndex((top1) => top1 >= limits.accuracy);
+  if (i < 0 || j < 0 || k < 0) return null;
+  const [, index] = picks[i][j].findLast(([from]) => from <= k);
+  return index < 0 ? null : points[index];
 }
 
 function within(p, limits) {
@@ -79,8 +65,8 @@ function marker(engine, x, y, attributes) {
 function draw() {
   const axis = AXES[$("axis").value], set = +$("set").value;
   const limits = { latency: number("max-latency"), accuracy: number("min-accuracy"), memory: number("max-memory") };
-  const shown = report.points.filter((p) => axis.of(p) !== null && axis.of(p) !== undefined);
-  const picked = pick(limits);
+  const shown = points.filter((p) => axis.of(p) !== null && axis.of(p) !== undefined);
+  const picked = recommended(limits);
   $("answer").textContent = picked ? "Within these limits: " + picked.label : "Nothing measured is within these limits.";
   const xs = shown.flatMap((p) => [axis.of(p), ...(axis.ends ? axis.ends(p) : [])]);
   const ys = shown.flatMap((p) => p.accuracies[set].ci95);
@@ -98,7 +84,7 @@ function draw() {
     chart.append(node("text", { x: LEFT - 8, y: y(at) + 4, "text-anchor": "end" }, at));
   }
   chart.append(node("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, axis.title));
-  chart.append(node("text", { x: LEFT, y: 11 }, "top-1, " + short(report.data[set])));
+  chart.append(node("text", { x: LEFT, y: 11 }, "top-1, " + sets[set]));
   const bound = $("axis").value === "memory" ? limits.memory : $("axis").value === "latency" ? limits.latency : null;
   if (bound !== null && bound < highX) chart.append(node("line", { class: "limit", x1: x(bound), x2: x(bound), y1: TOP, y2: HEIGHT - BOTTOM }));
   if (set === 0 && limits.accuracy !== null && limits.accuracy > lowY && limits.accuracy < highY) {
@@ -106,13 +92,12 @@ function draw() {
   }
   for (const p of shown) {
     const at = axis.of(p), accuracy = p.accuracies[set];
-    const front = !(p.label in report.decision.beaten_by);
+    const front = !beaten.includes(p.label);
     const group = node("g", { class: "point" + (within(p, limits) ? "" : " outside"), tabindex: 0, "data-label": p.label });
-    const colour = COLOURS[bundles.indexOf(p.bundle) % COLOURS.length];
-    group.append(node("line", { x1: x(at), x2: x(at), y1: y(accuracy.ci95[0]), y2: y(accuracy.ci95[1]), stroke: colour }));
-    if (axis.ends) group.append(node("line", { x1: x(Math.max(0, axis.ends(p)[0])), x2: x(axis.ends(p)[1]), y1: y(accuracy.top1), y2: y(accuracy.top1), stroke: colour }));
+    group.append(node("line", { x1: x(at), x2: x(at), y1: y(accuracy.ci95[0]), y2: y(accuracy.ci95[1]), stroke: colour(p.bundle) }));
+    if (axis.ends) group.append(node("line", { x1: x(Math.max(0, axis.ends(p)[0])), x2: x(axis.ends(p)[1]), y1: y(accuracy.top1), y2: y(accuracy.top1), stroke: colour(p.bundle) }));
     if (p === picked) group.append(node("circle", { class: "picked", cx: x(at), cy: y(accuracy.top1), r: 13 }));
-    group.append(marker(p.engine, x(at), y(accuracy.top1), { fill: front ? colour : "var(--card)", stroke: colour, "stroke-width": 2 }));
+    group.append(marker(p.engine, x(at), y(accuracy.top1), { fill: front ? colour(p.bundle) : "var(--card)", stroke: colour(p.bundle), "stroke-width": 2 }));
     if (front) group.append(node("text", { x: x(at) + 10, y: y(accuracy.top1) - 9 }, p.variant));
     group.append(node("title", {}, p.label + ": " + axis.title + " " + (+at.toPrecision(4)) + ", top-1 " + accuracy.top1.toFixed(3)));
     group.onmouseenter = group.onfocus = () => mark(p.label);
@@ -127,12 +112,12 @@ function mark(label) {
 }
 
 function key() {
-  bundles.forEach((name, i) => {
+  for (const name of bundles) {
     const item = document.createElement("span"), dot = document.createElement("i");
-    dot.style.background = COLOURS[i % COLOURS.length];
+    dot.style.background = colour(name);
     item.append(dot, name);
     $("key").append(item);
-  });
+  }
   for (const engine of engines) {
     const item = document.createElement("span"), shape = node("svg", { width: 18, height: 18, viewBox: "0 0 18 18" });
     shape.append(marker(engine, 9, 9, { class: "plain" }));
@@ -142,11 +127,10 @@ function key() {
 }
 
 for (const name of Object.keys(AXES)) {
-  if (report.points.some((p) => AXES[name].of(p) !== null && AXES[name].of(p) !== undefined)) $("axis").add(new Option(AXES[name].title, name));
+  if (points.some((p) => AXES[name].of(p) !== null && AXES[name].of(p) !== undefined)) $("axis").add(new Option(AXES[name].title, name));
 }
-report.data.forEach((name, i) => $("set").add(new Option(short(name), i)));
-const limits = report.limits;
-for (const [id, value] of [["max-latency", limits.max_latency_ms], ["min-accuracy", limits.min_accuracy], ["max-memory", limits.max_memory_mb]]) {
+sets.forEach((name, i) => $("set").add(new Option(name, i)));
+for (const [id, value] of [["max-latency", given.max_latency_ms], ["min-accuracy", given.min_accuracy], ["max-memory", given.max_memory_mb]]) {
   if (value) $(id).value = value;
 }
 for (const id of ["axis", "set", "max-latency", "min-accuracy", "max-memory"]) $(id).oninput = draw;

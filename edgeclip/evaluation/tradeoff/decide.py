@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 
-from edgeclip.evaluation.tradeoff.records import Decision, Limits, Pair, Point
+import msgspec
+
+from edgeclip.evaluation.tradeoff.records import Comparison, ShipDecision, TradeoffLimits, TradeoffPoint
 
 
 class Standings:
@@ -21,23 +24,23 @@ class Standings:
         pairs: of each two points, once, in either order.
     """
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
+    def __init__(self, pairs: Iterable[Comparison]) -> None:
         both = (each for pair in pairs for each in (pair, pair.turned()))
         self._pairs = {(pair.first, pair.second): pair for pair in both}
 
-    def verdict(self, point: Point, other: Point, axis: str) -> str | None:
+    def verdict(self, point: TradeoffPoint, other: TradeoffPoint, axis: str) -> str | None:
         """``better``, ``same`` or ``worse``: ``point`` beside ``other``; None where it is not known of both."""
         return self._pairs[other.label, point.label].verdicts.get(axis)
 
-    def level_with(self, best: Point, points: Sequence[Point], axis: str) -> list[Point]:
+    def level_with(self, best: TradeoffPoint, points: Sequence[TradeoffPoint], axis: str) -> list[TradeoffPoint]:
         """Those of the points that are not measurably worse than ``best``, itself among them."""
         return [point for point in points if point is best or self.verdict(point, best, axis) != "worse"]
 
-    def beats(self, point: Point, other: Point) -> bool:
+    def beats(self, point: TradeoffPoint, other: TradeoffPoint) -> bool:
         """Whether ``point`` is worse in nothing than ``other`` and better in something."""
         return self._pairs[other.label, point.label].second_wins
 
-    def beside(self, point: Point, other: Point) -> str:
+    def beside(self, point: TradeoffPoint, other: TradeoffPoint) -> str:
         """``1.9 times as fast, 0.2 points more accurate (within noise)``: ``point`` beside ``other``."""
         pair = self._pairs[other.label, point.label]
         ratio, points, noise = pair.latency.ratio, pair.accuracy.points, " (within noise)"
@@ -49,7 +52,7 @@ class Standings:
         return f"{speed}, {abs(points):.2f} points {'more' if points > 0 else 'less'} accurate{sure}"
 
 
-def decide(points: Sequence[Point], pairs: Sequence[Pair], limits: Limits) -> Decision:
+def decide(points: Sequence[TradeoffPoint], pairs: Sequence[Comparison], limits: TradeoffLimits) -> ShipDecision:
     """Which points are dominated, which miss a limit, and which of the rest to run.
 
     With a least accuracy it is the fastest that has it. Otherwise it is the fastest of those that are not measurably
@@ -65,8 +68,8 @@ def decide(points: Sequence[Point], pairs: Sequence[Pair], limits: Limits) -> De
     }
     missed = {point.label: tuple(misses(point, limits)) for point in points}
     eligible = [point for point in points if not missed[point.label]]
-    picked = _pick(eligible, standings, limits) if eligible else None
-    return Decision(
+    picked = _pick(eligible, standings, fastest=limits.min_accuracy is not None) if eligible else None
+    return ShipDecision(
         label=picked.label if picked else None,
         why=tuple(_why(picked, eligible, points, standings, limits) if picked else _why_none(points, limits)),
         misses={label: found for label, found in missed.items() if found},
@@ -74,13 +77,63 @@ def decide(points: Sequence[Point], pairs: Sequence[Pair], limits: Limits) -> De
     )
 
 
-def _front(points: Sequence[Point], standings: Standings) -> list[Point]:
+class Answers(msgspec.Struct, frozen=True):
+    """What ``decide`` recommends for every setting of the limits: it changes only at the points' own figures.
+
+    Attributes:
+        latencies_ms, memories_mb, accuracies: the points' own, ascending, each once.
+        picks: ``picks[i][j]`` is for limits that ``latencies_ms[i]`` and ``memories_mb[j]`` are the largest within; the
+            last i is also for no limit on latency, and there is one j more, for none on memory. It is a list of
+            (k, number of the recommended point, -1 for none), ascending: what is recommended where ``accuracies[k]``,
+            or a higher one before the next k, is the lowest that is enough. One k more is for no least accuracy.
+    """
+
+    latencies_ms: list[float]
+    memories_mb: list[float]
+    accuracies: list[float]
+    picks: list[list[list[tuple[int, int]]]]
+
+
+def answers(points: Sequence[TradeoffPoint], pairs: Sequence[Comparison]) -> Answers:
+    """``decide`` for every setting of the limits, for a page on which they can be changed."""
+    standings = Standings(pairs)
+    latencies = sorted({point.latency_ms.mean for point in points})
+    memories = sorted({point.memory_mb for point in points if point.memory_mb})
+    accuracies = sorted({point.top1 for point in points if point.top1})
+
+    def within(**limit: float) -> frozenset[int]:
+        limits = TradeoffLimits(**limit)
+        return frozenset(number for number, point in enumerate(points) if not misses(point, limits))
+
+    @cache
+    def pick(numbers: frozenset[int], fastest: bool) -> int:
+        eligible = {points[number].label: number for number in sorted(numbers)}
+        if not eligible:
+            return -1
+        return eligible[_pick([points[number] for number in eligible.values()], standings, fastest=fastest).label]
+
+    within_latency = [within(max_latency_ms=value) for value in latencies]
+    within_memory = [*(within(max_memory_mb=value) for value in memories), within()]
+    within_accuracy = [*((within(min_accuracy=value), True) for value in accuracies), (within(), False)]
+    picks = [
+        [_changes([pick(fast & small & good, fastest) for good, fastest in within_accuracy]) for small in within_memory]
+        for fast in within_latency
+    ]
+    return Answers(latencies, memories, accuracies, picks)
+
+
+def _changes(values: Sequence[int]) -> list[tuple[int, int]]:
+    """(index, value) wherever a value differs from the one before."""
+    return [(at, value) for at, value in enumerate(values) if at == 0 or value != values[at - 1]]
+
+
+def _front(points: Sequence[TradeoffPoint], standings: Standings) -> list[TradeoffPoint]:
     """The points that no point of the front beats, the fastest first.
 
     What is beaten by nothing drops what it beats; then the same of the rest, so that nobody is dropped by a point that
     is dropped itself: "within noise" does not pass on from one to the next as "equal" does. A circle is kept whole.
     """
-    front: list[Point] = []
+    front: list[TradeoffPoint] = []
     left = sorted(points, key=lambda point: point.latency_ms.mean)
     while left:
         kept = [p for p in left if not any(standings.beats(o, p) for o in left if o is not p)] or left
@@ -89,7 +142,7 @@ def _front(points: Sequence[Point], standings: Standings) -> list[Point]:
     return sorted(front, key=lambda point: point.latency_ms.mean)
 
 
-def misses(point: Point, limits: Limits) -> list[str]:
+def misses(point: TradeoffPoint, limits: TradeoffLimits) -> list[str]:
     """The limits that a point's estimates are not within, each with the figure."""
     found = []
     if limits.max_latency_ms is not None and point.latency_ms.mean > limits.max_latency_ms:
@@ -104,27 +157,30 @@ def misses(point: Point, limits: Limits) -> list[str]:
     return found
 
 
-def _pick(eligible: Sequence[Point], standings: Standings, limits: Limits) -> Point:
+def _pick(eligible: Sequence[TradeoffPoint], standings: Standings, *, fastest: bool) -> TradeoffPoint:
     good = eligible
-    if limits.min_accuracy is None:
+    if not fastest:
         good = standings.level_with(max(eligible, key=_most_accurate), eligible, "accuracy")
-    fastest = min(good, key=lambda point: point.latency_ms.mean)
-    level = standings.level_with(fastest, good, "latency")
+    level = standings.level_with(min(good, key=lambda point: point.latency_ms.mean), good, "latency")
     level = standings.level_with(max(level, key=_most_accurate), level, "accuracy")
     level = standings.level_with(min(level, key=_smallest), level, "memory")
     return max(level, key=_most_accurate)
 
 
-def _most_accurate(point: Point) -> tuple[float, float]:
+def _most_accurate(point: TradeoffPoint) -> tuple[float, float]:
     return point.top1, -point.latency_ms.mean
 
 
-def _smallest(point: Point) -> float:
+def _smallest(point: TradeoffPoint) -> float:
     return math.inf if point.memory_mb is None else point.memory_mb
 
 
 def _why(
-    picked: Point, eligible: Sequence[Point], points: Sequence[Point], standings: Standings, limits: Limits
+    picked: TradeoffPoint,
+    eligible: Sequence[TradeoffPoint],
+    points: Sequence[TradeoffPoint],
+    standings: Standings,
+    limits: TradeoffLimits,
 ) -> list[str]:
     """What to run and its figures; what else could be run, and what that would buy; limits that are within noise."""
     accuracy = picked.accuracies[0]
@@ -152,7 +208,7 @@ def _why(
     return said
 
 
-def _why_none(points: Sequence[Point], limits: Limits) -> list[str]:
+def _why_none(points: Sequence[TradeoffPoint], limits: TradeoffLimits) -> list[str]:
     fastest = min(points, key=lambda point: point.latency_ms.mean)
     best = max(points, key=lambda point: point.top1)
     asked = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in limits.given().items())

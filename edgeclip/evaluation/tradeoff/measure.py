@@ -26,7 +26,14 @@ from edgeclip.evaluation.statistics.metrics import predictions, wilson_interval
 from edgeclip.evaluation.statistics.paired import Hits, paired_difference
 from edgeclip.evaluation.statistics.rounds import compare_rounds
 from edgeclip.evaluation.tradeoff.decide import decide
-from edgeclip.evaluation.tradeoff.records import Accuracy, Limits, Pair, Point, Tradeoff, Verdict
+from edgeclip.evaluation.tradeoff.records import (
+    Comparison,
+    SetAccuracy,
+    Tradeoff,
+    TradeoffLimits,
+    TradeoffPoint,
+    Verdict,
+)
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.choose import Recommendation, this_machine
@@ -36,11 +43,16 @@ _MEMORY_NOISE, _MEMORY_NOISE_MB = 0.05, 4.0  # peaks of processes differ by so m
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A point and what it is compared by: times of rounds, and which images of the deciding set it labels right."""
+class Run:
+    """A point and what it is compared by.
 
-    point: Point
-    measured: Measured
+    Attributes:
+        medians_ms: of each round; rounds of all points were run in turns.
+        keep, right: of the deciding set's images (N,), which could be decoded, and which are labelled right.
+    """
+
+    point: TradeoffPoint
+    medians_ms: Sequence[float]
     keep: Hits
     right: Hits
 
@@ -49,7 +61,7 @@ def measure_tradeoff(
     bundles: Sequence[Bundle],
     sets: Sequence[LabelledSet],
     options: BenchOptions,
-    limits: Limits,
+    limits: TradeoffLimits,
     *,
     templates: Sequence[str],
     timed: BenchResult | None = None,
@@ -91,9 +103,9 @@ def measure_tradeoff(
         model = measured.setting.model
         what = f"{measured.setting.variant} on {measured.setting.engine}, images"
         say(what, done, len(result.measured))
-        runs.append(_run(of_model[model], labels[model], measured, sets, rows[model]))
+        runs.append(_measure(of_model[model], labels[model], measured, sets, rows[model]))
     points = [run.point for run in runs]
-    pairs = [_pair(first, second) for first, second in combinations(runs, 2)]
+    pairs = [compare_runs(first, second) for first, second in combinations(runs, 2)]
     return Tradeoff(
         stage=options.stages[0],
         frame=options.frame if options.stages[0] == "end-to-end" else None,
@@ -173,20 +185,18 @@ def _labels(bundles: Sequence[Bundle]) -> dict[str, str]:
     return names
 
 
-def _run(
+def _measure(
     bundle: Bundle, name: str, measured: Measured, sets: Sequence[LabelledSet], rows: Sequence[FloatArray]
-) -> _Run:
+) -> Run:
     """Score the images of each set against the rows (C, D) of its classes."""
     setting = measured.setting
     accuracies, seen = [], []
     for data, classes in zip(sets, rows, strict=True):
         keep, right = _hits(bundle, setting.variant, setting.engine, data, classes)
         hits, n = int(right.sum()), int(keep.sum())
-        accuracies.append(Accuracy(data=data.name, top1=hits / n, ci95=wilson_interval(hits, n), n=n))
+        accuracies.append(SetAccuracy(data=data.name, top1=hits / n, ci95=wilson_interval(hits, n), n=n))
         seen.append((keep, right))
-    images = measured.images
-    energy = measured.energy
-    point = Point(
+    point = TradeoffPoint(
         label=f"{name} {setting.variant} on {setting.engine}",
         bundle=name,
         model=setting.model,
@@ -197,10 +207,10 @@ def _run(
         p99_ms=measured.percentile_ms(99),
         images_per_s=measured.images_per_s,
         memory_mb=measured.memory_mb,
-        energy_j=None if energy is None else (energy.joules / images, energy.error_j / images),
+        energy_j=measured.energy_per_image_j,
         accuracies=tuple(accuracies),
     )
-    return _Run(point, measured, *seen[0])
+    return Run(point, measured.medians_ms, *seen[0])
 
 
 def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, rows: FloatArray) -> tuple[Hits, Hits]:
@@ -210,11 +220,12 @@ def _hits(bundle: Bundle, variant: str, engine: str, data: LabelledSet, rows: Fl
     return images.keep, right
 
 
-def _pair(first: _Run, second: _Run) -> Pair:
+def compare_runs(first: Run, second: Run) -> Comparison:
+    """How the second stands to the first, on every axis that is known of both."""
     both = first.keep & second.keep
-    latency = compare_rounds(first.measured.medians_ms, second.measured.medians_ms, paired=True)
+    latency = compare_rounds(first.medians_ms, second.medians_ms, paired=True)
     accuracy = paired_difference(first.right[both], second.right[both])
-    verdicts: dict[str, Verdict] = {
+    verdicts = {
         "latency": _verdict(latency.ratio - 1, sure=latency.differs),
         "accuracy": _verdict(-accuracy.points, sure=accuracy.ci95[0] > 0 or accuracy.ci95[1] < 0),
     }
@@ -226,7 +237,7 @@ def _pair(first: _Run, second: _Run) -> Pair:
     if one.energy_j is not None and other.energy_j is not None:
         more = other.energy_j[0] - one.energy_j[0]
         verdicts["energy"] = _verdict(more, sure=abs(more) > float(np.hypot(one.energy_j[1], other.energy_j[1])))
-    return Pair(first=one.label, second=other.label, latency=latency, accuracy=accuracy, verdicts=verdicts)
+    return Comparison(first=one.label, second=other.label, latency=latency, accuracy=accuracy, verdicts=verdicts)
 
 
 def _verdict(more: float, *, sure: bool) -> Verdict:

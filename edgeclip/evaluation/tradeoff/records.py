@@ -18,7 +18,7 @@ SCHEMA = 1
 Verdict = Literal["better", "worse", "same"]
 
 
-class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+class SetAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Of one set: images labelled right, as a share of ``n``, with Wilson's 95 % interval."""
 
     data: str
@@ -27,7 +27,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     n: int
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
+class TradeoffPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One model, variant and engine.
 
     Attributes:
@@ -51,7 +51,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float
     memory_mb: float | None
     energy_j: tuple[float, float] | None
-    accuracies: tuple[Accuracy, ...]
+    accuracies: tuple[SetAccuracy, ...]
 
     @property
     def top1(self) -> float:
@@ -59,7 +59,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         return self.accuracies[0].top1
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """How the second of two points stands to the first.
 
     Attributes:
@@ -75,11 +75,11 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: PairedDifference
     verdicts: dict[str, Verdict]
 
-    def turned(self) -> Pair:
+    def turned(self) -> Comparison:
         """The same with the two the other way round."""
         ratio, change = self.latency, self.accuracy
         opposite: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "same": "same"}
-        return Pair(
+        return Comparison(
             first=self.second,
             second=self.first,
             latency=Ratio(1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low),
@@ -100,7 +100,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
         return "worse" not in found and "better" in found
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TradeoffLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was asked for; estimates are held against it, and it is said where their intervals reach across.
 
     Raises:
@@ -128,7 +128,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return {name: value for name, value in named.items() if value is not None}
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class ShipDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What to run.
 
     Attributes:
@@ -161,15 +161,15 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True):
     frame: tuple[int, int] | None
     data: tuple[str, ...]
     templates: tuple[str, ...]
-    points: tuple[Point, ...]
-    pairs: tuple[Pair, ...]
-    limits: Limits
-    decision: Decision
+    points: tuple[TradeoffPoint, ...]
+    pairs: tuple[Comparison, ...]
+    limits: TradeoffLimits
+    decision: ShipDecision
     refused: tuple[tuple[str, str], ...]
     machine: Description
     conditions: Conditions
 
-    def point(self, label: str) -> Point:
+    def point(self, label: str) -> TradeoffPoint:
         """The point of that label."""
         return next(point for point in self.points if point.label == label)
 
