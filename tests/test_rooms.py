@@ -172,9 +172,7 @@ def test_the_public_names_are_these() -> None:
         importlib.import_module(f"edgeclip.{room}")
     own = {room_of(name) for name in FILES} - {""}
     public = {name for name in dir(edgeclip) if not name.startswith("_")}
-    assert public - own | {"export"} == set(edgeclip.__all__) - {
-        "__version__"
-    }  # a room that can be called
+    assert public - own | {"export"} == set(edgeclip.__all__) - {"__version__"}  # a room that can be called
     assert len(edgeclip.__all__) == len(set(edgeclip.__all__))
 
 
