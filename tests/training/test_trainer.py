@@ -26,7 +26,6 @@ from torch import nn  # noqa: E402
 from edgeclip.errors import InputError, RecipeError, TrainingError  # noqa: E402
 from edgeclip.runtime.images import IMAGE_SUFFIXES, decode_image  # noqa: E402
 from edgeclip.runtime.preprocess.preprocess import Preprocessor  # noqa: E402
-from edgeclip.training.checkpoint.checkpoint import load_checkpoint  # noqa: E402
 from edgeclip.training.data.pairs import open_pairs  # noqa: E402
 from edgeclip.training.load import load_model  # noqa: E402
 from edgeclip.training.loop.distributed import World, blocks_of  # noqa: E402
@@ -206,7 +205,7 @@ def test_several_processes_are_killed_and_go_on(strategy: str, shapes: Path, tmp
     assert log_of(run) == log_of(whole)
     weights = "checkpoint/weights.safetensors"
     assert (run / weights).read_bytes() == (whole / weights).read_bytes()
-    rows = load_checkpoint(str(run)).encode_text(["a red star", "a blue ring"])
+    rows = load_model(str(run)).encode_text(["a red star", "a blue ring"])
     assert np.isfinite(rows).all()
 
 
@@ -324,7 +323,7 @@ def test_what_was_saved_before_a_loss_that_is_not_finite_is_kept(shapes: Path, t
     with pytest.raises(TrainingError, match=r"the loss is nan at step 3.*kept at .*state\.pt"):
         train(path, run, "data.val=", "log.save_every=1", resume=True)
     assert {name: (run / name).read_bytes() for name in kept} == kept
-    assert load_checkpoint(str(run / "checkpoint")).name == "tiny"
+    assert load_model(str(run / "checkpoint")).name == "tiny"
 
 
 def test_weights_that_are_not_finite_are_not_saved(shapes: Path, tmp_path: Path) -> None:
@@ -343,7 +342,7 @@ def test_the_validation_figure_is_that_of_the_saved_model(shapes: Path, tmp_path
     top1 = log_of(tmp_path / "run", "top1")
     assert list(top1) == [2, 4]
     assert f"top-1 {top1[4]:.4f}" in said
-    model = load_checkpoint(str(tmp_path / "run" / "checkpoint"))
+    model = load_model(str(tmp_path / "run" / "checkpoint"))
     recipe = load_recipe(path)
     assert isinstance(recipe, Recipe)
     again = ZeroShot(recipe.data, model.encoder.preprocess).top1(model.encode_image, model.encode_text)
@@ -353,7 +352,7 @@ def test_the_validation_figure_is_that_of_the_saved_model(shapes: Path, tmp_path
 def test_zero_shot_accuracy_counts_the_nearest_class(shapes: Path) -> None:
     # A text encoder that gives each class an axis, and an image encoder that knows every label but the first.
     data = Data(pairs="", val=str(shapes / "held-out-*.tar"), classes=str(shapes / "classes.json"))
-    spec = load_checkpoint("starter").encoder.preprocess
+    spec = load_model("starter").encoder.preprocess
     held = ZeroShot(data, spec)
     axes = np.eye(len(CLASSES), dtype=np.float32)
     order = [label for label in range(len(CLASSES)) if held_out(label)]
@@ -456,7 +455,7 @@ def test_a_locked_tower_sees_an_image_once(shapes: Path) -> None:
     with torch.inference_mode():
         expected = tower.module(torch.from_numpy(np.stack(images)))
     np.testing.assert_allclose(found.features, expected.numpy(), atol=2e-3)
-    assert [said.captions for said in found.said] == [pair.captions for pair in source]
+    assert [said.captions for said in found.samples] == [pair.captions for pair in source]
     count = len(done)
     again = pair_features(tower, source, progress=done.append)
     assert len(done) == count
@@ -474,7 +473,7 @@ def test_features_come_in_epochs_are_divided_and_resume(shapes: Path) -> None:
     whole = loader()
     batches = [batch for batch, _ in zip(iter(whole), range(8), strict=False)]
     for epoch in (batches[:4], batches[4:]):
-        assert sorted(key for batch in epoch for key in batch.keys) == sorted(said.key for said in pairs.said)
+        assert sorted(key for batch in epoch for key in batch.keys) == sorted(said.key for said in pairs.samples)
     assert [b.keys for b in batches[:4]] != [b.keys for b in batches[4:]]
     halves = [next(iter(loader(rank, 2))) for rank in (0, 1)]
     assert halves[0].keys + halves[1].keys == batches[0].keys
@@ -584,7 +583,7 @@ def test_shipped_recipes_train(path: Path, shapes: Path, tmp_path: Path) -> None
     locked = {side: getattr(recipe.model, side).locked for side in ("image", "text")}
     overrides += [f"model.{side}.locked=true" for side, is_locked in locked.items() if is_locked]
     train(path, tmp_path / "run", *overrides)
-    model = load_checkpoint(str(tmp_path / "run"))
+    model = load_model(str(tmp_path / "run"))
     assert model.name == path.stem
     assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
     assert (model.encoder.score == "sigmoid") == (recipe.loss.kind == "siglip")
