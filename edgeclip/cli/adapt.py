@@ -197,27 +197,18 @@ def qat(
     The model that the bundle was made from is loaded again; its FP32 embeddings of the images are what is learnt.
     """
     require("nncf", purpose="quantize")
-    from edgeclip.calibration.images import sample_images
-    from edgeclip.export.bundle import calibration_inputs, require_writable
     from edgeclip.export.int8.qat import QatOptions
-    from edgeclip.export.int8.qat_bundle import train_int8
-    from edgeclip.training.load import HUB_PREFIX, load_model
+    from edgeclip.export.int8.qat_bundle import train_int8_on
 
-    if count < 2 or steps < 1 or lr <= 0:
-        raise InputError(f"expected --count of 2, --steps of 1 and --lr above 0 at least, got {count}, {steps}, {lr}")
+    options = QatOptions(steps=steps, lr=lr, seed=seed)
     opened = Bundle.open(bundle)
-    require_writable(opened)
-    origin = opened.manifest.model.origin
-    with notices.status("loading the model") as status:
-        name = f"{HUB_PREFIX}{origin.name}" if origin.loader == "transformers" else origin.name
-        pretrained = (origin.pretrained or "none") if origin.loader == "open_clip" else None
-        model = load_model(name, pretrained=pretrained, seed=origin.seed or 0)
-        chosen = calibration_inputs(sample_images(images, count, seed=seed), (), model.encoder)
-        options = QatOptions(steps=steps, lr=lr, seed=seed)
-        done = train_int8(opened, model, chosen, names=split_names(variants), options=options, progress=status.update)
+    with notices.status("reading images") as status:
+        done = train_int8_on(
+            opened, images, names=split_names(variants), count=count, options=options, progress=status.update
+        )
     first, last = done.losses[0], sum(done.losses[-10:]) / len(done.losses[-10:])
     console.print(
-        f"loss {first:.4f} → {last:.4f} in {len(done.losses)} steps on {len(chosen)} images\nwritten: {opened.path}",
+        f"loss {first:.4f} → {last:.4f} in {len(done.losses)} steps on {done.images} images\nwritten: {opened.path}",
         markup=False,
         highlight=False,
     )

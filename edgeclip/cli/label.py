@@ -15,10 +15,9 @@ import typer
 from edgeclip.bundle import Bundle
 from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, notices
 from edgeclip.errors import InputError
-from edgeclip.prompts import PromptTable, load_templates, make_classes
+from edgeclip.prompts import load_templates
 
 if TYPE_CHECKING:
-    from edgeclip.runtime.page.sink import WebSink
     from edgeclip.runtime.stream import Stream
     from edgeclip.runtime.tables import TableWatch
 
@@ -136,6 +135,7 @@ def label(
     """
     from edgeclip.runtime.decision import DecisionOptions
     from edgeclip.runtime.labeller import Labeller, find_tables_and_files
+    from edgeclip.runtime.page.sink import WebSink
     from edgeclip.runtime.regions import load_regions, parse_tiles
     from edgeclip.runtime.sinks.make import SinkOptions, make_sinks
     from edgeclip.runtime.sinks.terminal import TerminalView, print_choice, print_summary
@@ -176,7 +176,7 @@ def label(
         )
     )
     opened = Bundle.open(bundle)
-    page = _page(opened, web_address, web_token, load_templates(templates)) if web else None
+    page = WebSink.at(web_address, token=web_token, bundle=opened, templates=load_templates(templates)) if web else None
     if classes is None:
         found = find_tables_and_files(opened, table)
     else:
@@ -203,21 +203,6 @@ def label(
             gc.freeze()  # all that was loaded stays: the collector going through it would stop the loop for 15 to 40 ms
             account = stream.run()
     print_summary(account, console)
-
-
-def _page(bundle: Bundle, address: str, token: str | None, templates: tuple[str, ...]) -> WebSink:
-    from edgeclip.runtime.page.sink import WebSink
-
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"expected --web-address HOST:PORT, got {address!r}")
-
-    def make_table(name: str, classes: str) -> PromptTable:
-        # Not text: what a browser sends must not name a file of this machine.
-        return bundle.encode_table(name, make_classes(classes.split(",")), templates)
-
-    make = make_table if bundle.has_text_encoder else None
-    return WebSink(host.strip("[]"), int(port), token, make_table=make)
 
 
 @contextmanager

@@ -39,12 +39,22 @@ class QatOptions:
         lr: of the weights, at the start of a cosine schedule; step sizes, which are trained on a log scale, take it
             a hundredfold.
         seed: of the order of the images.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     steps: int = 200
     batch_size: int = 16
     lr: float = 3e-5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise InputError(
+                f"expected steps and batch_size of 1 and lr above 0 at least, got {self.steps}, {self.batch_size} and "
+                f"{self.lr}"
+            )
 
 
 class Quantizer(nn.Module):

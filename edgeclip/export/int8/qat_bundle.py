@@ -12,9 +12,10 @@ import numpy as np
 from torch import nn
 
 from edgeclip.bundle import Bundle
+from edgeclip.calibration.images import sample_images
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import InputError
-from edgeclip.export.bundle import extended, onnx_metadata
+from edgeclip.export.bundle import calibration_inputs, extended, onnx_metadata, require_writable
 from edgeclip.export.int8.qat import QatOptions, freeze, insert_quantizers, train_quantized
 from edgeclip.export.int8.qdq import Model, array, constant, fold_scales, prune
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe, is_transformer
@@ -26,6 +27,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec
+from edgeclip.training.load import HUB_PREFIX, load_model
 from edgeclip.training.model import ContrastiveModel
 
 REPORT = "reports/qat.json"
@@ -33,10 +35,44 @@ REPORT = "reports/qat.json"
 
 @dataclass(frozen=True)
 class QatReport:
-    """The bundle with its new variants, and the loss of every step."""
+    """The bundle with its new variants, the loss of every step, and how many images were trained on."""
 
     bundle: Bundle
     losses: list[float]
+    images: int
+
+
+def train_int8_on(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    names: Sequence[str] = ("int8",),
+    count: int = 256,
+    options: QatOptions = QatOptions(),  # noqa: B008 - frozen
+    progress: Callable[[str], None] | None = None,
+) -> QatReport:
+    """``train_int8`` of the model that the bundle was made from, on a seeded sample of a folder's images.
+
+    Args:
+        folder: of images like those that the device will see; no labels.
+        count: how many of them to train on.
+
+    Raises:
+        InputError: fewer than two images, and as ``train_int8``.
+        BundleError: a bundle that cannot be written to.
+        ModelError: the model cannot be loaded again.
+    """
+    if count < 2:
+        raise InputError(f"expected a count of 2 images or more, got {count}")
+    require_writable(bundle)
+    if progress:
+        progress("loading the model")
+    origin = bundle.manifest.model.origin
+    name = f"{HUB_PREFIX}{origin.name}" if origin.loader == "transformers" else origin.name
+    pretrained = (origin.pretrained or "none") if origin.loader == "open_clip" else None
+    model = load_model(name, pretrained=pretrained, seed=origin.seed or 0)
+    images = calibration_inputs(sample_images(folder, count, seed=options.seed), (), model.encoder)
+    return train_int8(bundle, model, images, names=names, options=options, progress=progress)
 
 
 def train_int8(
@@ -103,7 +139,7 @@ def train_int8(
             "machine": describe_machine(),
         }
         write_json(folder / REPORT, msgspec.to_builtins(report))
-    return QatReport(Bundle.open(bundle.path), losses)
+    return QatReport(Bundle.open(bundle.path), losses, len(images))
 
 
 def write_quantized(quantized: nn.Module, encoder: EncoderSpec, target: Path, metadata: dict[str, str]) -> None:

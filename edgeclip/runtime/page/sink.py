@@ -8,14 +8,15 @@ import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError
 from edgeclip.extras import require
-from edgeclip.prompts import PromptTable
+from edgeclip.prompts import PromptTable, make_classes
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sinks.base import Run, Sink
 from edgeclip.runtime.sources.base import Frame
@@ -70,6 +71,31 @@ class WebSink(Sink):
         self._make_table = make_table
         self._open_browser = open_browser
         self.url = ""
+
+    @classmethod
+    def at(
+        cls, address: str, *, token: str | None = None, bundle: Bundle | None = None, templates: Sequence[str] = ()
+    ) -> WebSink:
+        """A page at ``HOST:PORT``, whose viewers can edit the classes where the bundle's text encoder is installed.
+
+        Args:
+            bundle: whose text encoder encodes new classes; None for a page without an editor.
+            templates: for new classes, ``{}`` standing for the name.
+
+        Raises:
+            InputError: not an address, or a token that can be guessed.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise InputError(f"expected an address HOST:PORT, got {address!r}")
+
+        def make_table(name: str, classes: str) -> PromptTable:
+            # Not text: what a browser sends must not name a file of this machine.
+            assert bundle
+            return bundle.encode_table(name, make_classes(classes.split(",")), templates)
+
+        make = make_table if bundle and bundle.has_text_encoder else None
+        return cls(host.strip("[]"), int(port), token, make_table=make)
 
     def open(self, run: Run) -> None:
         """Listen, and serve from a thread."""
