@@ -151,6 +151,8 @@ def test_a_table_is_built_added_and_used_in_one_sitting(tmp_path: Path, picture:
     assert bundle.build_table("x", {"pet": ["cat", "dog"]}, output=tmp_path / "x.safetensors").labels == ("pet",)
     with edgeclip.open(bundle, variant="fp32", engine="onnxruntime") as labeller:
         assert labeller.classify(picture, table="animals").label in {"cow", "sheep"}
+        bundle.build_table("animals", "pig, goat", overwrite=True)
+        assert labeller.classify(picture, table="animals").label in {"pig", "goat"}  # not the table of before
         rows = labeller.embed_text(["cow", "sheep"])
         assert rows.shape == (2, bundle.manifest.encoder.embedding_dim)
         np.testing.assert_allclose(labeller.embed_text("cow"), rows[:1], atol=1e-6)

@@ -25,6 +25,7 @@ from edgeclip.runtime.sinks.base import Sink
 from edgeclip.runtime.sources.open import Source, SourceOptions, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
+from edgeclip.spec import TableEntry
 
 if TYPE_CHECKING:
     pass
@@ -97,7 +98,8 @@ class Labeller:
         self._threads = threads
         self._encoder: ImageEncoder | None = None
         self._text: TextEncoder | None = None
-        self._scorers: dict[str, Scorer] = {}
+        self._scorers: dict[str, Scorer] = {}  # by name, of the tables that the bundle had then:
+        self._scored: tuple[TableEntry, ...] = ()
         self.choice: Choice = choose(self.bundle, variant=variant, engine=engine, threads=threads, progress=progress)
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -238,16 +240,22 @@ class Labeller:
             yield self._encoder.encode(pixels)
 
     def _scorer(self, table: TableLike | None) -> Scorer:
-        """A table ready to score, kept for the next call where it is one of the bundle's."""
-        key = table if isinstance(table, str) else ""
-        named = table is None or (isinstance(table, str) and not table.endswith(".safetensors"))
-        if not named or key not in self._scorers:
-            (found,) = find_tables(self.bundle, table)
-            (scorer,) = TableSet(self.bundle, [found], variant=self.choice.variant).current()
-            if not named:
-                return scorer
-            self._scorers[key] = scorer
+        """A table ready to score, kept for the next call where it is one of the bundle's and has not changed."""
+        if isinstance(table, str) and not table.endswith(".safetensors"):
+            key = table
+        elif table is None:
+            key = ""
+        else:
+            return self._scorer_of(table)
+        if self._scored != self.bundle.manifest.tables:
+            self._scorers, self._scored = {}, self.bundle.manifest.tables
+        if key not in self._scorers:
+            self._scorers[key] = self._scorer_of(table)
         return self._scorers[key]
+
+    def _scorer_of(self, table: TableLike | None) -> Scorer:
+        tables = TableSet(self.bundle, find_tables(self.bundle, table), variant=self.choice.variant)
+        return tables.current()[0]
 
 
 def open(
