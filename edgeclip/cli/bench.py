@@ -113,7 +113,6 @@ def tradeoff(
     require("jinja2", purpose="write a page")
     from edgeclip.evaluation.bench.bench import BenchOptions
     from edgeclip.evaluation.bench.records import Stage
-    from edgeclip.evaluation.tradeoff.records import TradeoffLimits
     from edgeclip.evaluation.tradeoff.report import print_tradeoff
     from edgeclip.evaluation.tradeoff.run import tradeoff as measure
 
@@ -124,14 +123,15 @@ def tradeoff(
         rounds=rounds,
         seconds=seconds,
     )
-    limits = TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     said: list[str] = []
     with changing_bar("proving") as watch:
         report = measure(
             bundles,
             data,
             output=output,
-            limits=limits,
+            max_latency_ms=max_latency_ms,
+            min_accuracy=min_accuracy,
+            max_memory_mb=max_memory_mb,
             options=options,
             shift=shift or (),
             classes=classes,

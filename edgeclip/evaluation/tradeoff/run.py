@@ -25,7 +25,9 @@ def tradeoff(
     data: str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
-    limits: TradeoffLimits | None = None,
+    max_latency_ms: float | None = None,
+    min_accuracy: float | None = None,
+    max_memory_mb: float | None = None,
     options: BenchOptions | None = None,
     shift: Sequence[str | os.PathLike[str]] = (),
     classes: str = "",
@@ -42,7 +44,9 @@ def tradeoff(
         bundles: of different models, opened or as paths.
         data: labelled images that decide, as for ``evaluate``.
         output: folder for the report (HTML, PNG, JSON) and for the times, which a later run uses again.
-        limits: of latency, accuracy and memory.
+        max_latency_ms: at most so long, the median.
+        min_accuracy: at least this top-1, a share; then the fastest is recommended.
+        max_memory_mb: at most so much memory.
         options: of the benchmark: one stage, one batch size; by default a frame to its label, one at a time.
         shift: other labelled images, whose accuracy is told too.
         classes, names, templates: as for ``evaluate``.
@@ -56,6 +60,7 @@ def tradeoff(
         BundleError: with ``apply``, a bundle that cannot be written to.
     """
     say = notice or (lambda _: None)
+    limits = TradeoffLimits(max_latency_ms=max_latency_ms, min_accuracy=min_accuracy, max_memory_mb=max_memory_mb)
     opened, options = open_bundles(bundles), options or BenchOptions(stages=("end-to-end",))
     folder = None if output is None else Path(output)
     if folder and folder.exists() and not folder.is_dir():
@@ -76,7 +81,7 @@ def tradeoff(
         opened,
         sets,
         options,
-        limits or TradeoffLimits(),
+        limits,
         templates=prompts,
         timed=reusable(kept, opened, options, notice=say) if kept and not again else None,
         progress=progress,
