@@ -10,17 +10,18 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgeclip.class_names import ClassesLike, as_classes, check_templates, load_templates
+from edgeclip.class_names import ClassesLike, TemplatesLike, as_classes, as_templates
 from edgeclip.decisions import Current, current_decisions
-from edgeclip.errors import BundleError, InputError, IntegrityError, MissingExtraError, TableError, VariantError
+from edgeclip.errors import BundleError, InputError, IntegrityError, TableError, VariantError
 from edgeclip.extras import require
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json
 from edgeclip.manifest import MANIFEST, file_record, read_manifest, safe_path, write_manifest
@@ -195,15 +196,15 @@ class Bundle:
     @property
     def has_text_encoder(self) -> bool:
         """Whether the libraries of the text encoder are installed, as far as a quick look can tell."""
-        with suppress(MissingExtraError):
-            return bool(self._prompts("encode class names").has_text_encoder(self))
-        return False
+        files = require("edgeclip.training.checkpoint.files", purpose="look at a model's origin", extra="export")
+        libraries = ("torch", files.text_library(self.manifest.model.origin))
+        return all(find_spec(library) is not None for library in libraries)
 
     def encode_table(
         self,
         name: str,
         classes: ClassesLike,
-        templates: str | Sequence[str] = "simple",
+        templates: TemplatesLike = "simple",
         *,
         background: ClassesLike = (),
         progress: Callable[[int, int], None] | None = None,
@@ -212,7 +213,7 @@ class Bundle:
         table: PromptTable = self._prompts("encode class names").table_for_bundle(
             self,
             as_classes(classes),
-            load_templates(templates) if isinstance(templates, str) else check_templates(templates, "templates"),
+            as_templates(templates),
             name=name,
             background=as_classes(background) if background else (),
             progress=progress,
@@ -223,7 +224,7 @@ class Bundle:
         self,
         name: str,
         classes: ClassesLike,
-        templates: str | Sequence[str] = "simple",
+        templates: TemplatesLike = "simple",
         *,
         background: ClassesLike = (),
         output: str | os.PathLike[str] | None = None,
@@ -328,7 +329,8 @@ class Bundle:
         """Write a file and list it; what it replaces is unlisted first, so that the bundle on disk is always valid."""
         files = {name: record for name, record in self.manifest.files.items() if name != relative}
         if len(files) < len(self.manifest.files):
-            write_manifest(self.path, msgspec.structs.replace(self.manifest, tables=tables, files=files))
+            unlisted = msgspec.structs.replace(self.manifest, tables=tables, files=files)
+            self.manifest = write_manifest(self.path, unlisted)
         path = self.path / relative
         save(path)
         listed = {**files, relative: file_record(path)}
@@ -384,10 +386,24 @@ def _unpack(archive_path: Path) -> Path:
     return target
 
 
+def open_bundle(bundle: BundleLike) -> Bundle:
+    """A bundle that is opened already or named by its path.
+
+    Raises:
+        InputError: neither of these; and as ``Bundle.open``.
+    """
+    if isinstance(bundle, Bundle):
+        return bundle
+    if isinstance(bundle, str | os.PathLike):
+        return Bundle.open(bundle)
+    raise InputError(f"expected a bundle or the path of one, got {type(bundle).__name__}")
+
+
 def open_bundles(bundles: BundleLike | Sequence[BundleLike]) -> list[Bundle]:
-    """One or several bundles, each opened already or named by its path. Raises as ``Bundle.open``."""
-    several = [bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles
-    return [each if isinstance(each, Bundle) else Bundle.open(each) for each in several]
+    """One or several bundles. Raises as ``open_bundle``."""
+    if isinstance(bundles, list | tuple):
+        return [open_bundle(each) for each in bundles]
+    return [open_bundle(bundles)]
 
 
 BundleLike = Bundle | str | os.PathLike[str]

@@ -150,7 +150,8 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
     return classes
 
 
-ClassesLike = str | Sequence[str] | Mapping[str, Sequence[str]] | Sequence[PromptClass]
+ClassesLike = str | os.PathLike[str] | Sequence[str] | Mapping[str, Sequence[str]] | Sequence[PromptClass]
+TemplatesLike = str | os.PathLike[str] | Sequence[str]
 
 
 def as_classes(classes: ClassesLike) -> tuple[PromptClass, ...]:
@@ -159,13 +160,24 @@ def as_classes(classes: ClassesLike) -> tuple[PromptClass, ...]:
     Raises:
         PromptError: as those two.
     """
-    if isinstance(classes, str):
-        return parse_classes(classes)
+    if isinstance(classes, str | os.PathLike):
+        return parse_classes(os.fspath(classes))
     if isinstance(classes, Mapping):
         return make_classes(classes)
     given = tuple(classes)
     made = tuple(item for item in given if isinstance(item, PromptClass))
     return made if made and len(made) == len(given) else make_classes([str(item) for item in given])
+
+
+def as_templates(templates: TemplatesLike) -> tuple[str, ...]:
+    """Templates by name or file (``load_templates``), or as they are, checked.
+
+    Raises:
+        PromptError: as ``load_templates``.
+    """
+    if isinstance(templates, str | os.PathLike):
+        return load_templates(os.fspath(templates))
+    return check_templates(templates, "templates")
 
 
 def _clean(name: str) -> str:

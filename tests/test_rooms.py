@@ -37,7 +37,6 @@ WHOLE = {"edgeclip.runtime.stream", "edgeclip.runtime.labeller"}
 # A class name stands in one file. Each exception says why both may keep the name.
 SAID_TWICE = {
     "Finding": "what a check found, of a graph (lint) and of a machine (doctor): one idea, two subjects",
-    "ImageTower": "open_clip's adapter and the interface that it is adapted to",
     "Plan": "which precision a node gets, and what to expect of a device: the usual word for both",
     "Range": "between two values, of activations and of estimates: one idea, two subjects",
 }

@@ -74,8 +74,9 @@ def main() -> None:
         (sdist,) = (work / "dist").glob("*.tar.gz")
         print(f"{wheel.name} {wheel.stat().st_size / 1e6:.1f} MB, {sdist.name} {sdist.stat().st_size / 1e6:.1f} MB")
         with zipfile.ZipFile(wheel) as packed:
-            needed = {"py.typed", "assets/starter.edgeclip/manifest.json", "assets/web/index.html"}
-            needed |= {"devices/releases.toml", "devices/profiles/orin-nano-8gb.toml"}
+            needed = {"py.typed", "assets/starter.edgeclip/manifest.json", "runtime/page/static/index.html"}
+            needed |= {"devices/catalogue/releases.toml", "devices/catalogue/profiles/orin-nano-8gb.toml"}
+            needed |= {"evaluation/templates/base.html.j2", "evaluation/static/tradeoff.js"}
             lacking = {f"edgeclip/{name}" for name in needed} - set(packed.namelist())
         if lacking:
             sys.exit(f"the wheel lacks {sorted(lacking)}")

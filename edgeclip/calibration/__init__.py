@@ -1,1 +1,1 @@
-"""Which images ranges are measured on before quantization."""
+"""Footage, images and labels in; images to calibrate on, embeddings, and decisions on what scores mean, out."""

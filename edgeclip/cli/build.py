@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pkgutil import resolve_name
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -16,7 +16,7 @@ from edgeclip.devices.machine.cuda import require_gpu
 from edgeclip.engine_list import engine_entry
 from edgeclip.errors import ParityError, VariantError
 from edgeclip.runtime.engines.build import build_variant
-from edgeclip.runtime.engines.tensorrt import layers
+from edgeclip.runtime.engines.tensorrt import Layer
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.proof import prove
@@ -35,8 +35,9 @@ def build_and_prove(
     """
     if not variants:
         raise VariantError(f"{bundle.path.name} has no variant that {engine} is meant for: give --variant")
-    show_layers = options.detailed_layers and engine_entry(engine).layers is not None
-    if show_layers:
+    reader = engine_entry(engine).layers if options.detailed_layers else None
+    read_layers = resolve_name(reader) if reader else None
+    if read_layers and engine_entry(engine).nvidia:
         require_gpu("read the layers of a plan, as --layers asks")  # now, not after minutes of building
     golden = golden_of(bundle)
     elsewhere = options.compute_capability is not None or options.hardware_compatible
@@ -57,8 +58,8 @@ def build_and_prove(
         say(f"{variant} for {engine}: {how}, {built.size / 1e6:.1f} MB, {built.path}")
         for note in built.notes:
             say(f"  {note}", style="dim")
-        if show_layers:
-            _print_layers(engine, built.path, console)
+        if read_layers:
+            _print_layers(read_layers(engine, built.path), console)
         if elsewhere:
             say("  not proved: it is for another machine; build runs the proof there")
         elif golden is None:
@@ -75,8 +76,8 @@ def build_and_prove(
         )
 
 
-def _print_layers(engine: str, path: Path, console: Console) -> None:
+def _print_layers(layers: Sequence[Layer], console: Console) -> None:
     table = Table("layer", "kind", "outputs", box=None, header_style="bold", padding=(0, 2))
-    for layer in layers(engine, path):
+    for layer in layers:
         table.add_row(*map(Text, (layer.name, layer.kind, ", ".join(layer.outputs))))
     console.print(table, highlight=False)

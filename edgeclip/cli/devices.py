@@ -1,13 +1,10 @@
-"""``edgeclip devices``: what is known of devices, all of them or one.
-
-Device profiles in, tables for people out, or all that is known of one as values for JSON.
-"""
+"""The verbs ``devices`` and ``devices show``: what is known of devices, as tables or as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -15,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.cli.common import console
-from edgeclip.devices.catalogue.jetpack import Fault, JetPack, faults_by_id, load_releases, release_sources
-from edgeclip.devices.catalogue.profile import DeviceProfile, Figure, Peak, cited
+
+if TYPE_CHECKING:
+    from edgeclip.devices.catalogue.jetpack import Fault, JetPack
+    from edgeclip.devices.catalogue.profile import DeviceProfile, Figure, Peak
 
 app = typer.Typer(help="What is known of devices: memory, peaks, precisions, power modes, faults.")
 
@@ -91,11 +90,15 @@ def print_devices(profiles: Iterable[DeviceProfile], console: Console) -> None:
 
 def releases_of(profile: DeviceProfile) -> tuple[JetPack, ...]:
     """The JetPack releases that run on a device, oldest first."""
-    return tuple(release for release in load_releases() if release.version in profile.jetpacks)
+    from edgeclip.devices.catalogue import jetpack  # when asked for: start-up counts
+
+    return tuple(release for release in jetpack.load_releases() if release.version in profile.jetpacks)
 
 
 def faults_on(profile: DeviceProfile) -> dict[Fault, tuple[str, ...]]:
     """Known faults of a device and its releases → the JetPacks that have them; none for a fault of all."""
+    from edgeclip.devices.catalogue import jetpack
+
     releases = releases_of(profile)
     ids = {*profile.faults, *(each for release in releases for each in release.faults)}
     if profile.dla is None:
@@ -104,13 +107,15 @@ def faults_on(profile: DeviceProfile) -> dict[Fault, tuple[str, ...]]:
         fault: ()
         if fault.id in profile.faults
         else tuple(release.version for release in releases if fault.id in release.faults)
-        for fault in faults_by_id(ids)
+        for fault in jetpack.faults_by_id(ids)
     }
 
 
 def as_values(profile: DeviceProfile) -> dict[str, Any]:
     """All that is known of a device, JSON-able: the profile, its JetPack releases, its faults with their sources."""
-    sources = release_sources()
+    from edgeclip.devices.catalogue import jetpack
+
+    sources = jetpack.release_sources()
     releases = releases_of(profile)
     faults = faults_on(profile)
     return {
@@ -125,7 +130,10 @@ def as_values(profile: DeviceProfile) -> dict[str, Any]:
 
 def print_profile(profile: DeviceProfile, console: Console) -> None:
     """Everything that is known of one device, each figure with the number of its source."""
-    used = list(dict.fromkeys(cited(profile)))
+    from edgeclip.devices.catalogue import jetpack
+    from edgeclip.devices.catalogue import profile as profiles
+
+    used = list(dict.fromkeys(profiles.cited(profile)))
     number = {key: index for index, key in enumerate(used, 1)}
 
     def figure(value: Figure | None, unit: str) -> str:
@@ -191,7 +199,7 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
             where = f" (JetPack {', '.join(versions)})" if versions else ""
             gate = "; the gate is mandatory" if fault.gate else ""
             text = f"  {fault.id}{where}: {fault.what}{gate}.\n    → {fault.advice}"
-            text += f"\n    {release_sources()[fault.source]}"
+            text += f"\n    {jetpack.release_sources()[fault.source]}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
     lists = {
         "Cameras": [f"{each.interface}: {each.note}".removesuffix(": ") for each in profile.cameras],

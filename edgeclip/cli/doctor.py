@@ -1,7 +1,4 @@
-"""The command that looks at a machine: what it is, what it can use, what to mend.
-
-A doctor's report in, one readable screen of it out.
-"""
+"""The verb ``doctor``: what this machine is, what it can use and what to mend, on one screen."""
 
 from __future__ import annotations
 
@@ -16,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclip.cli.common import console, notices
-from edgeclip.devices.doctor.examine import Report
-from edgeclip.devices.doctor.finding import Finding
-from edgeclip.devices.machine.clocks import Clock
-from edgeclip.devices.machine.machine import Machine
-from edgeclip.devices.machine.software import Software
 
 if TYPE_CHECKING:
     from edgeclip.devices.doctor.examine import Report
+    from edgeclip.devices.doctor.finding import Finding
+    from edgeclip.devices.machine.clocks import Clock
+    from edgeclip.devices.machine.machine import Machine
+    from edgeclip.devices.machine.software import Software
 
 
 def doctor(

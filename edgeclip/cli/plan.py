@@ -1,13 +1,10 @@
-"""The command that plans: a model, a device and a demand in; what to expect there out.
-
-A plan in; its table and sentences on the screen, or its JSON, out.
-"""
+"""The verb ``plan``: a model, a device and a demand in; what to expect there, on the screen or as JSON, out."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -17,10 +14,12 @@ from rich.text import Text
 
 from edgeclip.bundle import STARTER, Bundle
 from edgeclip.cli.common import console, notices
-from edgeclip.devices.plan.cost import GraphCost
-from edgeclip.devices.plan.records import Plan, VariantPlan
-from edgeclip.devices.plan.speed import Range
 from edgeclip.extras import require
+
+if TYPE_CHECKING:
+    from edgeclip.devices.plan.cost import GraphCost
+    from edgeclip.devices.plan.records import Plan, VariantPlan
+    from edgeclip.devices.plan.speed import Range
 
 
 def plan(

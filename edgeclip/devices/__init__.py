@@ -1,1 +1,1 @@
-"""What this machine is, as data: device side, never imports torch."""
+"""This machine or the name of another in; what it is, what its sensors read and what to expect of it, out."""

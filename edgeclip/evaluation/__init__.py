@@ -1,1 +1,1 @@
-"""A bundle and labelled images in, accuracy with its interval out."""
+"""Bundles and labelled images in; accuracy, robustness, time, what prompts are worth, what to ship, out."""

@@ -29,7 +29,7 @@ from edgeclip.training.loop.frozen_towers import TextFeatures
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.two_tower import TwoTower
 
-RULE = "the highest top-1 on --data, of equals the smallest alpha"
+RULE = "the highest top-1 on the target, of equals the smallest alpha"
 
 
 class Accuracy(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ What it does then, and takes, says ``export`` in ``edgeclip/export/bundle.py``. 
 stand beside it in ``edgeclip``: importing any module of the room would put the room in its place.
 """
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,12 @@ class _CallableRoom(ModuleType):
         from edgeclip.export.bundle import export
 
         return export(*args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from edgeclip.export.bundle import export
+
+        return inspect.signature(export)
 
 
 sys.modules[__name__].__class__ = _CallableRoom

@@ -1,6 +1,6 @@
 """A ContrastiveModel in, a verified bundle out: FP32 proved equal to the model, variants proved against FP32.
 
-A bundle and a way to fill its folder in, the same bundle with more variants in its place out.
+``extended`` adds variants to a bundle that is there: the same bundle with them takes its place, or nothing changes.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -16,7 +14,6 @@ from edgeclip.calibration.embeddings import EmbeddingStore
 from edgeclip.errors import PromptError
 from edgeclip.files import cache_dir
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table
-from edgeclip.training.checkpoint.files import CONFIG, checkpoint_folder
 from edgeclip.training.load import load_text_tower
 
 
@@ -81,29 +78,12 @@ class BundleTextEncoder:
             if self._tower is None:
                 self._tower = load_text_tower(self._model)
             made = self._tower.encode_text(list(missing.values()))
-            if np.isfinite(made).all():  # what is not is refused by the caller, and must not be found again
-                self._store.add(list(missing), made)
+            # What is not finite is refused by the caller and must not be found again; a full disk costs the cache only.
+            if np.isfinite(made).all():
+                with suppress(OSError):
+                    self._store.add(list(missing), made)
             rows.update(zip(missing, made, strict=True))
         return np.stack([rows[digest] for digest in digests]) if digests else np.empty((0, self._width), np.float32)
-
-
-def has_text_encoder(bundle: Bundle) -> bool:
-    """Whether the libraries of the bundle's text encoder are installed, as far as a quick look can tell."""
-    return importlib.util.find_spec(_text_library(bundle)) is not None
-
-
-def _text_library(bundle: Bundle) -> str:
-    """The module that a model's text tower comes from, or its tokenizer."""
-    origin = bundle.manifest.model.origin
-    if origin.loader != "edgeclip":
-        return origin.loader
-    tower = "minilm"
-    # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
-    with suppress(ValueError, OSError, KeyError, TypeError):
-        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
-    if tower == "minilm":
-        return "all_minilm_l6_v2"
-    return "transformers" if tower.startswith("hf:") else "open_clip"
 
 
 def _with_background(classes: Sequence[PromptClass], background: Sequence[PromptClass]) -> tuple[PromptClass, ...]:

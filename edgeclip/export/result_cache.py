@@ -50,7 +50,7 @@ def result_key(made_by: Sequence[Path], graph: Path, images: FloatArray, options
             hashlib.sha256(images.tobytes()).hexdigest(),
             options,
             [__version__, np.__version__, onnxruntime.__version__, *map(_version, libraries)],
-            [machine["architecture"], machine.get("cpu")],
+            [machine["architecture"], machine.get("cpu"), machine.get("board")],
         ]
     )
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
-from edgeclip.bundle import Bundle
+from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray, PromptTable, TextEncoder, unit_rows
 from edgeclip.runtime.decision import Decider, DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.images import as_image
+from edgeclip.runtime.images import Image, as_image
 from edgeclip.runtime.proof.choose import Choice, choose
 from edgeclip.runtime.records import Scored
 from edgeclip.runtime.scoring import Scorer
@@ -25,13 +26,12 @@ from edgeclip.runtime.sinks.base import Sink
 from edgeclip.runtime.sources.open import Source, SourceOptions, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from edgeclip.runtime.tables import TableSet
-from edgeclip.spec import TableEntry
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image as PillowImage
 
 TableLike = str | Path | PromptTable
-ImageLike = "str | os.PathLike[str] | Image | PillowImage"
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image | PillowImage"
 
 _BATCH = 8  # images decoded and encoded at once; larger ones brought no more on any engine that was measured
 
@@ -94,12 +94,12 @@ class Labeller:
         threads: int | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.bundle = open_bundle(bundle)
         self._threads = threads
         self._encoder: ImageEncoder | None = None
         self._text: TextEncoder | None = None
-        self._scorers: dict[str, Scorer] = {}  # by name, of the tables that the bundle had then:
-        self._scored: tuple[TableEntry, ...] = ()
+        self._scorers: dict[str, Scorer] = {}  # by name, while the bundle's tables have these digests:
+        self._there: tuple[str, ...] = ()
         self.choice: Choice = choose(self.bundle, variant=variant, engine=engine, threads=threads, progress=progress)
 
     # Images -----------------------------------------------------------------------------------------------------------
@@ -247,8 +247,10 @@ class Labeller:
             key = ""
         else:
             return self._scorer_of(table)
-        if self._scored != self.bundle.manifest.tables:
-            self._scorers, self._scored = {}, self.bundle.manifest.tables
+        manifest = self.bundle.manifest
+        there = tuple(manifest.files[entry.file].sha256 for entry in manifest.tables)
+        if self._there != there:
+            self._scorers, self._there = {}, there
         if key not in self._scorers:
             self._scorers[key] = self._scorer_of(table)
         return self._scorers[key]
@@ -289,13 +291,13 @@ def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     """A list of images as it is, a single one as a list of one."""
     if isinstance(images, list | tuple):
         return images
-    return [images]  # type: ignore[list-item]
+    return [images]
 
 
 def _opened(source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None) -> Source:
     if isinstance(source, Source):
         return source
-    if isinstance(source, str | os.PathLike | int) and not isinstance(source, bool):
+    if isinstance(source, str | os.PathLike | Integral) and not isinstance(source, bool):
         return open_source(str(source), realtime=realtime, options=options)
     raise InputError(
         f"expected a path, an address, a camera's index or an opened source, got {type(source).__name__}: images in "

@@ -72,6 +72,8 @@ def check_recipe(tree: dict[str, Any], *, source: str) -> Recipe | FewShotRecipe
         RecipeError: an unknown key or a bad value.
     """
     task = str(tree.get("task", "contrastive"))
+    if task == "starter":
+        raise RecipeError(f"{source} is the starter's: run python -m tools.starter.train with it, in a checkout")
     if task not in _RECIPES:
         raise RecipeError(f"{source}: expected task {', '.join(_RECIPES)}, got {task!r}{nearest(task, _RECIPES)}")
     return convert(tree, _RECIPES[task], source=source)

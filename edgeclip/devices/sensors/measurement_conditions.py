@@ -11,7 +11,6 @@ from edgeclip.devices.sensors.base import Channel, Kind, Part
 from edgeclip.devices.sensors.energy import Array, Energy, with_error
 
 _UNITS: dict[Kind, str] = {"power_w": "W", "clock_mhz": "MHz", "temperature_c": "°C", "load": "", "memory_mb": "MB"}
-_MOVED = 0.02  # a clock that differs by less before and after is shown once
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from edgeclip.bundle import BundleLike, open_bundles
+from edgeclip.bundle import BundleLike, open_bundle
 from edgeclip.errors import InputError
 from edgeclip.evaluation.accuracy.report import EvalReport
 from edgeclip.evaluation.accuracy.retrieval import RetrievalResult, evaluate_retrieval
@@ -49,7 +49,7 @@ def evaluate(
     """
     if data is None and captions is None:
         raise InputError("expected data, captions or both, got neither: say what to measure on")
-    (opened,) = open_bundles(bundle)
+    opened = open_bundle(bundle)
     wanted = list(dict.fromkeys(variants))
     for name in wanted:
         opened.variant(name)

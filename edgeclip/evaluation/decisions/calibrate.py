@@ -102,9 +102,9 @@ def calibrate_decisions(
     Raises:
         InputError: none or several of the three, or too few images.
     """
-    given = [name for name, is_given in (("data", data), ("footage", footage), ("refit", again)) if is_given]
+    given = [name for name, is_given in (("data", data), ("footage", footage), ("again", again)) if is_given]
     if len(given) != 1:
-        raise InputError(f"expected one of data, footage and refit, got {' and '.join(given) or 'none of them'}")
+        raise InputError(f"expected one of data, footage and again, got {' and '.join(given) or 'none of them'}")
     if again:
         earlier = _before(table)
         options = FitOptions(target or earlier.target or 0.95, confidence or earlier.confidence or 0.9)

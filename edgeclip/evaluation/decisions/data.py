@@ -1,16 +1,14 @@
 """Images and what people say is on them in; pictures with a table's labels out, and a record to fit again from.
 
-Labels come as folders, shards, CSV, TSV or JSONL (``open_labelled``), or as lines that
-``edgeclip label --jsonl`` wrote and somebody reviewed (``evaluation/decisions/data.py``). The record names images by
-digest, so that decisions are fitted again from cached embeddings with no image at hand.
+Labels come as folders, shards, CSV, TSV or JSONL (``open_labelled``), or as lines that ``edgeclip label --jsonl`` wrote
+and somebody reviewed. The record names images by digest, so that decisions are fitted again from cached embeddings with
+no image at hand.
 
-Lines that ``edgeclip label --jsonl`` wrote, with a verdict added, in; the frames that they are of, and labels, out.
-
-A line that somebody has looked at has a key ``reviewed``: the label that is right, ``"unknown"`` for none of the
+A reviewed line has a key ``reviewed``: the label that is right, ``"unknown"`` for none of the
 classes, ``true`` where the line's own label is right, or ``false`` where it is not and the right one is not said, which
 counts as unknown. Lines without it, or with ``null``, are passed over. A line is of a frame of a video (its ``frame``),
-which its ``source`` or ``--source`` names, or of an image (its ``file``, beside the lines or in the folder of
-``--source``).
+which its ``source`` or the option ``source`` names, or of an image (its ``file``, beside the lines or in the folder
+that ``source`` is).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _print_report(report: FitReport, console: Console) -> None:
         )
     console.print(classes, highlight=False)
     if len(report.classes) > len(shown):
-        console.print(f"  and {len(report.classes) - len(shown)} more (--report, --json)", highlight=False)
+        console.print(f"  and {len(report.classes) - len(shown)} more, in the page and the JSON", highlight=False)
     for note in report.notes:
         console.print(f"  - {note}", highlight=False, markup=False)
 

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.evaluation.statistics.metrics import predictions
 from edgeclip.evaluation.statistics.paired import Hits
-from edgeclip.files import atomic_file, cache_dir
-from edgeclip.prompts import FloatArray, PromptClass, content_hash, encode_texts, unit_rows
-from edgeclip.training.load import load_text_tower
+from edgeclip.export.prompt_table import BundleTextEncoder
+from edgeclip.prompts import FloatArray, PromptClass, encode_texts, unit_rows
 
 IntArray = npt.NDArray[np.int64]
 
@@ -93,7 +92,7 @@ def prompt_rows(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> PromptRows:
-    """Encode every name × template with the text encoder that a bundle was made with, or take them from the cache.
+    """Encode every name × template with the text encoder that a bundle was made with; no prompt is encoded twice.
 
     Args:
         progress: called with (prompts done, prompts in all) after each batch.
@@ -102,18 +101,11 @@ def prompt_rows(
         ModelError: the text encoder cannot be loaded, or its weights are not those the bundle was made with.
         PromptError: an embedding that is not finite.
     """
-    model = bundle.manifest.model
-    cached = cache_dir("prompt-rows") / f"{content_hash(classes, templates, model.id)}.npy"
-    if cached.is_file():
-        rows: FloatArray = np.load(cached)
-    else:
-        prompts = [template.replace("{}", name) for item in classes for name in item.names for template in templates]
-        texts = list(dict.fromkeys(prompts))
-        row_of = {text: row for row, text in enumerate(texts)}
-        encoded = encode_texts(load_text_tower(model), texts, progress=progress)
-        rows = encoded[[row_of[text] for text in prompts]].reshape(-1, len(templates), encoded.shape[1])
-        with atomic_file(cached) as temporary:
-            np.save(temporary, rows)
+    prompts = [template.replace("{}", name) for item in classes for name in item.names for template in templates]
+    texts = list(dict.fromkeys(prompts))
+    row_of = {text: row for row, text in enumerate(texts)}
+    encoded = encode_texts(BundleTextEncoder(bundle), texts, progress=progress)
+    rows = encoded[[row_of[text] for text in prompts]].reshape(-1, len(templates), encoded.shape[1])
     return PromptRows(tuple(classes), tuple(templates), rows)
 
 

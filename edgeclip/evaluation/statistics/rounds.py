@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgeclip.devices.sensors.energy import t95
+from edgeclip.errors import InputError
 
 LEAST_ROUNDS = 3
 
@@ -65,7 +66,12 @@ def compare_rounds(first: Sequence[float], second: Sequence[float], *, paired: b
     Args:
         paired: the rounds of both were run in turns, one after the other, so that what slows the machine slows both.
             Otherwise Welch's interval of two independent sets.
+
+    Raises:
+        InputError: a single round, which has no interval.
     """
+    if min(len(first), len(second)) < 2:
+        raise InputError(f"expected two rounds or more to compare, got {len(first)} and {len(second)}: measure again")
     a, b = np.log(np.asarray(first, np.float64)), np.log(np.asarray(second, np.float64))
     if paired:
         difference = b - a

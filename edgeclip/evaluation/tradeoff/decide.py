@@ -98,8 +98,9 @@ def answers(points: Sequence[TradeoffPoint], pairs: Sequence[Comparison]) -> Ans
     """``decide`` for every setting of the limits, for a page on which they can be changed."""
     standings = Standings(pairs)
     latencies = sorted({point.latency_ms.mean for point in points})
-    memories = sorted({point.memory_mb for point in points if point.memory_mb})
-    accuracies = sorted({point.top1 for point in points if point.top1})
+    # What a limit cannot be (it is above 0) asks for no setting of its own: such a point is within every one.
+    memories = sorted({point.memory_mb for point in points if point.memory_mb is not None and point.memory_mb > 0})
+    accuracies = sorted({point.top1 for point in points if point.top1 > 0})
 
     def within(**limit: float) -> frozenset[int]:
         limits = TradeoffLimits(**limit)

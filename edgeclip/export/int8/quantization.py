@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from edgeclip.errors import InputError, ModelError
+from edgeclip.export import onnx
 from edgeclip.export.int8 import qdq
 from edgeclip.export.int8.qdq import Model, Value, array, fold_scales, is_weight, pairs, prune, requantize, widen
 from edgeclip.export.onnx import save_graph
@@ -29,6 +30,7 @@ from edgeclip.training.towers.quiet import silent
 
 RangeEstimator = Literal["minmax", "mean-minmax", "percentile", "mse"]
 ESTIMATORS: tuple[RangeEstimator, ...] = ("minmax", "mean-minmax", "percentile", "mse")
+_LIBRARIES = ("nncf", "onnx", "onnx-ir")  # whose versions decide the graph, too
 _OF_NNCF = {"minmax": "MINMAX", "mean-minmax": "MEAN_MINMAX", "percentile": "MEAN_QUANTILE", "mse": "HISTOGRAM"}
 
 
@@ -115,7 +117,7 @@ def quantize(
             f"expected a recipe with smooth_alpha null, got {recipe.smooth_alpha:g}: NNCF cannot smooth {fp32.name}, "
             "whose weights take more than 2 GB"
         )
-    key = result_key((Path(__file__), Path(qdq.__file__)), fp32, images, recipe, ("nncf", "onnx", "onnx-ir"))
+    key = result_key((Path(__file__), Path(qdq.__file__), Path(onnx.__file__)), fp32, images, recipe, _LIBRARIES)
     if kept := find_result(key):
         with atomic_file(target) as temporary:
             temporary.write_bytes(kept)

@@ -65,7 +65,7 @@ class BuildOptions:
                 raise InputError(f"expected a compute capability such as 8.6, got {self.compute_capability!r}")
             if self.hardware_compatible:
                 raise InputError(
-                    "expected compute_capability or `hardware_compatible`, got both: the first builds for one kind "
+                    "expected compute_capability or hardware_compatible, got both: the first builds for one kind "
                     "of GPU, the second for all from 8.0 on"
                 )
 

@@ -5,7 +5,9 @@ Nothing here loads torch before weights are read: a device without it asks for a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from edgeclip.bundle import STARTER
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.files import sha256_file
-from edgeclip.spec import ModelIdentity, Name, PreprocessSpec, Sha256
+from edgeclip.spec import ModelIdentity, ModelOrigin, Name, PreprocessSpec, Sha256
 from edgeclip.training.recipe import Model, Tower
 
 if TYPE_CHECKING:
@@ -178,3 +180,16 @@ def weights_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 def _check_file(path: Path, expected: str) -> None:
     if (digest := sha256_file(path)) != expected:
         raise ModelError(f"{path} was altered: expected sha256 {expected[:12]}…, got {digest[:12]}…; get it again")
+
+
+def text_library(origin: ModelOrigin) -> str:
+    """The module that a model's text tower, or its tokenizer, comes from; beside torch, its tables need it."""
+    if origin.loader != "edgeclip":
+        return origin.loader
+    tower = "minilm"
+    # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
+    with suppress(ValueError, OSError, KeyError, TypeError):
+        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
+    if tower == "minilm":
+        return "all_minilm_l6_v2"
+    return "transformers" if tower.startswith("hf:") else "open_clip"

@@ -27,7 +27,7 @@ def expand(pattern: str) -> list[str]:
     if pattern.startswith(PIPE) and not pattern.removeprefix(PIPE).strip():
         raise SourceError("expected a command behind pipe:, got none: for example pipe:cat train.tar")
     found: list[str] = []
-    for text in expand_braces(pattern):
+    for text in [pattern] if is_local(pattern) and Path(pattern).is_file() else expand_braces(pattern):
         if not is_local(text) or Path(text).is_file():
             found.append(text)
         elif matches := sorted(glob.glob(text)):  # noqa: PTH207 - the pattern may be absolute

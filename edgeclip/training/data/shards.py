@@ -194,6 +194,8 @@ class _Header(tarfile.TarInfo):
             tarfile_.ended |= isinstance(error, _TARFILE.EOFHeaderError)
             if tarfile_.ended and isinstance(error, _TARFILE.EOFHeaderError | _TARFILE.EmptyHeaderError):
                 raise
+            if tarfile_.ended and isinstance(error, _TARFILE.TruncatedHeaderError):
+                raise _TARFILE.EOFHeaderError("padding that fills no whole block") from error
             what = "is empty" if not tarfile_.offset else "ends without the mark for it"
             if isinstance(error, _TARFILE.InvalidHeaderError):
                 what = f"has a bad header ({error})"

@@ -1,6 +1,6 @@
 """Quantizing a first time, and again from the cache.
 
-    python benchmarks/range_cache.py --images FOLDER [--families ViT-B-32 RN50 starter] [--count 64] [--rounds 3]
+    python benchmarks/result_cache.py --images FOLDER [--families ViT-B-32 RN50 starter] [--count 64] [--rounds 3]
 
 For each family and round the cache is emptied, then ``quantize`` is called twice with the same graph, images and
 recipe; that both graphs have the same bytes is checked. Open_clip families have random weights, on which no time
