@@ -194,7 +194,7 @@ def decisions(
             loaded,
             data=DataOptions(data=data, names=str(names or ""), others=others, source=source) if data else None,
             footage=footage or (),
-            again=refit,
+            refit=refit,
             target=precision_target,
             confidence=confidence,
             footage_options=FootageOptions(label_rate, background),

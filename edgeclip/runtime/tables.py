@@ -180,11 +180,6 @@ class TableWatch:
             self._on_change(name)
 
 
-def origins(tables: Sequence[str], bundle: Path, files: Mapping[str, Path] | None = None) -> dict[str, Path]:
-    """Where tables come from: those of ``files`` from their file, the others from the bundle."""
-    return {name: (files or {}).get(name, bundle) for name in tables}
-
-
 def _load(name: str, origin: Path) -> PromptTable:
     return Bundle.open(origin).table(name) if origin.is_dir() else PromptTable.load(origin)
 

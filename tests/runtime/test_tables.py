@@ -16,7 +16,7 @@ from edgeclip.errors import TableError
 from edgeclip.prompts import PromptClass, content_hash, unit_rows
 from edgeclip.runtime import scoring
 from edgeclip.runtime.scoring import Scorer
-from edgeclip.runtime.tables import TableSet, TableWatch, origins
+from edgeclip.runtime.tables import TableSet, TableWatch
 from tests.conftest import WIDTH, make_table
 
 WAIT_S = 20.0
@@ -188,7 +188,7 @@ def test_a_table_replaced_in_its_bundle_is_taken(tiny_bundle: Path, changes: Cha
     bundle = Bundle.open(tiny_bundle)
     bundle = bundle.add_table(table_of(bundle, "second", ["s"]))
     tables = TableSet(bundle, [bundle.table("things"), bundle.table("second")])
-    with TableWatch(tables, origins(tables.names, tiny_bundle), interval_s=0.05, on_change=changes):
+    with TableWatch(tables, dict.fromkeys(tables.names, tiny_bundle), interval_s=0.05, on_change=changes):
         first = tables.current()[0]
         bundle.add_table(table_of(bundle, "second", ["new", "newer"]), overwrite=True)
         changes.wait(1)
@@ -285,7 +285,7 @@ def test_a_file_that_changed_before_the_watch_began_is_taken(
     table_of(bundle, "own", ["x"]).save(path)
     tables = TableSet(bundle, [PromptTable.load(path), bundle.table()])
     table_of(bundle, "own", ["y"]).save(path)
-    where = origins(tables.names, tiny_bundle, {"own": path})
+    where = {**dict.fromkeys(tables.names, tiny_bundle), "own": path}
     with TableWatch(tables, where, interval_s=0.05, on_change=changes):
         changes.wait(1)
     assert tables.current()[0].labels == ("y",)

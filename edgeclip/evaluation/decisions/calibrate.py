@@ -76,7 +76,7 @@ def calibrate_decisions(
     *,
     data: DataOptions | None = None,
     footage: Sequence[str] = (),
-    again: bool = False,
+    refit: bool = False,
     target: float | None = None,
     confidence: float | None = None,
     footage_options: FootageOptions | None = None,
@@ -88,9 +88,9 @@ def calibrate_decisions(
     """Fit a table's decisions on labelled images, on footage without labels, or on the images of before.
 
     Args:
-        data: labelled images; one of ``data``, ``footage`` and ``again`` is given.
+        data: labelled images; one of ``data``, ``footage`` and ``refit`` is given.
         footage: what ``open_source`` takes, showing next to nothing of the classes.
-        again: fit on the images that the table's decisions were fitted on, as then but for what is given here.
+        refit: fit on the images that the table's decisions were fitted on, as then but for what is given here.
         target: share of reported labels that is to be right; 0.95, or as before.
         confidence: how sure each bound is to be; 0.9, or as before.
         variants: by default all that are meant for ``engine``, or those of before.
@@ -102,13 +102,13 @@ def calibrate_decisions(
     Raises:
         InputError: none or several of the three, or too few images.
     """
-    given = [name for name, is_given in (("data", data), ("footage", footage), ("again", again)) if is_given]
+    given = [name for name, is_given in (("data", data), ("footage", footage), ("refit", refit)) if is_given]
     if len(given) != 1:
-        raise InputError(f"expected one of data, footage and again, got {' and '.join(given) or 'none of them'}")
-    if again:
+        raise InputError(f"expected one of data, footage and refit, got {' and '.join(given) or 'none of them'}")
+    if refit:
         earlier = _before(table)
         options = FitOptions(target or earlier.target or 0.95, confidence or earlier.confidence or 0.9)
-        return refit(bundle, table, options, variants=variants, engine=engine, progress=progress), options
+        return refit_decisions(bundle, table, options, variants=variants, engine=engine, progress=progress), options
     engine = engine or "onnxruntime"
     options = FitOptions(target or 0.95, confidence or 0.9)
     variants = variants_to_fit(bundle, variants, engine)
@@ -197,7 +197,7 @@ def _fit(
     return Calibrated(_with(table, fitted), reports, damaged, notes)
 
 
-def refit(
+def refit_decisions(
     bundle: Bundle,
     table: PromptTable,
     options: FitOptions | None = None,
