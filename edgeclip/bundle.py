@@ -215,7 +215,7 @@ class Bundle:
             as_classes(classes),
             as_templates(templates),
             name=name,
-            background=as_classes(background) if background else (),
+            background=() if background == () else as_classes(background),
             progress=progress,
         )
         return table
@@ -401,9 +401,8 @@ def open_bundle(bundle: BundleLike) -> Bundle:
 
 def open_bundles(bundles: BundleLike | Sequence[BundleLike]) -> list[Bundle]:
     """One or several bundles. Raises as ``open_bundle``."""
-    if isinstance(bundles, list | tuple):
-        return [open_bundle(each) for each in bundles]
-    return [open_bundle(bundles)]
+    several = [bundles] if isinstance(bundles, Bundle | str | os.PathLike) else bundles
+    return [open_bundle(each) for each in several]
 
 
 BundleLike = Bundle | str | os.PathLike[str]

@@ -36,7 +36,7 @@ def build(
             name,
             classes,
             templates,
-            background=background or (),
+            background=() if background is None else background,
             output=output,
             overwrite=overwrite,
             progress=watch,

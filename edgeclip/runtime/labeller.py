@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -94,6 +94,8 @@ class Labeller:
         threads: int | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"expected threads of at least 1, got {threads}")
         self.bundle = open_bundle(bundle)
         self._threads = threads
         self._encoder: ImageEncoder | None = None
@@ -105,7 +107,9 @@ class Labeller:
     # Images -----------------------------------------------------------------------------------------------------------
 
     @overload
-    def classify(self, images: ImageLike, *, table: TableLike | None = ..., top_k: int = ...) -> Classification: ...
+    def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str, and is one image
+        self, images: ImageLike, *, table: TableLike | None = ..., top_k: int = ...
+    ) -> Classification: ...
 
     @overload
     def classify(
@@ -289,15 +293,14 @@ def open(
 
 def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
     """A list of images as it is, a single one as a list of one."""
-    if isinstance(images, list | tuple):
-        return images
-    return [images]
+    return images if isinstance(images, list | tuple) else [cast("ImageLike", images)]
 
 
 def _opened(source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None) -> Source:
     if isinstance(source, Source):
         return source
-    if isinstance(source, str | os.PathLike | Integral) and not isinstance(source, bool):
+    is_index = isinstance(source, Integral) and not isinstance(source, bool)
+    if is_index or isinstance(source, str | os.PathLike):
         return open_source(str(source), realtime=realtime, options=options)
     raise InputError(
         f"expected a path, an address, a camera's index or an opened source, got {type(source).__name__}: images in "
