@@ -167,9 +167,9 @@ class Bundle:
             TableError: with what was expected and got.
         """
         width = self.manifest.encoder.embedding_dim
-        if table.embeddings.shape[1] != width:
+        if table.embeddings.ndim != 2 or table.embeddings.shape[1] != width:
             raise TableError(
-                f"table {table.name!r} has rows of width {table.embeddings.shape[1]}, the encoder of {self.path.name} "
+                f"table {table.name!r} has rows of width {table.embeddings.shape[-1]}, the encoder of {self.path.name} "
                 f"gives {width}: build the table for this bundle"
             )
         model = self.manifest.model
@@ -245,7 +245,8 @@ class Bundle:
             progress: called with (prompts done, prompts in all) after each batch.
 
         Raises:
-            PromptError: no class or template, a name that no file can have, or a background that is a class too.
+            PromptError: no class or template, a name that no file can have, or a background that is a class by other
+                names.
             TableError: the name is taken and ``overwrite`` is false.
             BundleError: the bundle is the shipped one and no ``output`` is given.
             InputError: ``output`` exists and ``overwrite`` is false.
@@ -256,6 +257,8 @@ class Bundle:
         target = None if output is None else Path(output)
         if target is None:
             self._check_table_addable(name, overwrite=overwrite)
+        elif target.suffix != ".safetensors":
+            raise InputError(f"expected an output that ends in .safetensors, got {target}: give it that suffix")
         elif target.exists() and not overwrite:
             raise InputError(f"{target} exists already: choose another output or overwrite it")
         table = self.encode_table(name, classes, templates, background=background, progress=progress)
@@ -279,9 +282,24 @@ class Bundle:
             return PromptTable.load(file) if file.exists() else None
         return self.table(name) if any(entry.name == name for entry in self.manifest.tables) else None
 
-    def _check_table_addable(self, name: str, *, overwrite: bool) -> None:
+    def require_writable(self) -> None:
+        """Refuse a bundle that nothing can be added to.
+
+        Raises:
+            BundleError: it is the shipped one, or was opened from a ``.tar``: the cache holds that under the tar's
+                sha256.
+        """
         if self.is_starter:
-            raise BundleError("the shipped starter bundle is read-only: give an output FILE.safetensors")
+            raise BundleError(
+                "the shipped starter bundle is read-only: give an output for a table, or make a bundle of your own "
+                "with edgeclip export starter"
+            )
+        if self.path.parent == cache_dir("bundles"):
+            raise BundleError("expected a bundle's folder to write to, got one in a .tar: unpack it first")
+
+    def _check_table_addable(self, name: str, *, overwrite: bool) -> None:
+        self.require_writable()
+        self.manifest = read_manifest(self.path)  # another process, or another Bundle, may have added something
         if not overwrite and any(entry.name == name for entry in self.manifest.tables):
             raise TableError(f"{self.path.name} has a table {name!r} already: choose another name or overwrite it")
 
@@ -306,11 +324,15 @@ class Bundle:
         Returns the bundle.
 
         Raises:
-            BundleError: the bundle is the shipped one, which is read-only.
+            BundleError: the bundle cannot be written to, or the name is that of an encoder, a table or the manifest.
             IntegrityError: ``relative`` does not stay inside the bundle.
         """
-        if self.is_starter:
-            raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
+        self.require_writable()
+        self.manifest = read_manifest(self.path)
+        taken = {file for variant in self.manifest.variants for file in (variant.file, *variant.data_files)}
+        taken |= {entry.file for entry in self.manifest.tables} | {MANIFEST}
+        if str(safe_path(relative)) in taken:
+            raise BundleError(f"{relative} is a part of {self.path.name} that has its own way in: choose another name")
 
         def save(path: Path) -> None:
             with atomic_file(path) as temporary:
@@ -356,7 +378,7 @@ class Bundle:
 @contextmanager
 def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder to fill (end with ``write_manifest``); it becomes ``path`` only on success."""
-    with atomic_folder(path, overwrite=overwrite) as folder:
+    with atomic_folder(path, overwrite=overwrite, holds=(MANIFEST,)) as folder:
         (folder / "image_encoder").mkdir()
         (folder / "prompts").mkdir()
         (folder / "reports").mkdir()

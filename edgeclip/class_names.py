@@ -128,12 +128,16 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
     Raises:
         PromptError: no class, an empty name or a duplicate label.
     """
+    if isinstance(items, str | bytes):
+        raise PromptError(f"expected a list of class names, got {items!r}: parse_classes reads text")
     if isinstance(items, Mapping):
         pairs = [
             (label, [names] if isinstance(names, str) else list(names) or [label]) for label, names in items.items()
         ]
     else:
-        split = [[_clean(name) for name in str(item).split("|")] for item in items]
+        if strange := [item for item in items if not isinstance(item, str)]:
+            raise PromptError(f"expected class names as text, got {strange[0]!r}: names of one class are joined by |")
+        split = [[_clean(name) for name in item.split("|")] for item in items]
         pairs = [(names[0], names) for names in split]
     classes = tuple(
         PromptClass(_clean(label), tuple(dict.fromkeys(_clean(str(name)) for name in names))) for label, names in pairs
@@ -164,9 +168,11 @@ def as_classes(classes: ClassesLike) -> tuple[PromptClass, ...]:
         return parse_classes(os.fspath(classes))
     if isinstance(classes, Mapping):
         return make_classes(classes)
+    if isinstance(classes, bytes):
+        raise PromptError(f"expected class names as text, got bytes {classes!r}: decode them")
     given = tuple(classes)
     made = tuple(item for item in given if isinstance(item, PromptClass))
-    return made if made and len(made) == len(given) else make_classes([str(item) for item in given])
+    return made if made and len(made) == len(given) else make_classes([item for item in given])  # noqa: C416
 
 
 def as_templates(templates: TemplatesLike) -> tuple[str, ...]:
@@ -178,6 +184,11 @@ def as_templates(templates: TemplatesLike) -> tuple[str, ...]:
     if isinstance(templates, str | os.PathLike):
         return load_templates(os.fspath(templates))
     return check_templates(templates, "templates")
+
+
+def split_names(names: str | Sequence[str]) -> list[str]:
+    """``"a, b"`` as ``["a", "b"]``; a list as it is."""
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
 
 
 def _clean(name: str) -> str:

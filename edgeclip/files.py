@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,14 +97,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, overwrite: bool = False, holds: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, delete it on any failure.
 
+    Args:
+        overwrite: replace a folder that is there, with all that is in it.
+        holds: names of which it must hold one for that, unless it is empty: what is not ours is not thrown away.
+
     Raises:
-        InputError: ``path`` exists and ``overwrite`` is false, or cannot be written.
+        InputError: ``path`` exists and ``overwrite`` is false, is something else, or cannot be written.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already: choose another name or pass `overwrite`")
+    if path.exists():
+        _check_ours(path, holds)
     temporary = _temporary_beside(path)
     retired = _temporary_beside(path)
     try:
@@ -121,6 +127,16 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _rename(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+def _check_ours(path: Path, holds: Sequence[str]) -> None:
+    if not path.is_dir():
+        raise InputError(f"expected a folder to replace, got the file {path}: choose another name")
+    if holds and any(path.iterdir()) and not any((path / name).exists() for name in holds):
+        raise InputError(
+            f"expected a folder with {' or '.join(holds)} to replace, got {path}, which holds other things: choose "
+            "another name, or move them away"
+        )
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class PromptTable:
             if each.facts.rows == self.rows_hash:
                 each.check(self.labels, self.embeddings.shape[-1])
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one ``.safetensors`` file atomically: tensor ``embeddings`` and JSON metadata."""
         metadata = {
             "format": TABLE_FORMAT,
@@ -135,16 +136,17 @@ class PromptTable:
             metadata, tensors = metadata | self.cache.metadata(), tensors | self.cache.tensors()
         said, fitted = stored_decisions(self.decisions)
         metadata, tensors = metadata | said, tensors | fitted
-        with atomic_file(path) as temporary:
+        with atomic_file(Path(path)) as temporary:
             save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path) -> PromptTable:
+    def load(cls, path: str | os.PathLike[str]) -> PromptTable:
         """Read a table and check that it is whole.
 
         Raises:
             TableError: not a table, inconsistent, or its rows are not of unit length.
         """
+        path = Path(path)
         if not path.is_file():
             raise TableError(
                 f"expected a prompt table at {path}, got no such file: make it with edgeclip prompts build"

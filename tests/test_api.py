@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import PIL.Image
 import pytest
 
 import edgeclip
+from edgeclip.bundle import create_bundle
+from edgeclip.class_names import as_classes
 from edgeclip.errors import InputError, MissingExtraError, SourceError, TableError
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import read_image, write_image
@@ -226,3 +229,82 @@ def test_a_model_becomes_a_bundle_that_is_measured_and_decided_on(tmp_path: Path
     assert (tmp_path / "report" / "tradeoff.html").is_file()
     with pytest.raises(InputError, match="neither"):
         edgeclip.evaluate(bundle)
+
+
+def test_a_stream_that_is_still_open_at_the_end_lets_the_interpreter_end(video: Path) -> None:
+    """Its threads were in libraries that were torn down under them: the process aborted, or waited for ever."""
+    code = (
+        "import sys, edgeclip\n"
+        "frames = iter(edgeclip.open('starter', variant='fp32').stream(sys.argv[1], table='objects'))\n"
+        "print(next(frames).frame)\n"
+    )
+    for _ in range(2):  # it did not happen each time
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(video)], capture_output=True, text=True, check=False, timeout=240
+        )
+        assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_two_that_opened_one_bundle_lose_nothing_of_each_other(golden_bundle: Path) -> None:
+    table = edgeclip.Bundle.open(golden_bundle).table()
+    one, other = edgeclip.Bundle.open(golden_bundle), edgeclip.Bundle.open(golden_bundle)
+    one.add_table(dataclasses.replace(table, name="first"))
+    other.add_table(dataclasses.replace(table, name="second"))
+    opened = edgeclip.Bundle.open(golden_bundle)
+    assert {"first", "second"} <= {entry.name for entry in opened.manifest.tables}
+    assert list(opened.verify())
+
+
+def test_what_a_bundle_is_made_of_is_no_report(golden_bundle: Path) -> None:
+    bundle = edgeclip.Bundle.open(golden_bundle)
+    for relative in ("manifest.json", bundle.manifest.variants[0].file, bundle.manifest.tables[0].file):
+        with pytest.raises(edgeclip.EdgeclipError, match="choose another name"):
+            bundle.add_file(relative, b"{}")
+    assert list(bundle.verify())
+
+
+def test_a_bundle_out_of_a_tar_takes_no_table(golden_bundle: Path, tmp_path: Path) -> None:
+    packed = edgeclip.Bundle.open(golden_bundle).to_tar(tmp_path / "packed.tar")
+    bundle = edgeclip.Bundle.open(packed)
+    with pytest.raises(edgeclip.EdgeclipError, match="unpack it"):
+        bundle.add_table(dataclasses.replace(bundle.table(), name="other"))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_sixteen_bits_are_the_same_by_path_and_by_pillow(
+    labeller: edgeclip.Labeller, tmp_path: Path, mode: str
+) -> None:
+    path = tmp_path / "deep.png"
+    grey = np.random.default_rng(0).integers(0, 65536, (40, 40), np.uint16)
+    PIL.Image.fromarray(grey).save(path)
+    pillow = PIL.Image.open(path)
+    by_path, by_pillow = labeller.embed_images([path, pillow.convert("I") if mode == "I" else pillow])
+    assert by_path @ by_pillow > 0.9999
+
+
+def test_overwriting_replaces_a_bundle_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(InputError, match=r"folder with manifest\.json to replace"),
+        create_bundle(folder, overwrite=True),
+    ):
+        pytest.fail("it began to write")
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("classes", [[None], [["a", "b"]], b"ab", [edgeclip.PromptClass("x", ("x",)), "y"]])
+def test_what_is_no_class_name_is_refused(classes: Any) -> None:
+    with pytest.raises(edgeclip.EdgeclipError, match="expected class names as text"):
+        as_classes(classes)
+
+
+@pytest.mark.parametrize(
+    "rows", [np.eye(2, dtype=np.float32)[0], np.eye(3, dtype=np.float32), np.full((2, 16), np.nan)]
+)
+def test_a_table_whose_rows_do_not_fit_is_refused(labeller: edgeclip.Labeller, picture: Path, rows: Any) -> None:
+    own = labeller.bundle.table()
+    wrong = dataclasses.replace(own, classes=own.classes[:2], embeddings=rows)
+    with pytest.raises(edgeclip.EdgeclipError, match=r"rows of|rows of width|one a class|width"):
+        labeller.classify(picture, table=wrong)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, notices, split_names
+from edgeclip.class_names import split_names
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, notices
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json
@@ -148,7 +149,7 @@ def wise_ft(
 
     # What is written.
     if output is not None:
-        with atomic_folder(output, overwrite=overwrite) as folder:
+        with atomic_folder(output, overwrite=overwrite, holds=("curve.json", "checkpoint")) as folder:
             written = save_wise(report, folder) if report else []
             if alpha is not None:
                 way.save(folder / "checkpoint", alpha, results=report.figures_at(alpha) if report else {})

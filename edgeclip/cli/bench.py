@@ -7,7 +7,8 @@ from typing import Annotated, cast
 
 import typer
 
-from edgeclip.cli.common import changing_bar, console, split_names
+from edgeclip.class_names import split_names
+from edgeclip.cli.common import changing_bar, console
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 

@@ -61,8 +61,3 @@ def changing_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     with progress_bars() as bars:
         task = bars.add_task(name, total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)
-
-
-def split_names(names: str) -> list[str]:
-    """``"a, b"`` as ``["a", "b"]``."""
-    return [name.strip() for name in names.split(",") if name.strip()]

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, split_names
+from edgeclip.class_names import split_names
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars, split_names
+from edgeclip.class_names import split_names
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars
 from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 from edgeclip.extras import require
@@ -118,7 +119,6 @@ def quantize(
     """Add INT8 variants to a bundle: search for the recipe that quantizes most within a loss, or replay one."""
     require("nncf", purpose="quantize")
     from edgeclip.evaluation.quantize import QuantizeOptions, quantize_bundle
-    from edgeclip.export.bundle import require_writable
 
     options = QuantizeOptions(
         names=tuple(split_names(variants)),
@@ -133,7 +133,7 @@ def quantize(
         seed=seed,
     )
     opened = Bundle.open(bundle)
-    require_writable(opened)
+    opened.require_writable()
     with notices.status("reading images") as status:
         done = quantize_bundle(opened, options, progress=status.update)
     for line in done.lines():

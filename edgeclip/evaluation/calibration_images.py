@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.choose import ChooseOptions, choose_images
-from edgeclip.calibration.choice.chosen_set import CalibrationSet, ChosenImages
+from edgeclip.calibration.choice.chosen_set import RECORD, CalibrationSet, ChosenImages
 from edgeclip.calibration.choice.drift import LEVEL, PARTS, Drift, measure_drift, sample_footage
 from edgeclip.evaluation.html_page import picture_uri, render_page
 from edgeclip.extras import require
@@ -36,7 +36,7 @@ def calibrate_images(
         MissingExtraError: Jinja2 is not installed.
     """
     require("jinja2", purpose="write the page of a calibration set", extra="eval")
-    with atomic_folder(output, overwrite=overwrite) as folder:
+    with atomic_folder(output, overwrite=overwrite, holds=(RECORD,)) as folder:
         record = choose_images(bundle, sources, folder, options, progress=progress)
         write_text(folder / PAGE, images_page(record, ChosenImages(folder)))
     return record

@@ -135,7 +135,7 @@ def run_recipe(recipe: FewShotRecipe, folder: Path, *, console: Console, overwri
         variant=recipe.variant,
         seed=recipe.seed,
     )
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, overwrite=overwrite, holds=("recipe.json",)) as temporary:
         adapted = adapt_bundle(bundle, data, options, name=recipe.name)
         adapted.table.save(temporary / f"{recipe.name}.safetensors")
         lines = adapted_lines(adapted)

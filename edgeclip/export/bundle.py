@@ -17,10 +17,11 @@ import numpy as np
 
 from edgeclip.bundle import Bundle, create_bundle
 from edgeclip.calibration.images import crops, sample_images
+from edgeclip.class_names import split_names
 from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.plan.plan import variants_for
-from edgeclip.errors import BundleError, InputError
+from edgeclip.errors import InputError
 from edgeclip.export.cost import graph_cost
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.merge_tokens.model import REPORT, MergedModel
@@ -28,7 +29,7 @@ from edgeclip.export.onnx import OPSET, compact, export_onnx
 from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.export.proofs import check_parity, class_rows, make_golden
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
-from edgeclip.files import atomic_folder, cache_dir, write_json
+from edgeclip.files import atomic_folder, write_json
 from edgeclip.manifest import write_manifest
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image
@@ -46,7 +47,7 @@ def export(
     model: ContrastiveModel | str,
     path: str | os.PathLike[str],
     *,
-    variants: Sequence[str] = (),
+    variants: str | Sequence[str] = (),
     calibration: str | os.PathLike[str] | Sequence[Image] | None = None,
     photos: str | os.PathLike[str] | None = None,
     pretrained: str | None = None,
@@ -66,7 +67,8 @@ def export(
     Args:
         model: what ``load_model`` gave, or a name that it takes.
         path: folder to make.
-        variants: beside ``fp32``: ``fp16``, ``bf16``, ``int8`` (for device compilers), ``int8-cpu``.
+        variants: beside ``fp32``: ``fp16``, ``bf16``, ``int8`` (for device compilers), ``int8-cpu``. A list, or
+            ``"fp16, int8"``.
         calibration: images that INT8's ranges are measured on: a folder (what ``edgeclip calibrate images`` wrote is
             taken whole, of others a seeded sample) or (H, W, 3) uint8 RGB arrays; None for crops of the photographs.
         photos: folder of photographs for the comparison; None for those that scikit-image ships.
@@ -85,7 +87,9 @@ def export(
         MissingExtraError: the libraries for it are not installed.
     """
     say = progress or (lambda _: None)
-    names = list(variants)
+    if not isinstance(model, str | ContrastiveModel):
+        raise InputError(f"expected a model that load_model gave, or a model's name, got {type(model).__name__}")
+    names = split_names(variants)
     check_variant_names(names)
     if target:
         names = variants_for(load_profile(target), names)
@@ -217,10 +221,10 @@ def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, li
         names: of the variants that will be made; those of the bundle that are called so are left out of the copy.
 
     Raises:
-        BundleError: the bundle cannot be written to; see ``require_writable``.
+        BundleError: the bundle cannot be written to; see ``Bundle.require_writable``.
         IntegrityError: a file of the bundle does not match its hash.
     """
-    require_writable(bundle)
+    bundle.require_writable()
     manifest = bundle.manifest
     kept = [variant for variant in manifest.variants if variant.name not in names]
     dropped = {
@@ -237,18 +241,6 @@ def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, li
         yield folder, made
         tools = {**manifest.tools, **installed_versions(TOOLS)}
         write_manifest(folder, msgspec.structs.replace(manifest, variants=(*kept, *made), tools=tools), scan=True)
-
-
-def require_writable(bundle: Bundle) -> None:
-    """Refuse a bundle that nothing can be added to.
-
-    Raises:
-        BundleError: it is the shipped one, or was opened from a ``.tar``: the cache holds that under the tar's sha256.
-    """
-    if bundle.is_starter:
-        raise BundleError("the shipped starter bundle is read-only: edgeclip export starter makes one of your own")
-    if bundle.path.parent == cache_dir("bundles"):
-        raise BundleError("expected a bundle's folder to write to, got one in a .tar: unpack it first")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -81,8 +81,8 @@ def read_image(path: Path) -> Image:
     """
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"expected an image at {path}, got: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null in it
+        raise SourceError(f"expected an image at {path}, got: {getattr(error, 'strerror', None) or error}") from error
     return decode_image(data, name=str(path))
 
 
@@ -121,10 +121,24 @@ def as_image(image: Any) -> Image:
             )
         return image
     if any(base.__module__ == "PIL.Image" for base in type(image).__mro__):
-        from PIL import ImageOps  # it is there: the image is one of its
-
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return _from_pillow(image)
     raise InputError(f"expected a path, (H, W, 3) uint8 RGB or a Pillow image, got {type(image).__name__}")
+
+
+def _from_pillow(image: Any) -> Image:
+    from PIL import ImageOps  # it is there: the image is one of its
+
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if not upright.mode.startswith("I"):
+            return np.asarray(upright.convert("RGB"))
+        grey = np.asarray(upright)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"the Pillow image cannot be read ({error}): open it again") from error
+    if grey.min() < 0 or grey.max() > 65535:
+        raise InputError(f"expected 16 bits a pixel at most, got values from {grey.min()} to {grey.max()}: scale them")
+    # Pillow would clip 16 bits; a file of such an image is scaled to 8 when it is read.
+    return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def write_image(path: Path, image: Image) -> None:

@@ -36,7 +36,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image | PillowImage"
 _BATCH = 8  # images decoded and encoded at once; larger ones brought no more on any engine that was measured
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classification:
     """What a prompt table says of one image.
 
@@ -135,8 +135,8 @@ class Labeller:
             InputError: something that is no image, or ``top_k`` below 1.
             TableError: no such table, or one of another model.
         """
-        if top_k < 1:
-            raise InputError(f"expected top_k of at least 1, got {top_k}")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"expected top_k of at least 1, a whole number, got {top_k!r}")
         scorer = self._scorer(table)
         several = _several(images)
         found: list[Classification] = []
@@ -169,6 +169,8 @@ class Labeller:
         several = [texts] if isinstance(texts, str) else list(texts)
         if not several:
             raise InputError("expected texts to embed, got an empty list")
+        if strange := [text for text in several if not isinstance(text, str)]:
+            raise InputError(f"expected texts, got {strange[0]!r}")
         if self._text is None:
             self._text = self.bundle.text_encoder()
         return unit_rows(self._text.encode_text(several))
@@ -324,7 +326,11 @@ def find_tables_and_files(
     """The same, each with what ``TableWatch`` has to watch for changes of it."""
     if wanted is None:
         return [(bundle.table(), bundle.path)]
+    if not isinstance(wanted, str | Path | PromptTable | Sequence):
+        raise InputError(f"expected a table, its name or its file, got {wanted!r}")
     several = [wanted] if isinstance(wanted, str | Path | PromptTable) else list(wanted)
+    if strange := [item for item in several if not isinstance(item, str | Path | PromptTable)]:
+        raise InputError(f"expected a table, its name or its file, got {strange[0]!r}")
     if not several:
         raise InputError("expected a prompt table, got an empty list: name one, or leave it out")
     return [_find_table(bundle, item) for item in several]

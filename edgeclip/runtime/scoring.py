@@ -65,6 +65,12 @@ class Scorer:
                 f"expected rows of different labels in table {table.name!r}, got {len(self.row_of)} labels for "
                 f"{len(self.labels)} rows: build it again"
             )
+        rows = table.embeddings
+        if rows.ndim != 2 or len(rows) != len(self.labels) or not np.isfinite(rows).all():
+            raise TableError(
+                f"expected {len(self.labels)} rows of finite numbers in table {table.name!r}, one a class, got "
+                f"{rows.shape}: build it again"
+            )
         self.background = frozenset(self.row_of[label] for label in table.background)
         thresholds = decisions.thresholds if decisions else table.thresholds
         self._thresholds = {self.row_of[label]: float(value) for label, value in thresholds.items()}

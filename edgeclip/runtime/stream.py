@@ -7,8 +7,10 @@ bounded by ``Places``: a file waits for a place, a camera loses the frames that 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -75,12 +77,17 @@ class StreamOptions:
     def __post_init__(self) -> None:
         for name in ("parallel", "batch", "limit", "top_k"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InputError(f"expected {name} of at least 1, got {value}")
+        if self.gate_refresh_s is not None and not self.gate_refresh_s > 0:
+            raise InputError(f"expected gate_refresh_s above 0 seconds, got {self.gate_refresh_s}")
         if self.gate is not None:
             GateOptions(self.gate, self.gate_refresh_s)
-        if self.wait_ms < 0:
+        if not self.wait_ms >= 0:
             raise InputError(f"expected wait_ms of at least 0, got {self.wait_ms}")
+        for name, kind in (("regions", tuple), ("decision", DecisionOptions)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InputError(f"expected {name} as {kind.__name__}, got {value!r}")
 
 
 __all__ = ["Stream", "StreamOptions"]
@@ -92,6 +99,16 @@ _FILE_WAIT_S = 0.1
 _GATED_PLACES = 256
 _GATED_PLACES_WITH_PIXELS = 16
 _JOIN_S = 5.0
+
+# What is still iterated over when the interpreter ends: its threads are in libraries that must not be torn down under
+# them, which would abort the process or leave it waiting for ever.
+_RUNNING: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_running() -> None:
+    for stream in list(_RUNNING):
+        stream.close()
 
 
 class Stream:
@@ -142,7 +159,11 @@ class Stream:
         for source in sources:
             self._resources.callback(source.close)
         with self._resources:
-            self.options = options or StreamOptions()
+            self.options = StreamOptions() if options is None else options
+            if not isinstance(self.options, StreamOptions):
+                raise InputError(f"expected StreamOptions, got {options!r}")
+            if isinstance(sinks, str) or not all(isinstance(sink, Sink) for sink in sinks):
+                raise InputError(f"expected a list of sinks, got {sinks!r}: JsonlSink(Path('labels.jsonl')), say")
             if not isinstance(tables, TableSet):
                 tables = TableSet(bundle, tables, variant=variant)
             self.tables = tables
@@ -242,6 +263,7 @@ class Stream:
                 "expected a stream that nobody has iterated over, got one that is under way or has ended: open another"
             )
         self._begun = True
+        _RUNNING.add(self)
         # OpenBLAS's threads spin for some 25 ms after each product of the tables: on two cores, a sixth of all time.
         with self, threadpool_limits(limits=1, user_api="blas"):
             self.account.started = time.perf_counter()

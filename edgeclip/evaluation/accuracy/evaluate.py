@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeclip.bundle import BundleLike, open_bundle
+from edgeclip.class_names import split_names
 from edgeclip.errors import InputError
 from edgeclip.evaluation.accuracy.report import EvalReport
 from edgeclip.evaluation.accuracy.retrieval import RetrievalResult, evaluate_retrieval
@@ -20,7 +21,7 @@ def evaluate(
     data: str | os.PathLike[str] | None = None,
     *,
     captions: str | os.PathLike[str] | None = None,
-    variants: Sequence[str] = ("fp32",),
+    variants: str | Sequence[str] = ("fp32",),
     engine: str = "onnxruntime",
     against: str | None = None,
     classes: str = "",
@@ -34,7 +35,7 @@ def evaluate(
         bundle: opened, or its path.
         data: labelled images: a folder with one folder a class, WebDataset tars, CSV, TSV or JSONL.
         captions: captioned images, for retrieval: JSONL, CSV, TSV or WebDataset tars.
-        variants: forms of the encoder.
+        variants: forms of the encoder; a list, or "fp32, int8".
         engine: name of an inference engine.
         against: another variant, whose difference on the same images is told with its interval.
         classes: a set whose usual class names and templates to take: ``imagenet``, ``cifar10``, ``flowers``, …
@@ -50,7 +51,9 @@ def evaluate(
     if data is None and captions is None:
         raise InputError("expected data, captions or both, got neither: say what to measure on")
     opened = open_bundle(bundle)
-    wanted = list(dict.fromkeys(variants))
+    wanted = list(dict.fromkeys(split_names(variants)))
+    if not wanted:
+        raise InputError("expected a variant to measure, got an empty list: fp32, say")
     for name in wanted:
         opened.variant(name)
     prompts = set_templates(templates, classes)

@@ -70,6 +70,11 @@ class BenchOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("variants", "engines", "stages"):
+            if isinstance(value := getattr(self, name), str):
+                raise InputError(f"expected {name} as a tuple, got {value!r}: write ({value!r},)")
+        if not self.stages or min(self.frame) < 1:
+            raise InputError(f"expected a stage and a frame of 1 × 1 or more, got {self.stages} and {self.frame}")
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
             raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
         if self.rounds < LEAST_ROUNDS:

@@ -15,7 +15,6 @@ from edgeclip.evaluation.data.shift_sets import names_of, open_shift_set
 from edgeclip.evaluation.tradeoff.measure import measure_tradeoff, recommendation_of, reusable
 from edgeclip.evaluation.tradeoff.records import Tradeoff, TradeoffLimits
 from edgeclip.evaluation.tradeoff.report import save_tradeoff
-from edgeclip.export.bundle import require_writable
 from edgeclip.files import write_json
 from edgeclip.runtime.proof.choose import add_recommendation
 
@@ -66,7 +65,7 @@ def tradeoff(
     if folder and folder.exists() and not folder.is_dir():
         raise InputError(f"expected a folder for the report, got the file {folder}")
     for bundle in opened if apply else ():
-        require_writable(bundle)  # now, not after minutes of measuring
+        bundle.require_writable()  # now, not after minutes of measuring
     bare = [bundle.path.name for bundle in opened if not bundle.manifest.tables]
     if "end-to-end" in options.stages and bare:
         raise InputError(

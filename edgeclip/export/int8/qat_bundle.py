@@ -15,7 +15,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import sample_images
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import InputError
-from edgeclip.export.bundle import calibration_inputs, extended, onnx_metadata, require_writable
+from edgeclip.export.bundle import calibration_inputs, extended, onnx_metadata
 from edgeclip.export.int8.qat import QatOptions, freeze, insert_quantizers, train_quantized
 from edgeclip.export.int8.qdq import Model, array, constant, fold_scales, prune
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe, is_transformer
@@ -64,7 +64,7 @@ def train_int8_on(
     """
     if count < 2:
         raise InputError(f"expected a count of 2 images or more, got {count}")
-    require_writable(bundle)
+    bundle.require_writable()
     if progress:
         progress("loading the model")
     origin = bundle.manifest.model.origin

@@ -81,7 +81,7 @@ def save_checkpoint(
     if not sides["image"].stored and _has_towers_classifier(two_tower.image_head, two_tower.model):
         left_out = (*left_out, "image_head.classifier.")
     plain: Any = msgspec.to_builtins(recipe)
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, overwrite=overwrite, holds=(CONFIG,)) as temporary:
         kept = {name: value for name, value in state.items() if not name.startswith(left_out or ("\0",))}
         save_file(pack_all(kept), temporary / WEIGHTS)
         (temporary / WEIGHTS).chmod(0o644)
