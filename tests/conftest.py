@@ -22,8 +22,6 @@ from skimage import data as skimage_data
 
 from edgeclip import Bundle, EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, PromptTable, Variant
 from edgeclip.bundle import create_bundle
-from edgeclip.devices.machine.cpu import read_cpu
-from edgeclip.devices.machine.tree import Tree
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.images import write_image
@@ -32,11 +30,6 @@ from tests import CORES
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 SIZE, WIDTH = 32, 16
-
-# Without VNNI x86 adds INT8 products in 16 bits, which overflow silently: ONNX Runtime's INT8 is refused there.
-needs_exact_int8 = pytest.mark.skipif(
-    not read_cpu(Tree()).adds_int8_exactly, reason="this CPU has no VNNI, so INT8 on ONNX Runtime is refused"
-)
 
 
 def shared(*parts: str) -> Path:

@@ -13,17 +13,15 @@ import importlib.util
 import io
 import platform
 from collections import Counter
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags
 from edgeclip.devices.machine.cuda import driver_loads
-from edgeclip.errors import EngineError, VariantError
+from edgeclip.errors import EngineError
 from edgeclip.extras import require
 from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, usable_cores
-from edgeclip.spec import Precision
 
 _CPU = "CPUExecutionProvider"
 _PRODUCTS = {"Attention", "Conv", "ConvInteger", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
@@ -48,8 +46,6 @@ class OrtEngine(Engine):
     beneath: ClassVar[tuple[str, ...]] = ()
 
     def _load(self) -> None:
-        if self.provider == _CPU:
-            refuse_inexact_int8(self.path, self.precision)
         ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
         self._version: str = ort.__version__
         self._cpu_threads = self.threads or max(1, usable_cores() // self.parallel)
@@ -80,7 +76,8 @@ class OrtEngine(Engine):
         """``onnxruntime 1.32.0, CPUExecutionProvider, 2 threads``; for another provider, where the nodes went."""
         said = f"onnxruntime {self._version}, {self.provider}"
         if self.provider == _CPU:
-            return f"{said}, {self._cpu_threads} thread{'s' if self._cpu_threads > 1 else ''}"
+            threads = f"{said}, {self._cpu_threads} thread{'s' if self._cpu_threads > 1 else ''}"
+            return f"{threads}, int8 computed in float32 (no VNNI)" if self._int8_in_float() else threads
         counts = [f"{nodes.total()} nodes on {provider}" for provider, nodes in self._placed.items()]
         return ", ".join([said, *counts]) if counts else f"{said}, placement of nodes unknown"
 
@@ -101,12 +98,18 @@ class OrtEngine(Engine):
         options.log_severity_level = 3  # errors; what fails is raised, not printed
         options.intra_op_num_threads = self._cpu_threads
         options.inter_op_num_threads = 1
-        if self.precision != "int8":
-            # Weights that are stored as INT8 but computed with in floating point are unpacked once, at load.
+        if self.precision != "int8" or self._int8_in_float():
+            # Weights that are stored as INT8 but computed with in floating point are unpacked once, at load; and INT8
+            # products that this CPU would add in 16 bits are rounded as Q/DQ say and computed in float32.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self.provider != _CPU:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
+
+    def _int8_in_float(self) -> bool:
+        """Whether an INT8 graph is computed in float32, since this CPU would add its products wrongly."""
+        on_cpu = self.provider == _CPU and self.precision == "int8"
+        return on_cpu and not adds_int8_exactly(platform.machine(), cpu_flags())
 
     @classmethod
     def _installed(cls, ort: Any) -> bool:
@@ -233,19 +236,6 @@ class OrtTensorRtRtxEngine(OrtEngine):
             except Exception as error:
                 raise self._absent(f"a plugin that does not load ({_first_line(error)})") from error
         return super()._devices(ort)
-
-
-def refuse_inexact_int8(path: Path, precision: Precision) -> None:
-    """Refuse an INT8 graph on an x86 CPU that would add its products in 16 bits.
-
-    Raises:
-        VariantError: this CPU has no VNNI.
-    """
-    if precision == "int8" and not adds_int8_exactly(platform.machine(), cpu_flags()):
-        raise VariantError(
-            f"{path.name} needs a CPU with VNNI: without it x86 adds INT8 products in 16 bits, which overflow "
-            "silently; use `variant` fp32"
-        )
 
 
 def _first_line(error: Exception) -> str:

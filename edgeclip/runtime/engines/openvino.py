@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import platform
 import time
 from collections import Counter, deque
 from contextlib import closing
@@ -31,12 +32,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeclip.devices.machine.cpu import cpu_flags
+from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags
 from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import CPU_LAYOUT, ByteArray, Engine, FloatArray, Pending, usable_cores
-from edgeclip.runtime.engines.onnxruntime import refuse_inexact_int8
 from edgeclip.spec import EncoderSpec, Precision
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class OpenVinoEngine(Engine):
         }
 
     def _device_properties(self) -> Properties:
-        refuse_inexact_int8(self.path, self.precision)
+        _refuse_inexact_int8(self.path, self.precision)
         threads = self.threads * self.parallel if self.threads else usable_cores()
         return {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
 
@@ -295,6 +295,19 @@ class OpenVinoGpuEngine(OpenVinoEngine):
 
     def _device_name(self) -> str:
         return str(self._core.get_property(self.device, "FULL_DEVICE_NAME"))
+
+
+def _refuse_inexact_int8(path: Path, precision: Precision) -> None:
+    """Refuse an INT8 graph on an x86 CPU that would add its products in 16 bits.
+
+    Raises:
+        VariantError: this CPU has no VNNI.
+    """
+    if precision == "int8" and not adds_int8_exactly(platform.machine(), cpu_flags()):
+        raise VariantError(
+            f"{path.name} needs a CPU with VNNI: without it x86 adds INT8 products in 16 bits, which overflow "
+            "silently; use `variant` fp32, or `engine` onnxruntime"
+        )
 
 
 def compile_variant(
