@@ -36,7 +36,7 @@ def int8(facts: Facts) -> Iterator[Finding]:
             "cpu-int8",
             "note",
             "this CPU has no VNNI",
-            "it adds INT8 products in 16 bits, which overflow: INT8 is computed in float32 here, with no gain in speed, "
+            "it adds INT8 products in 16 bits, which overflow: INT8 is computed in float32 here, with no gain, "
             "and not at all by OpenVINO",
             ("edgeclip label BUNDLE SOURCE --variant fp32",),
         )
