@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from edgeclip.errors import PromptError
 from edgeclip.extras import require
@@ -128,7 +128,7 @@ def make_classes(items: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[Pr
     Raises:
         PromptError: no class, an empty name or a duplicate label.
     """
-    if isinstance(items, str | bytes):
+    if isinstance(items, str):
         raise PromptError(f"expected a list of class names, got {items!r}: parse_classes reads text")
     if isinstance(items, Mapping):
         pairs = [
@@ -168,11 +168,9 @@ def as_classes(classes: ClassesLike) -> tuple[PromptClass, ...]:
         return parse_classes(os.fspath(classes))
     if isinstance(classes, Mapping):
         return make_classes(classes)
-    if isinstance(classes, bytes):
-        raise PromptError(f"expected class names as text, got bytes {classes!r}: decode them")
-    given = tuple(classes)
+    given: tuple[object, ...] = tuple(classes)
     made = tuple(item for item in given if isinstance(item, PromptClass))
-    return made if made and len(made) == len(given) else make_classes([item for item in given])  # noqa: C416
+    return made if made and len(made) == len(given) else make_classes(cast("tuple[str, ...]", given))
 
 
 def as_templates(templates: TemplatesLike) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ class Stream:
             self.options = StreamOptions() if options is None else options
             if not isinstance(self.options, StreamOptions):
                 raise InputError(f"expected StreamOptions, got {options!r}")
-            if isinstance(sinks, str) or not all(isinstance(sink, Sink) for sink in sinks):
+            if not all(isinstance(sink, Sink) for sink in sinks):
                 raise InputError(f"expected a list of sinks, got {sinks!r}: JsonlSink(Path('labels.jsonl')), say")
             if not isinstance(tables, TableSet):
                 tables = TableSet(bundle, tables, variant=variant)
