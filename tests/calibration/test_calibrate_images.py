@@ -455,7 +455,7 @@ def test_drift_is_an_exit_code_and_too_few_frames_are_an_error(
     few = CliRunner().invoke(app, ["calibrate", "drift", calib, str(photographs_dir)])
     assert "expected at least 20 frames" in str(few.exception)
     wrong = CliRunner().invoke(app, ["calibrate", "drift", calib, other, "--bundle", str(tiny_bundle)])
-    assert "pass the --bundle and --variant that it was chosen with" in str(wrong.exception)
+    assert "`bundle` and `variant` that it was chosen with" in str(wrong.exception)
 
 
 # ---- the page

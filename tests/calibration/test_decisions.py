@@ -531,9 +531,9 @@ def test_label_reports_probabilities_and_unknown(yard: Path, pictures: Path, cli
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ((), "one of --data, --footage and --refit, got none"),
+        ((), "one of data, footage and refit, got none"),
         (("--refit",), "expected table 'yard' to have decisions"),
-        (("--refit", "--data", "x"), "got --data and --refit"),
+        (("--refit", "--data", "x"), "got data and refit"),
         (("--data", "nowhere"), "nowhere"),
         (("--data", "{pictures}", "--variant", "int9"), "no variant 'int9'"),
         (("--data", "{strange}"), "boat"),

@@ -285,7 +285,7 @@ def test_templates_of_a_set_come_from_its_file(tmp_path: Path) -> None:
     sets.write_text(json.dumps({"pets": ["a {c}, a pet."], "cars": ["a {c} of some year"]}))
     assert set_templates(str(sets), "pets") == ("a {}, a pet.",)
     assert set_templates("")[0] == "{}"
-    for chosen, message in (("dogs", "out of pets, cars"), ("", "pass --classes")):
+    for chosen, message in (("dogs", "out of pets, cars"), ("", "pass `classes`")):
         with pytest.raises(PromptError, match=message):
             set_templates(str(sets), chosen)
     if not any((Path(place) / "clip_benchmark").is_dir() for place in sys.path):
@@ -593,7 +593,7 @@ def test_the_command_measures_accuracy_and_retrieval_of_several_variants(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected --data, --captions or both"),
+        ([], "expected data, captions or both"),
         (["--data", "DATA", "--variant", "int3"], "has no variant 'int3'"),
         (["--data", "DATA", "--engine", "abacus"], "expected an engine out of"),
         (["--captions", "DATA"], "expected captioned images"),

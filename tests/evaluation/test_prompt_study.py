@@ -321,7 +321,7 @@ def test_the_page_fits_a_phone_and_asks_for_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--data", "{few}", "--classes", "cat, dog"], "among the classes, got <b>truck, ship"),
-        (["--data", "{few}", "--classes", "cat", "--names", "n.json"], "expected --names or --classes, got both"),
+        (["--data", "{few}", "--classes", "cat", "--names", "n.json"], "expected names or classes, got both"),
         (["--data", "{few}", "--apply", "better"], "read-only: pass --apply FILE.safetensors"),
         (["--data", "{few}/nowhere"], "no such file or folder"),
     ],

@@ -204,7 +204,7 @@ def test_the_command_draws_the_curve_and_keeps_the_best(
     by_alpha = {item["alpha"]: item["target"]["top1"] for item in report["results"]}
     best = min(alpha for alpha, found in by_alpha.items() if found == max(by_alpha.values()))
     assert report["best"] == best
-    assert f"best alpha {best:g}: the highest top-1 on --data" in said
+    assert f"best alpha {best:g}: the highest top-1 on the target" in said
     assert "1 could not be decoded" in said
     assert f"next: edgeclip export {out}" in said
     kept = two_tower_of(str(out)).state_dict()

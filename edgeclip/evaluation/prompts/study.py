@@ -142,7 +142,7 @@ def study_bundle(
 
     bundle.variant(options.variant)  # a misspelt one should not be found out after the prompts are encoded
     if options.names and options.classes:
-        raise InputError("expected names or `classes`, got both: names can be given with the classes")
+        raise InputError("expected names or classes, got both: names can be given with the classes")
     given = open_labelled(options.data, options.names)
     classes = options.classes or given.classes
     folders = _class_of_folder(given, classes)
