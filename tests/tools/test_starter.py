@@ -254,7 +254,7 @@ def test_labels_beyond_the_names_are_refused(shards: Path, tmp_path: Path) -> No
         ("optimizer.lr=fast", "lr"),
         ("embedding_dim=-1", "embedding_dim"),
         ("name=a/b", "name"),
-        ("steps", "expected --set key=value"),
+        ("steps", "expected an override key=value"),
         ("name.x=1", "expected a section"),
     ],
 )
