@@ -971,7 +971,7 @@ def test_build_for_a_gpu_that_is_not_here_is_one_clear_error(golden_bundle: Path
     message = refusal(cli("build", golden_bundle, "--engine", "tensorrt-rtx"))
     assert len(message.splitlines()) == 1
     assert "an NVIDIA GPU is needed to build" in message
-    assert "--compute-capability" in message
+    assert "`compute_capability`" in message
 
 
 @pytest.mark.parametrize(
@@ -988,7 +988,7 @@ def test_build_for_a_gpu_that_is_not_here_is_one_clear_error(golden_bundle: Path
         (["--engine", "openvino", "--variant", "int4"], "no variant 'int4'"),
         (["--engine", "openvino", "--compute-capability", "8.6"], "compute_capability: expected no options of a Tens"),
         (["--engine", "openvino", "--batch", "1,4,4"], "opt_batch, max_batch: expected no options of a TensorRT plan"),
-        (["--engine", "tensorrt", "--compute-capability", "8.6"], "use --engine tensorrt-rtx"),
+        (["--engine", "tensorrt", "--compute-capability", "8.6"], "use `engine` tensorrt-rtx"),
     ],
 )
 def test_build_refuses_what_it_cannot_do(
@@ -1026,7 +1026,7 @@ def test_quantize_needs_golden_images(tiny_bundle: Path, cli: Run) -> None:
 
 def test_quantize_refuses_the_shipped_bundle_and_a_tar_at_once(golden_bundle: Path, cli: Run, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
-    assert "starter bundle is read-only: edgeclip export starter makes one" in refusal(cli("quantize", "starter"))
+    assert "starter bundle is read-only" in refusal(cli("quantize", "starter"))
     tar = Bundle.open(golden_bundle).to_tar(tmp_path / "tiny.tar")
     assert "got one in a .tar: unpack it first" in refusal(cli("quantize", tar))
 

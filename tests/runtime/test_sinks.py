@@ -158,7 +158,7 @@ def test_every_option_makes_its_sink(tmp_path: Path) -> None:
         ({"jsonl": Path("a" * 300)}, "too long"),
         ({"jsonl": Path("a"), "csv": Path("./a")}, "for two"),
         ({"jsonl": Path("a"), "jsonl_rotate_mb": 0.0}, "above 0"),
-        ({"jsonl_rotate_mb": 5.0}, "--jsonl FILE"),
+        ({"jsonl_rotate_mb": 5.0}, "expected a file `jsonl`"),
         ({"mqtt": "http://u:hunter2@localhost"}, "expected an MQTT address"),
         ({"mqtt": "mqtt://u:hunter2@localhost:port/x"}, "cannot be read"),
         ({"mqtt": "mqtt://u:hunter2@localhost/a/+"}, "cannot be published"),

@@ -94,10 +94,14 @@ def start(bundle: Bundle) -> Callable[..., Stream]:
     """A stream of sources or their texts over the tiny bundle's table."""
 
     def _start(
-        *sources: Source | str | Path, sinks: tuple[Sink, ...] = (), tables: Any = None, **options: Any
+        *sources: Source | str | Path,
+        sinks: tuple[Sink, ...] = (),
+        tables: Any = None,
+        engine: str = "onnxruntime",
+        **options: Any,
     ) -> Stream:
         opened = [source if isinstance(source, Source) else open_source(str(source)) for source in sources]
-        return Stream(bundle, opened, tables or [bundle.table()], StreamOptions(**options), sinks)
+        return Stream(bundle, opened, tables or [bundle.table()], StreamOptions(**options), sinks, engine=engine)
 
     return _start
 

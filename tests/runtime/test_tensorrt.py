@@ -331,11 +331,11 @@ def test_a_build_out_of_memory_is_tried_with_half_the_workspace(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("engine", "options", "message"),
     [
-        (RTX, BuildOptions(), "NVIDIA GPU is needed to build.*--compute-capability"),
-        (RTX, BuildOptions(compute_capability="8.6", strip=True), "omit --strip"),
-        (RTX, BuildOptions(compute_capability="8.7"), r"expected one of .*8\.6, 8\.9.*--engine tensorrt"),
+        (RTX, BuildOptions(), "NVIDIA GPU is needed to build.*`compute_capability`"),
+        (RTX, BuildOptions(compute_capability="8.6", strip=True), "omit `strip`"),
+        (RTX, BuildOptions(compute_capability="8.7"), r"expected one of .*8\.6, 8\.9.*`engine` tensorrt"),
         (RTX, BuildOptions(version_compatible=True), "lacks the lean runtime"),
-        ("tensorrt", AHEAD, r"--engine tensorrt-rtx to build for compute capability 8\.6"),
+        ("tensorrt", AHEAD, r"`engine` tensorrt-rtx to build for compute capability 8\.6"),
         ("abacus", AHEAD, "expected an engine out of"),
     ],
 )
