@@ -22,6 +22,7 @@ from skimage import data as skimage_data
 
 from edgeclip import Bundle, EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, PromptTable, Variant
 from edgeclip.bundle import create_bundle
+from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.images import write_image
@@ -291,3 +292,12 @@ def golden_bundle(_golden_bundle: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "golden" / "tiny.edgeclip"
     shutil.copytree(_golden_bundle, copy)
     return copy
+
+
+@pytest.fixture
+def engine_list() -> Iterator[dict[str, EngineEntry]]:
+    """The engines, to be changed by a test; afterwards as they were, in their order, which counts."""
+    kept = dict(ENGINES)
+    yield ENGINES
+    ENGINES.clear()
+    ENGINES.update(kept)

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from edgeclip import Bundle
-from edgeclip.engine_list import ENGINES, EngineEntry
+from edgeclip.engine_list import EngineEntry
 from edgeclip.errors import (
     BundleError,
     EngineError,
@@ -123,12 +123,12 @@ class CountingEngine(OrtEngine):
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def counting(monkeypatch: pytest.MonkeyPatch, engine_list: dict[str, EngineEntry]) -> list[str]:
     """The only engines are ONNX Runtime's, for fp32 alone, and one that counts, for all; its loads."""
-    for name in set(ENGINES) - {"onnxruntime"}:
-        monkeypatch.delitem(ENGINES, name)
+    for name in set(engine_list) - {"onnxruntime"}:
+        del engine_list[name]
     where = f"{__name__}:CountingEngine"
-    monkeypatch.setitem(ENGINES, "counting", EngineEntry("counting", where, module="counting", packages=("counting",)))
+    engine_list["counting"] = EngineEntry("counting", where, module="counting", packages=("counting",))
     monkeypatch.setattr(CountingEngine, "loads", [])
     return CountingEngine.loads
 
