@@ -59,10 +59,10 @@ def export(
 ) -> Bundle:
     """Turn a model into a bundle: ONNX image encoders, each proved equal to the model on real photographs.
 
-    ::
-
-        model = edgeclip.load_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
-        bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8"], calibration="frames/")
+    ```python
+    model = edgeclip.load_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
+    bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8"], calibration="frames/")
+    ```
 
     Args:
         model: what ``load_model`` gave, or a name that it takes.

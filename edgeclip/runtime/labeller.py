@@ -275,12 +275,12 @@ def open(
 ) -> Labeller:
     """Open a bundle for labelling, with the fastest variant and engine that are proved on this machine.
 
-    ::
-
-        with edgeclip.open("starter") as labeller:
-            print(labeller.classify("photo.jpg", table="objects").label)
-            for frame in labeller.stream("rtsp://camera/stream", table="objects"):
-                print(frame.label, frame.score)
+    ```python
+    with edgeclip.open("starter") as labeller:
+        print(labeller.classify("photo.jpg", table="objects").label)
+        for frame in labeller.stream("rtsp://camera/stream", table="objects"):
+            print(frame.label, frame.score)
+    ```
 
     Args:
         bundle: a folder, a ``.tar``, the word ``starter``, or an opened bundle.

@@ -17,15 +17,12 @@ HUB_PREFIX = "hf:"
 def load_model(name: str, *, pretrained: str | None = None, seed: int = 0) -> ContrastiveModel:
     """Load a model by the form of its name.
 
-    ==========================================  =====================================================
-    ``hf:org/name``, ``hf:./folder``            transformers, from the hub or a folder
-    a folder with ``config.json``               transformers
-    ``starter``, a folder with                  trained by edgeclip
-    ``checkpoint.json``, or a run's folder
-    anything else, e.g. ``ViT-B-32``            open_clip, with ``pretrained`` (``none`` for random weights)
-    ==========================================  =====================================================
+    - ``hf:org/name`` or ``hf:./folder``: transformers, from the hub or a folder; so is a folder with ``config.json``.
+    - ``starter``, a folder with ``checkpoint.json``, or a run's folder: trained by edgeclip.
+    - Anything else, ``ViT-B-32`` say: open_clip, with ``pretrained`` (``none`` for random weights).
 
     Args:
+        name: as above.
         pretrained: open_clip's tag or a checkpoint file; only for open_clip names.
         seed: of open_clip's random weights.
 
