@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from edgeclip.files import cache_dir
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.encoder import ImageEncoder
 from tests.conftest import WIDTH, add_variant, edit_weight, shared
+from tests.tar_shards import write_tar
 
 CLASSES = ("cup", "red kite", "space_rocket")
 EACH = 3
@@ -50,14 +50,6 @@ def picture(seed: int, side: int = 40) -> bytes:
     stream = io.BytesIO()
     PillowImage.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 # Sets

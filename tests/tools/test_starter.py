@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image as PillowImage
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
@@ -25,6 +23,7 @@ from edgeclip.training.data.labelled import LabelledSamples
 from edgeclip.training.data.shards import ShardPairs
 from edgeclip.training.towers.heads import ImageHead
 from edgeclip.training.towers.pretrained import ImageTower, efficientnet_lite0
+from tests.tar_shards import write_labelled_shards
 from tools.starter.features import cached_features, shrink
 from tools.starter.recipe import load_starter_recipe
 from tools.starter.start import start_from_captions, start_from_classes
@@ -33,34 +32,10 @@ from tools.starter.train import train_starter
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _image_bytes(value: int, side: int = 48) -> bytes:
-    rng = np.random.default_rng(value)
-    stream = io.BytesIO()
-    PillowImage.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of six images each in three classes, and their names."""
-    folder = tmp_path_factory.mktemp("shards")
-    for shard in range(2):
-        members = []
-        for item in range(6):
-            members += [(f"{item:06}.jpg", _image_bytes(10 * shard + item)), (f"{item:06}.cls", str(item % 3).encode())]
-        write_shard(folder / f"train-{shard:03}.tar", members)
-    (folder / "classes.json").write_text(
-        json.dumps([{"names": ["goldfish"]}, {"names": ["Teapot"]}, {"names": ["moon"]}])
-    )
-    return folder
+    return write_labelled_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image as PillowImage
 from torch.nn.functional import cross_entropy, normalize
 
 from edgeclip.errors import TrainingError
@@ -20,6 +16,7 @@ from edgeclip.training.data.shards import ShardPairs
 from edgeclip.training.loop.loss import info_nce
 from edgeclip.training.recipe_file import load_recipe
 from edgeclip.training.towers.pretrained import MiniLm, efficientnet_lite0
+from tests.tar_shards import jpeg, write_labelled_shards, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,34 +75,10 @@ def test_off_the_grid_is_not_packed() -> None:
     assert torch.equal(to_grid(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
-def _image_bytes(value: int, side: int = 48) -> bytes:
-    rng = np.random.default_rng(value)
-    stream = io.BytesIO()
-    PillowImage.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of six images each in three classes, and their names."""
-    folder = tmp_path_factory.mktemp("shards")
-    for shard in range(2):
-        members = []
-        for item in range(6):
-            members += [(f"{item:06}.jpg", _image_bytes(10 * shard + item)), (f"{item:06}.cls", str(item % 3).encode())]
-        write_shard(folder / f"train-{shard:03}.tar", members)
-    (folder / "classes.json").write_text(
-        json.dumps([{"names": ["goldfish"]}, {"names": ["Teapot"]}, {"names": ["moon"]}])
-    )
-    return folder
+    return write_labelled_shards(tmp_path_factory.mktemp("shards"))
 
 
 def test_shards_give_every_sample_and_count_the_damaged(shards: Path, tmp_path: Path) -> None:
@@ -113,15 +86,15 @@ def test_shards_give_every_sample_and_count_the_damaged(shards: Path, tmp_path: 
     samples = list(reader)
     assert [sample.label for sample in samples] == [0, 1, 2, 0, 1, 2] * 2
     assert samples[0].image.shape == (48, 48, 3)
-    write_shard(
+    write_tar(
         tmp_path / "bad.tar",
         [
-            ("a.jpg", _image_bytes(1)[:300]),
+            ("a.jpg", jpeg(1)[:300]),
             ("a.cls", b"0"),
-            ("b.jpg", _image_bytes(2)),
-            ("c.jpg", _image_bytes(3)),
+            ("b.jpg", jpeg(2)),
+            ("c.jpg", jpeg(3)),
             ("c.cls", b"two"),
-            ("d.jpg", _image_bytes(4)),
+            ("d.jpg", jpeg(4)),
             ("d.cls", b"2"),
         ],
     )
@@ -137,7 +110,7 @@ def test_unusable_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(TrainingError, match="not a readable tar"):
         list(LabelledSamples(ShardPairs(str(tmp_path / "x.tar"))))
-    write_shard(tmp_path / "y.tar", [("a.txt", b"hello")])
+    write_tar(tmp_path / "y.tar", [("a.txt", b"hello")])
     with pytest.raises(TrainingError, match="no sample"):
         list(LabelledSamples(ShardPairs(str(tmp_path / "y.tar"))))
 
