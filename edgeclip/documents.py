@@ -1,0 +1,83 @@
+"""A JSON or text file in, its value or text out: with or without a byte order mark, of bounded size and depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.limits import check_limit
+
+_BOM = b"\xef\xbb\xbf"
+_T = TypeVar("_T")
+
+
+def read_bytes(path: Path, *, error: type[EdgeclipError] = InputError) -> bytes:
+    """A document's bytes without a byte order mark.
+
+    Raises:
+        EdgeclipError: of the type ``error``: it cannot be read, or is larger than a document may be.
+    """
+    try:
+        with path.open("rb") as stream:
+            check_limit("document_bytes", path.stat().st_size, str(path), error=error)
+            return stream.read().removeprefix(_BOM)
+    except (OSError, ValueError) as problem:  # ValueError: a path with a null in it
+        raise error(f"cannot read {path} ({getattr(problem, 'strerror', None) or problem})") from problem
+
+
+def read_text(path: Path, *, error: type[EdgeclipError] = InputError) -> str:
+    """A UTF-8 file's text without a byte order mark.
+
+    Raises:
+        EdgeclipError: of the type ``error``: it cannot be read, is too large, or is no UTF-8.
+    """
+    try:
+        return read_bytes(path, error=error).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"expected a UTF-8 text file, got {path} ({problem}): save it as UTF-8") from problem
+
+
+def decode_json(raw: bytes | str, kind: type[_T], *, where: str, error: type[EdgeclipError] = InputError) -> _T:
+    """JSON as a value of a type.
+
+    Args:
+        kind: what msgspec holds it against; ``object`` for any value.
+        where: names the document, for messages.
+
+    Raises:
+        EdgeclipError: of the type ``error``: not JSON, not of that type, or nested too deeply.
+    """
+    data = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    try:
+        return msgspec.json.decode(data.removeprefix(_BOM), type=kind)
+    except RecursionError as problem:
+        raise error(f"{where} is nested too deeply: make it anew") from problem
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise error(f"{where} is not JSON of the expected form ({problem})") from problem
+
+
+def read_json(path: Path, kind: type[_T], *, error: type[EdgeclipError] = InputError) -> _T:
+    """``decode_json`` of a file. Raises as that and ``read_bytes``."""
+    return decode_json(read_bytes(path, error=error), kind, where=str(path), error=error)
+
+
+def read_yaml(path: Path, *, error: type[EdgeclipError] = InputError) -> Any:
+    """A YAML file's value, by PyYAML's safe loader.
+
+    Raises:
+        EdgeclipError: of the type ``error``: as ``read_text``, or not YAML.
+        MissingExtraError: PyYAML is not installed.
+    """
+    from edgeclip.extras import require
+
+    yaml: Any = require("yaml", purpose="read YAML")
+    text = read_text(path, error=error)
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as problem:
+        raise error(f"{path} is nested too deeply: make it anew") from problem
+    except (yaml.YAMLError, ValueError, OverflowError) as problem:  # ValueError: a date with 13 months
+        raise error(f"{path} is not valid YAML ({str(problem).splitlines()[0]})") from problem
