@@ -224,8 +224,12 @@ def add_recommendation(bundle: Bundle, recommendation: Recommendation) -> Bundle
     Raises:
         BundleError: the bundle cannot be written to.
     """
-    others = tuple(found for found in recommendations(bundle) if found.machine != recommendation.machine)
-    return bundle.add_file(FILE, msgspec.json.format(msgspec.json.encode(_File((*others, recommendation)))))
+
+    def content() -> bytes:
+        others = tuple(found for found in recommendations(bundle) if found.machine != recommendation.machine)
+        return msgspec.json.format(msgspec.json.encode(_File((*others, recommendation))))
+
+    return bundle.add_file(FILE, content)
 
 
 def this_machine() -> Description:
