@@ -40,6 +40,7 @@ from edgeclip.manifest import (
 from edgeclip.printable import printable
 from edgeclip.prompts import PromptTable, TextEncoder, check_table_name
 from edgeclip.spec import FileRecord, Manifest, TableEntry, Variant
+from edgeclip.tars import plain_files
 
 STARTER = "starter"
 # Hidden in a bundle's folder: who writes to it holds the one, and puts new files into the other.
@@ -532,25 +533,38 @@ def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _unpack(archive_path: Path) -> Path:
     """Unpack a bundle ``.tar`` to the cache, once for each content; only plain files at safe paths are taken."""
-    target = cache_dir("bundles") / sha256_file(archive_path)
-    if target.is_dir():
-        return target
     try:
-        with tarfile.open(archive_path, "r:") as archive, atomic_folder(target) as folder:
-            for member in archive:
-                if member.isdir():
-                    continue
-                stream = archive.extractfile(member) if member.isreg() else None
-                if stream is None:
-                    raise IntegrityError(f"{archive_path} holds {member.name!r}, which is not a plain file")
-                path = folder / safe_path(member.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as out:
-                    shutil.copyfileobj(stream, out)
-            read_manifest(folder)
-    except tarfile.TarError as error:
-        raise IntegrityError(f"{archive_path} is not a readable tar ({error}): copy it again") from error
+        target = cache_dir("bundles") / sha256_file(archive_path)
+        if target.is_dir():
+            return target
+        with locked(target.with_name(f".{target.name}{LOCK}")):
+            if not target.is_dir():  # nor has another process unpacked it meanwhile
+                with atomic_folder(target) as folder:
+                    _unpack_into(folder, archive_path)
+    except OSError as error:
+        raise BundleError(
+            f"cannot unpack {archive_path} to the cache ({error.strerror or error}): make room, or set EDGECLIP_CACHE "
+            "to another folder"
+        ) from error
     return target
+
+
+def _unpack_into(folder: Path, archive_path: Path) -> None:
+    for name, read in plain_files(archive_path, error=IntegrityError):
+        relative = safe_path(name)
+        if any(part.startswith(".") for part in relative.parts):
+            continue  # none of a bundle's: what an archiver or a file manager adds
+        try:
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / relative).open("xb") as out:
+                while block := read(1 << 20):
+                    out.write(block)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IntegrityError(f"{archive_path} holds {name!r} twice: pack the bundle's folder again") from error
+    try:
+        _manifest_in(folder)
+    except BundleError as error:  # of a folder that is gone when this is read
+        raise type(error)(str(error).replace(str(folder), str(archive_path))) from error
 
 
 def open_bundle(bundle: BundleLike) -> Bundle:

@@ -29,6 +29,8 @@ LIMITS = {
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
     "tar_members": Limit(100_000, "files in a tar"),
     "tar_bytes": Limit(16 << 30, "bytes unpacked from a tar"),
+    "recording_bytes": Limit(256 << 20, "bytes unpacked from a recording of a machine's files"),
+    "shard_file_bytes": Limit(256 << 20, "bytes in one file of a training shard"),
     "table_bytes": Limit(2 << 30, "bytes in a prompt table"),
 }
 
