@@ -37,6 +37,7 @@ from edgeclip.manifest import (
     visible_files,
     write_manifest,
 )
+from edgeclip.onnx_graph import check_graph
 from edgeclip.printable import printable
 from edgeclip.prompts import PromptTable, TextEncoder, check_table_name
 from edgeclip.spec import FileRecord, Manifest, TableEntry, Variant
@@ -160,11 +161,24 @@ class Bundle:
         raise VariantError(f"{self.path.name} has no variant {name!r}: expected one of {available}")
 
     def variant_path(self, name: str) -> Path:
-        """Checked path of a variant's ONNX graph (its external data files are checked too)."""
+        """Checked path of a variant's ONNX graph; its external data files are checked too.
+
+        Raises:
+            VariantError: there is no such variant.
+            IntegrityError: a file is missing or altered, the graph reads one that the variant does not list, or asks
+                for more than ``check_graph`` allows.
+            EngineError: it is no ONNX file.
+        """
         variant = self.variant(name)
         for data_file in variant.data_files:
             self.file(data_file)
-        return self.file(variant.file)
+        path, folder = self.file(variant.file), PurePosixPath(variant.file).parent
+        for location in check_graph(path):
+            if str(folder / location) not in variant.data_files:
+                raise IntegrityError(
+                    f"{path} reads {location!r}, which the manifest does not list for {name}: make the bundle again"
+                )
+        return path
 
     def graph_digests(self, name: str) -> list[str]:
         """Sha256 of a variant's ONNX graph and of each external data file, as the manifest has them."""
