@@ -321,25 +321,17 @@ class Bundle:
         elif target.exists() and not overwrite:
             raise InputError(f"{target} exists already: choose another output or overwrite it")
         table = self.encode_table(name, classes, templates, background=background, progress=progress)
-        earlier = self._earlier_table(name, target)
-        if earlier and earlier.decisions:
-            table = replace(table, decisions=earlier.decisions)
         if target is None:
-            self.add_table(table, overwrite=overwrite)
-        else:
-            table.save(target)
+            return self._write_table(table, overwrite=overwrite, keep_decisions=True)
+        if target.exists():
+            table = replace(table, decisions=PromptTable.load(target).decisions)
+        table.save(target)
         return table
 
     def _prompts(self, purpose: str) -> Any:
         """The module that makes tables: it is on the workstation's side, which a device does not have."""
         extra = "demo" if self.manifest.model.origin.loader == "edgeclip" else "export"
         return require("edgeclip.export.prompt_table", purpose=purpose, extra=extra)
-
-    def _earlier_table(self, name: str, file: Path | None) -> PromptTable | None:
-        """The table that is about to be replaced: its decisions stay, to be fitted again."""
-        if file:
-            return PromptTable.load(file) if file.exists() else None
-        return self.table(name) if any(entry.name == name for entry in self.manifest.tables) else None
 
     def require_writable(self) -> None:
         """Refuse a bundle that nothing can be added to.
@@ -365,17 +357,42 @@ class Bundle:
         if not overwrite and any(entry.name == name for entry in self.manifest.tables):
             raise TableError(f"{self.path.name} has a table {name!r} already: choose another name or overwrite it")
 
-    def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:
+    def add_table(self, table: PromptTable, *, overwrite: bool = False, replaces: PromptTable | None = None) -> Bundle:
         """Write a table into the bundle and list it; at every moment the bundle on disk is valid. Returns the bundle.
 
+        Args:
+            overwrite: replace a table of that name.
+            replaces: the table that this one was made from, if it is to take its place.
+
         Raises:
-            TableError: the name is taken and ``overwrite`` is false, or the table is of another model.
+            TableError: the name is taken and ``overwrite`` is false, the table is of another model, or another process
+                has changed ``replaces`` meanwhile.
             BundleError: the bundle is the shipped one, which is read-only, or cannot be written to.
         """
+        self._write_table(table, overwrite=overwrite, replaces=replaces)
+        return self
+
+    def _write_table(
+        self,
+        table: PromptTable,
+        *,
+        overwrite: bool,
+        replaces: PromptTable | None = None,
+        keep_decisions: bool = False,
+    ) -> PromptTable:
+        """As ``add_table``; ``keep_decisions`` takes over those of the table that is there, to be fitted again."""
         check_table_name(table.name)
         self.check_table(table)
         with self.writing() as changes:
             self._check_name_free(table.name, overwrite=overwrite)
+            present = {entry.name: entry.content_hash for entry in self.manifest.tables}
+            if replaces is not None and present.get(table.name) != replaces.content_hash:
+                raise TableError(
+                    f"the table {table.name!r} of {self.path.name} was changed meanwhile, by another process perhaps: "
+                    "run this again"
+                )
+            if keep_decisions and table.name in present:
+                table = replace(table, decisions=self._table(table.name).decisions)
             relative = self._free_name(f"prompts/{table.name}.safetensors")
             table.save(changes.folder / relative)
             others = tuple(entry for entry in self.manifest.tables if entry.name != table.name)
@@ -384,7 +401,7 @@ class Bundle:
                 name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash
             )
             changes.commit([relative], dropped=replaced, tables=(*others, entry))
-        return self
+        return table
 
     def _free_name(self, relative: str) -> str:
         """``prompts/shelf.safetensors``, or ``prompts/shelf.2.safetensors`` where that is what will be replaced."""
@@ -450,8 +467,11 @@ class Bundle:
         target = Path(path)
         with atomic_file(target) as temporary, tarfile.open(temporary, "w") as archive:
             archive.add(self.path / MANIFEST, MANIFEST, filter=plain)
+            written = self.manifest
             for relative in self.verify():
                 archive.add(self.path / relative, relative, filter=plain)
+            if not written == self.manifest == read_manifest(self.path):
+                raise BundleError(f"{self.path} was changed while it was packed: pack it again")
         return target
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 
 from edgeclip import Bundle, PromptTable
 from edgeclip.bundle import LOCK, STAGING
-from edgeclip.errors import BundleError, IntegrityError, ManifestError
+from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError
 from edgeclip.manifest import read_manifest, visible_files, write_manifest
 from tests.conftest import make_table
 
@@ -155,6 +156,16 @@ def test_a_writer_killed_at_any_moment_leaves_a_bundle_that_is_whole(
     assert Bundle.open(copies / "add_table-done").table("things").embeddings.tobytes() == rows[1]
     assert Bundle.open(copies / "add_file-done").file(REPORT).read_bytes() == b"new"
     assert Bundle.open(copies / "add_variant-done").variant_path("fp16")
+
+
+def test_a_table_made_from_one_that_was_changed_meanwhile_does_not_take_its_place(tiny_bundle: Path) -> None:
+    mine, other = Bundle.open(tiny_bundle), Bundle.open(tiny_bundle)
+    read = mine.table("things")
+    other.add_table(replace(read, templates=("a picture of a {}.",)), overwrite=True, replaces=read)
+    before = read_manifest(tiny_bundle)
+    with pytest.raises(TableError, match="was changed meanwhile"):
+        mine.add_table(read, overwrite=True, replaces=read)
+    assert read_manifest(tiny_bundle) == before
 
 
 def test_a_foreign_file_is_named_although_a_killed_writer_left_others(tiny_bundle: Path) -> None:
