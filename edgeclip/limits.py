@@ -29,6 +29,12 @@ LIMITS = {
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
     "tar_members": Limit(100_000, "files in a tar"),
     "tar_bytes": Limit(16 << 30, "bytes unpacked from a tar"),
+    "recording_bytes": Limit(256 << 20, "bytes unpacked from a recording of a machine's files"),
+    "shard_file_bytes": Limit(256 << 20, "bytes in one file of a training shard"),
+    "graph_bytes": Limit(1 << 30, "bytes in tensors that an ONNX graph makes of nothing"),
+    "graph_rounds": Limit(100_000, "rounds of the loops in an ONNX graph"),
+    "first_run_bytes": Limit(4 << 30, "bytes of memory, beside its weights, for a graph's first inference"),
+    "first_run_s": Limit(60, "seconds, beside what loading its weights takes, for a graph's first inference"),
     "table_bytes": Limit(2 << 30, "bytes in a prompt table"),
 }
 

@@ -209,7 +209,7 @@ def decisions(
     if target:
         found.table.save(target)
     else:
-        opened.add_table(found.table, overwrite=True)
+        opened.add_table(found.table, overwrite=True, replaces=loaded)
     written = [str(target) if target else f"table {loaded.name} in {opened.path}"]
     if report:
         write_text(

@@ -17,6 +17,7 @@ from edgeclip.devices.plan.cost import GraphCost, load_cost
 from edgeclip.errors import ModelError
 from edgeclip.export.half.ranges import infer_types
 from edgeclip.extras import require
+from edgeclip.onnx_graph import check_graph
 
 Node = Any  # onnx_ir.Node
 Value = Any  # onnx_ir.Value
@@ -43,8 +44,10 @@ def graph_cost(path: Path) -> GraphCost:
 
     Raises:
         ModelError: not a readable ONNX file, or a shape that cannot be inferred.
+        IntegrityError: it asks for more than ``check_graph`` allows.
     """
     ir = require("onnx_ir", purpose="read ONNX graphs", extra="export")
+    check_graph(path, error=ModelError)
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf's and onnx_ir's exceptions share no base class

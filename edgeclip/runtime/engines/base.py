@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, InputError
+from edgeclip.onnx_graph import check_graph
 from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 FloatArray = npt.NDArray[np.float32]
@@ -234,13 +235,16 @@ def load_engine(
 
     Raises:
         InputError: ``threads`` is below 1.
+        IntegrityError: the graph asks for more than ``check_graph`` allows.
         EngineError: no such engine, it cannot load the graph, or its device is not here.
         VariantError: this device cannot compute in ``precision``.
         MissingExtraError: the engine's library is not installed.
     """
     if threads is not None and threads < 1:
         raise InputError(f"expected threads of at least 1, got {threads}")
-    return engine_class(name)(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    found = engine_class(name)
+    check_graph(path)
+    return found(path, encoder, precision=precision, threads=threads, parallel=parallel)
 
 
 def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = None) -> FloatArray:

@@ -16,6 +16,7 @@ from edgeclip.devices.sensors.measurement_conditions import MeasurementCondition
 from edgeclip.errors import MissingExtraError
 from edgeclip.files import cache_dir, read_json, sha256_json, write_json
 from edgeclip.runtime.engines.base import Engine, load_engine
+from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
 from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
@@ -71,6 +72,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, th
     decides = (described, bundle.manifest.encoder, graph, bundle.manifest.files[FILE].sha256, engine, threads, machine)
     if (found := read_json(_kept(decides, engine, graph), Proof)) is not None:
         return found
+    check_first_run(bundle, variant)
     encoder = bundle.manifest.encoder
     with load_engine(engine, path, encoder, precision=described.precision, threads=threads) as loaded:
         parity = golden.compare(loaded, dynamic_batch=described.dynamic_batch)
