@@ -29,7 +29,8 @@ LIMITS = {
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
     "tar_members": Limit(100_000, "files in a tar"),
     "tar_bytes": Limit(16 << 30, "bytes unpacked from a tar"),
-    "table_bytes": Limit(2 << 30, "bytes in a prompt table"),
+    "table_bytes": Limit(2 << 30, "bytes in a prompt table or other .safetensors file of a bundle"),
+    "table_header_bytes": Limit(32 << 20, "bytes of class names and other text in a .safetensors file's header"),
 }
 
 
