@@ -115,9 +115,12 @@ def all_finite(array: npt.NDArray[Any]) -> bool:
 
 def _check_size(path: Path, error: type[EdgeclipError]) -> None:
     """Refuse what is too large, and a header that takes many times its size in memory once it is parsed."""
-    check_limit("table_bytes", path.stat().st_size, str(path), error=error)
+    size = path.stat().st_size
+    check_limit("table_bytes", size, str(path), error=error)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        if length > size:
+            return  # no header at all, which whoever reads it says
         check_limit("table_header_bytes", length, str(path), error=error)
         header = stream.read(length)
     # Without escaped quotes, what stands between quotes is a string: every other piece is.
