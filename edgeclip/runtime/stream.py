@@ -26,7 +26,7 @@ from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.decision import DecisionOptions, SourceState
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.engines.base import check_threads, engine_class
 from edgeclip.runtime.gate import GateOptions, SceneGate
 from edgeclip.runtime.pipeline import Batch, Batcher, End, Job, Places, SourceThread
 from edgeclip.runtime.preprocess.choose import choose_backend
@@ -38,6 +38,8 @@ from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.sinks.base import Run, Sink, SinkThread, close_sinks
 from edgeclip.runtime.sources.open import Source
 from edgeclip.runtime.tables import TableSet
+
+_MOST_PARALLEL, _MOST_ROWS, _LONGEST_WAIT_MS = 64, 4096, 60_000.0
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,18 @@ class StreamOptions:
     decision: DecisionOptions = field(default_factory=DecisionOptions)
 
     def __post_init__(self) -> None:
-        for name in ("parallel", "batch", "limit", "top_k"):
+        for name, most in (("parallel", _MOST_PARALLEL), ("batch", _MOST_ROWS), ("limit", None), ("top_k", None)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InputError(f"expected {name} of at least 1, got {value}")
+            if most is not None and value is not None and value > most:
+                raise InputError(f"expected {name} of at most {most}, got {value}")
         if self.gate_refresh_s is not None and not self.gate_refresh_s > 0:
             raise InputError(f"expected gate_refresh_s above 0 seconds, got {self.gate_refresh_s}")
         if self.gate is not None:
             GateOptions(self.gate, self.gate_refresh_s)
-        if not self.wait_ms >= 0:
-            raise InputError(f"expected wait_ms of at least 0, got {self.wait_ms}")
+        if not 0 <= self.wait_ms <= _LONGEST_WAIT_MS:
+            raise InputError(f"expected wait_ms from 0 to {_LONGEST_WAIT_MS:g}, got {self.wait_ms}")
         for name, kind in (("regions", tuple), ("decision", DecisionOptions)):
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"expected {name} as {kind.__name__}, got {value!r}")
@@ -152,8 +156,7 @@ class Stream:
     ) -> None:
         if not sources:
             raise InputError("expected at least one source, got none")
-        if threads is not None and threads < 1:
-            raise InputError(f"expected threads of at least 1, got {threads}")
+        check_threads(threads)
         self._variant, self._engine, self._threads = variant, engine, threads
         self._resources = ExitStack()
         for source in sources:
