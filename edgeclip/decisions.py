@@ -15,7 +15,7 @@ the probability of any, and what is missing to 1 is "unknown".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import TableError
-from edgeclip.key_cache import FloatArray
+from edgeclip.key_cache import LARGEST, FloatArray
+from edgeclip.tensors import Tensors
 
 Promise = Literal["own", "together", "none"]
 Doubles = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ Rows = npt.NDArray[np.intp]
 
 FEATURES = 4 + 5  # of the logits, of the regression
 _NEXT = 0.999  # of the best score: the most that another can have
+_COLDEST = 1e-6  # temperature: logits over it stay finite in float32
 _MOST = 0.999999  # a probability of 1 is never reached, so that a threshold of 1 lets nothing pass
 
 
@@ -137,14 +139,18 @@ class Confidence:
         Raises:
             TableError: with what was expected and got.
         """
-        count = len(self.verified)
-        numbers = (self.weights, self.class_bias, self.known, self.rows, self.offsets)
-        shapes = tuple(part.shape for part in numbers)
-        expected = ((FEATURES,), (classes,), (FEATURES + 1,), (count + 1, width), (count + 1,))
-        inside = not count or bool(self.verified.min() >= 0 and self.verified.max() < classes)
-        finite = all(np.isfinite(part).all() for part in numbers)
-        if shapes != expected or not inside or not finite:
-            raise TableError(f"expected decisions of shapes {expected}, all finite, got {shapes}: fit them again")
+        count = self.verified.size
+        numbers = (self.weights, self.class_bias, self.known, self.rows, self.offsets, self.verified)
+        got = tuple((part.dtype.name, part.shape) for part in numbers)
+        of_doubles = [(FEATURES,), (classes,), (FEATURES + 1,), (count + 1,)]
+        doubles = [("float64", shape) for shape in of_doubles]
+        expected = (*doubles[:3], ("float32", (count + 1, width)), doubles[3], ("int64", (count,)))
+        if got != expected or not count:
+            raise TableError(f"expected decisions of {expected}, got {got}: fit them again")
+        if self.verified.min() < 0 or self.verified.max() >= classes or len(np.unique(self.verified)) < count:
+            raise TableError(f"expected decisions on different rows of {classes}, got others: fit them again")
+        if not all(bool((np.abs(part) <= LARGEST).all()) for part in numbers):  # what is no number is no less either
+            raise TableError(f"expected decisions of finite figures up to {LARGEST:g}, got others: fit them again")
 
     def of(self, seen: BestLogits, embeddings: FloatArray) -> Sure:
         """How sure it is of N frames.
@@ -162,7 +168,14 @@ class Confidence:
         return {name: np.ascontiguousarray(getattr(self, name)) for name in _PARTS}
 
 
-_PARTS = ("weights", "class_bias", "known", "rows", "offsets", "verified")
+_PARTS: dict[str, tuple[str, int]] = {  # type as stored, and dimensions
+    "weights": ("F64", 1),
+    "class_bias": ("F64", 1),
+    "known": ("F64", 1),
+    "rows": ("F32", 2),
+    "offsets": ("F64", 1),
+    "verified": ("I64", 1),
+}
 
 
 def second_opinion(said: Doubles, best: Rows, verified: npt.NDArray[np.int64]) -> Doubles:
@@ -200,9 +213,18 @@ class Decisions:
     confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
-        temperature = self.facts.temperature
-        if not 0 < temperature < np.inf:
-            raise TableError(f"expected a temperature above 0, got {temperature}: fit the decisions again")
+        facts = self.facts
+        if not _COLDEST <= facts.temperature <= LARGEST:
+            raise TableError(
+                f"expected a temperature from {_COLDEST:g} to {LARGEST:g}, got {facts.temperature}: fit the decisions "
+                "again"
+            )
+        for name, value, needed in (
+            ("target", facts.target, facts.calibrated),
+            ("label_rate", facts.label_rate, not facts.calibrated),
+        ):
+            if (value is None and needed) or (value is not None and not 0 <= value <= 1):
+                raise TableError(f"expected a {name} from 0 to 1, got {value}: fit the decisions again")
         if wrong := {label: value for label, value in self.thresholds.items() if not 0 < value <= 1}:
             raise TableError(f"expected thresholds above 0 and up to 1, got {wrong}: fit the decisions again")
 
@@ -258,25 +280,24 @@ def stored_decisions(decisions: Sequence[Decisions]) -> tuple[dict[str, str], di
     return {"decisions": msgspec.json.encode([each.facts for each in decisions]).decode()}, tensors
 
 
-def read_decisions(stored: Any, metadata: Mapping[str, str]) -> tuple[Decisions, ...]:
+def read_decisions(stored: Tensors) -> tuple[Decisions, ...]:
     """The decisions in an opened safetensors file.
 
     Raises:
         TableError: they cannot be used.
-        ValueError: malformed metadata (msgspec's error among them).
     """
-    if "decisions" not in metadata:
-        return ()
-    facts = msgspec.json.decode(metadata["decisions"], type=list[DecisionFacts])
-    names = set(stored.keys())
     read = []
-    for number, each in enumerate(facts):
+    for number, each in enumerate(stored.json("decisions", list[DecisionFacts], [])):
         parts = {name: f"decisions.{number}.{name}" for name in _PARTS}
-        present = [place for place in parts.values() if place in names]
+        present = [place for place in parts.values() if place in stored.names]
         if present and len(present) < len(parts):
             raise TableError(f"expected {', '.join(parts.values())}, got only {', '.join(present)}: fit them again")
-        tensors = {name: stored.get_tensor(place) for name, place in parts.items()} if present else None
-        read.append(Decisions(each, Confidence(**tensors) if tensors else None))
+        arrays = {
+            name: stored.array(parts[name], kind, (None,) * dimensions)
+            for name, (kind, dimensions) in _PARTS.items()
+            if present
+        }
+        read.append(Decisions(each, Confidence(**arrays) if arrays else None))
     return tuple(read)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edgeclip.documents import read_json as read_document
 from edgeclip.errors import InputError
 
 _SETTLED_NS = 2_000_000_000
@@ -161,6 +162,6 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, kind: type[_T]) -> _T | None:
     """What ``write_json`` wrote of that type; None if there is none, or another version's, or it is damaged."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return read_document(path, kind)
+    except InputError:
         return None

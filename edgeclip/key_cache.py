@@ -11,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.errors import TableError
+from edgeclip.tensors import Tensors
 
 FloatArray = npt.NDArray[np.float32]
+
+LARGEST = 1e15  # of a table's figures: sums and products of as many as there can be stay finite in float32
+_STEEPEST = 1e3  # beta: rows may be longer than 1 by a thousandth, and exp(beta / 500) has to be finite
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class KeyCache:
     Attributes:
         keys: (K, D) float32, rows of unit length.
         labels: (K,) int64, the table's row that each key is of.
-        alpha: weight, in units of logits; 0 adds nothing.
-        beta: how fast a key's say fades with distance; above 0.
+        alpha: weight, in units of logits; 0 adds nothing, 1e15 is the most.
+        beta: how fast a key's say fades with distance; above 0, at most 1,000.
 
     Raises:
         TableError: of other shapes, not of unit length, or out of range.
@@ -37,15 +41,19 @@ class KeyCache:
     beta: float
 
     def __post_init__(self) -> None:
-        if self.keys.ndim != 2 or self.keys.dtype != np.float32 or self.labels.shape != (len(self.keys),):
+        fits = self.keys.ndim == 2 and self.keys.dtype == np.float32
+        if not fits or self.labels.dtype != np.int64 or self.labels.shape != (len(self.keys),):
             raise TableError(
-                f"expected cache keys (K, D) float32 and a label for each, got {self.keys.dtype} {self.keys.shape} and "
-                f"{self.labels.shape}: make the table again"
+                f"expected cache keys (K, D) float32 and an int64 label for each, got {self.keys.dtype} "
+                f"{self.keys.shape} and {self.labels.dtype} {self.labels.shape}: make the table again"
             )
         if not len(self.keys):
             raise TableError("expected at least one cache key, got none: leave the cache out")
-        if not (np.isfinite(self.alpha) and self.alpha >= 0 and np.isfinite(self.beta) and self.beta > 0):
-            raise TableError(f"expected alpha of at least 0 and beta above 0, got {self.alpha} and {self.beta}")
+        if not (0 <= self.alpha <= LARGEST and 0 < self.beta <= _STEEPEST):
+            raise TableError(
+                f"expected alpha from 0 to {LARGEST:g} and beta above 0 and up to {_STEEPEST:g}, got {self.alpha} and "
+                f"{self.beta}: make the table again"
+            )
         require_unit(self.keys, "cache keys")
 
     def check(self, classes: int, width: int) -> None:
@@ -81,8 +89,8 @@ class KeyCache:
     def sha256(self) -> str:
         """Digest of keys, labels and both numbers."""
         digest = hashlib.sha256(f"{self.keys.shape} {self.alpha!r} {self.beta!r}".encode())
-        digest.update(np.ascontiguousarray(self.keys).tobytes())
-        digest.update(np.ascontiguousarray(self.labels, np.int64).tobytes())
+        digest.update(np.ascontiguousarray(self.keys))
+        digest.update(np.ascontiguousarray(self.labels, np.int64))
         return digest.hexdigest()
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -97,21 +105,17 @@ class KeyCache:
         return {"cache_alpha": repr(float(self.alpha)), "cache_beta": repr(float(self.beta))}
 
     @classmethod
-    def read(cls, stored: Any, metadata: dict[str, str]) -> KeyCache | None:
+    def read(cls, stored: Tensors) -> KeyCache | None:
         """The cache in an opened safetensors file, or None if it holds none.
 
         Raises:
-            TableError: it cannot be used.
-            KeyError, ValueError: a part of it is missing or malformed.
+            TableError: it cannot be used, or a part of it is missing or malformed.
         """
-        if "cache_keys" not in stored.keys():  # noqa: SIM118 - an opened file is no mapping
+        if "cache_keys" not in stored.names:
             return None
-        return cls(
-            stored.get_tensor("cache_keys"),
-            stored.get_tensor("cache_labels").astype(np.int64),
-            float(metadata["cache_alpha"]),
-            float(metadata["cache_beta"]),
-        )
+        keys = stored.array("cache_keys", "F32", (None, None))
+        labels = stored.array("cache_labels", "I64", (len(keys),))
+        return cls(keys, labels, stored.json("cache_alpha", float), stored.json("cache_beta", float))
 
 
 def require_unit(rows: FloatArray, what: str) -> None:
@@ -120,6 +124,6 @@ def require_unit(rows: FloatArray, what: str) -> None:
     Raises:
         TableError: with the lengths that were found.
     """
-    lengths = np.linalg.norm(rows, axis=1)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))  # without a second array of the rows' size
     if not np.allclose(lengths, 1.0, atol=1e-3):
         raise TableError(f"{what}: expected rows of unit length, got {lengths.min():.4f}…{lengths.max():.4f}")

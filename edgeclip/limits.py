@@ -35,7 +35,8 @@ LIMITS = {
     "graph_rounds": Limit(100_000, "rounds of the loops in an ONNX graph"),
     "first_run_bytes": Limit(4 << 30, "bytes of memory, beside its weights, for a graph's first inference"),
     "first_run_s": Limit(60, "seconds, beside what loading its weights takes, for a graph's first inference"),
-    "table_bytes": Limit(2 << 30, "bytes in a prompt table"),
+    "table_bytes": Limit(2 << 30, "bytes in a prompt table or other .safetensors file of a bundle"),
+    "table_header_bytes": Limit(32 << 20, "bytes of class names and other text in a .safetensors file's header"),
 }
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import msgspec
 
+from edgeclip.documents import decode_json, read_bytes
 from edgeclip.errors import IntegrityError, ManifestError
 from edgeclip.files import sha256_file, sha256_json, write_json
 from edgeclip.printable import printable
 from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
+_T = TypeVar("_T")
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,17 +59,14 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = "no such file or folder" if not folder.exists() else f"no {MANIFEST} in it"
         raise ManifestError(f"expected a bundle at {folder}, got {what}: make one with edgeclip export")
-    raw = path.read_bytes()
-    try:
-        version = msgspec.json.decode(raw, type=_AnyEnvelope).manifest.schema_version
-        if version != SCHEMA_VERSION:
-            raise ManifestError(
-                f"{path} has schema version {version}, this edgeclip reads {SCHEMA_VERSION}: "
-                "use the edgeclip that wrote it, or export again"
-            )
-        envelope = msgspec.json.decode(raw, type=_Envelope)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not a valid manifest ({error}): copy the bundle again") from error
+    raw = read_bytes(path, error=ManifestError)
+    version = _decoded(raw, _AnyEnvelope, path).manifest.schema_version
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema version {version}, this edgeclip reads {SCHEMA_VERSION}: "
+            "use the edgeclip that wrote it, or export again"
+        )
+    envelope = _decoded(raw, _Envelope, path)
     if envelope.sha256 != sha256_json(envelope.manifest):
         raise ManifestError(f"{path} was altered: it does not match its own sha256; copy the bundle again")
     return envelope.manifest
@@ -94,6 +94,13 @@ def check_consistent(manifest: Manifest, path: Path) -> Manifest:
                     "the bundle again"
                 )
     return manifest
+
+
+def _decoded(raw: bytes, kind: type[_T], path: Path) -> _T:
+    try:
+        return decode_json(raw, kind, where=str(path), error=ManifestError)
+    except ManifestError as error:
+        raise ManifestError(f"{path} is not a valid manifest ({error}): copy the bundle again") from error
 
 
 def file_record(path: Path) -> FileRecord:

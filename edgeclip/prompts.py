@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edgeclip.class_names import SIMPLE_TEMPLATES as SIMPLE_TEMPLATES
@@ -25,6 +25,9 @@ from edgeclip.errors import PromptError, TableError
 from edgeclip.files import atomic_file
 from edgeclip.key_cache import FloatArray as FloatArray
 from edgeclip.key_cache import KeyCache, require_unit
+from edgeclip.tensors import open_tensors
+
+_Names = Annotated[list[str], msgspec.Meta(min_length=1)]  # a label, and the names of its class
 
 TABLE_FORMAT = "edgeclip.prompt-table.1"
 
@@ -102,7 +105,7 @@ class PromptTable:
             return said
         # Rows that were fitted to images follow from no prompt: the hash covers them, and the keys, themselves.
         more = hashlib.sha256(f"{said}{self.adapted}{self.cache.sha256 if self.cache else ''}".encode())
-        more.update(np.ascontiguousarray(self.embeddings).tobytes())
+        more.update(np.ascontiguousarray(self.embeddings))  # of the array itself: a copy could be gigabytes
         return more.hexdigest()
 
     def check_decisions(self) -> None:
@@ -151,39 +154,29 @@ class PromptTable:
             raise TableError(
                 f"expected a prompt table at {path}, got no such file: make it with edgeclip prompts build"
             )
-        try:
-            with safe_open(path, framework="np") as stored:
-                metadata = stored.metadata() or {}
-                if metadata.get("format") != TABLE_FORMAT:
-                    raise TableError(
-                        f"{path} is not a prompt table (expected format {TABLE_FORMAT}, "
-                        f"got {metadata.get('format')}): make it with edgeclip prompts build"
-                    )
-                embeddings = stored.get_tensor("embeddings")
-                cache = KeyCache.read(stored, metadata)
-                decisions = read_decisions(stored, metadata)
+        with open_tensors(path, error=TableError) as stored:
+            if (found := stored.metadata.get("format")) != TABLE_FORMAT:
+                raise TableError(
+                    f"{path} is not a prompt table (expected format {TABLE_FORMAT}, got {found}): make it with "
+                    "edgeclip prompts build"
+                )
+            classes = stored.json("classes", list[_Names])
             table = cls(
-                name=metadata["name"],
-                classes=tuple(PromptClass(label, tuple(names)) for label, *names in json.loads(metadata["classes"])),
-                embeddings=embeddings,
-                templates=tuple(json.loads(metadata["templates"])),
-                model_id=metadata["model_id"],
-                background=tuple(json.loads(metadata.get("background", "[]"))),
-                thresholds=dict(json.loads(metadata.get("thresholds", "{}"))),
-                adapted=metadata.get("adapted", ""),
-                cache=cache,
-                decisions=decisions,
+                name=stored.text("name"),
+                classes=tuple(PromptClass(label, tuple(names)) for label, *names in classes),
+                embeddings=stored.array("embeddings", "F32", (len(classes), None)),
+                templates=tuple(stored.json("templates", list[str])),
+                model_id=stored.text("model_id"),
+                background=tuple(stored.json("background", list[str], [])),
+                thresholds=stored.json("thresholds", dict[str, int | float], {}),  # as written: they are in the hash
+                adapted=stored.metadata.get("adapted", ""),
+                cache=KeyCache.read(stored),
+                decisions=read_decisions(stored),
             )
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise TableError(f"{path} is not a readable prompt table ({error}): make it again") from error
-        if embeddings.dtype != np.float32 or embeddings.ndim != 2 or len(embeddings) != len(table.classes):
-            raise TableError(
-                f"{path}: expected {len(table.classes)} float32 rows, got {embeddings.dtype} {embeddings.shape}: "
-                "make it again"
-            )
-        require_unit(embeddings, str(path))
+            content = stored.metadata.get("content_hash")
+        require_unit(table.embeddings, str(path))
         table.check_decisions()
-        if metadata.get("content_hash") != table.content_hash:
+        if content != table.content_hash:
             raise TableError(f"{path}: its classes or templates do not match its content hash: make it again")
         return table
 

@@ -15,6 +15,9 @@ SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+# Beyond these, what is computed in float32 with them is no longer finite, or no longer tells one score from another.
+_Scale = Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+_Bias = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Channels = tuple[float, float, float]
 ScoreKind = Literal["softmax", "sigmoid"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -48,8 +51,11 @@ class PreprocessSpec(_Value, frozen=True, kw_only=True):
     std: Channels
 
     def __post_init__(self) -> None:
-        if min(self.std) <= 0:
-            raise ValueError(f"expected every std to be above 0, got {self.std}")
+        if not all(1e-4 <= value <= 1e3 for value in self.std) or not all(abs(value) <= 1e3 for value in self.mean):
+            raise ValueError(
+                f"expected every std from 0.0001 to 1000 and every mean from -1000 to 1000, got {self.std} and "
+                f"{self.mean}"
+            )
         if self.resize == "shortest" and self.resize_to < max(self.height, self.width):
             raise ValueError(
                 f"expected resize_to of at least the crop ({self.height}x{self.width}), got {self.resize_to}"
@@ -63,15 +69,15 @@ class EncoderSpec(_Value, frozen=True, kw_only=True):
     sigmoid for each (SigLIP). The graph's embedding is not normalised; the runtime does that once.
 
     Attributes:
-        embedding_dim: width D of the embedding and of every prompt table.
-        logit_scale: multiplier on the cosine, already exponentiated.
-        logit_bias: added after the scale; 0 for CLIP.
+        embedding_dim: width D of the embedding and of every prompt table, at most 65,536.
+        logit_scale: multiplier on the cosine, already exponentiated; from a millionth to a million.
+        logit_bias: added after the scale; 0 for CLIP; a million either way at most.
     """
 
     preprocess: PreprocessSpec
-    embedding_dim: Annotated[int, msgspec.Meta(ge=1)]
-    logit_scale: Annotated[float, msgspec.Meta(gt=0)]
-    logit_bias: float = 0.0
+    embedding_dim: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    logit_scale: _Scale
+    logit_bias: _Bias = 0.0
     score: ScoreKind = "softmax"
 
 
@@ -140,7 +146,7 @@ class Variant(_Value, frozen=True, kw_only=True):
     file: str
     data_files: tuple[str, ...] = ()
     precision: Precision
-    opset: int
+    opset: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     dynamic_batch: bool = True
 
 
@@ -149,14 +155,14 @@ class TableEntry(_Value, frozen=True, kw_only=True):
 
     name: Name
     file: str
-    classes: Annotated[int, msgspec.Meta(ge=1)]
+    classes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
     content_hash: Sha256
 
 
 class FileRecord(_Value, frozen=True, kw_only=True):
     """Size in bytes and sha256 of one file of a bundle."""
 
-    size: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
     sha256: Sha256
 
 

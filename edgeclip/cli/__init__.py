@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
-from edgeclip.cli.common import console, notices
+from edgeclip.cli.common import console, notices, with_checked_numbers
 from edgeclip.errors import EdgeclipError
 from edgeclip.version import __version__
 
@@ -47,6 +47,9 @@ app.command("eval")(evaluate.evaluate)
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(devices.app, name="devices")
 app.add_typer(calibrate.app, name="calibrate")
+for group in (app, prompts.app, devices.app, calibrate.app):
+    for command in group.registered_commands:
+        command.callback = command.callback and with_checked_numbers(command.callback)
 
 
 def main() -> None:

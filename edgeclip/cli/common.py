@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Annotated
+from functools import partial, wraps
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from edgeclip.errors import InputError
+
+_LARGEST, _LARGEST_SEED = 10**12, (1 << 32) - 1
 
 console = Console()
 notices = Console(stderr=True)
@@ -19,6 +23,24 @@ ClassesHelp = (
     'Class names: "mug, bottle, phone", or a file (one a line, or JSON). Synonyms: "mobile phone | smartphone".'
 )
 TemplatesHelp = "Prompt templates: simple, imagenet (CLIP's 80) or a file with one a line, {} standing for the name."
+
+
+def with_checked_numbers(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that refuses numbers which no option of any means: not finite, or beyond all counts and times."""
+
+    @wraps(verb)
+    def checked(**options: Any) -> Any:
+        for name, value in options.items():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                least, most = (0, _LARGEST_SEED) if name == "seed" else (-_LARGEST, _LARGEST)
+                if isinstance(number, int | float) and not least <= number <= most:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise InputError(
+                        f"expected a number from {least:,} to {most:,} with {flag}, got {str(number)[:20]}"
+                    )
+        return verb(**options)
+
+    return checked
 
 
 def progress_bars() -> Progress:

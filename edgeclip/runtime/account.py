@@ -15,14 +15,16 @@ _KEPT_LABELS = 10_000
 
 @dataclass
 class SourceCount:
-    """The frames of one source; ``read == dropped + gated + encoded`` once the run is over, whatever ended it.
+    """The frames of one source.
+
+    Once the run is over, whatever ended it, ``read`` is ``dropped + gated + encoded`` and what failed once decoded.
 
     Attributes:
         read: frames that were decoded or delivered.
         dropped: frames of a live source that were replaced by a later one before anyone took them.
         gated: frames that had not changed, and so were not encoded.
         encoded: frames that went through the encoder.
-        failed: packets or files that could not be decoded.
+        failed: packets or files that could not be decoded, and frames that could not be scored.
         reconnects: times that the source was lost and came back.
     """
 

@@ -126,7 +126,7 @@ class SourceState:
             scorers: the tables in use.
         """
         if embeddings is None:
-            if not self._smoothers and scorers is self._scorers:
+            if not self._smoothers and scorers is self._scorers and self._scores:
                 return None
             embeddings = self._embeddings
             assert embeddings is not None, "the gate lets a source's first frame pass"

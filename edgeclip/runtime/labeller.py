@@ -18,6 +18,7 @@ from edgeclip.extras import require
 from edgeclip.prompts import FloatArray, PromptTable, TextEncoder, unit_rows
 from edgeclip.runtime.decision import Decider, DecisionOptions
 from edgeclip.runtime.encoder import ImageEncoder
+from edgeclip.runtime.engines.base import check_threads
 from edgeclip.runtime.images import Image, as_image
 from edgeclip.runtime.proof.choose import Choice, choose
 from edgeclip.runtime.records import Scored
@@ -94,8 +95,7 @@ class Labeller:
         threads: int | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"expected threads of at least 1, got {threads}")
+        check_threads(threads)
         self.bundle = open_bundle(bundle)
         self._threads = threads
         self._encoder: ImageEncoder | None = None

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import av
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.documents import decode_json, read_bytes
 from edgeclip.errors import InputError
 from edgeclip.runtime.images import Image, opencv
 from edgeclip.runtime.preprocess.preprocess import Pixels
@@ -98,19 +98,16 @@ def load_regions(path: Path) -> tuple[Region, ...]:
         InputError: no such file, not of this form, or a region that lies outside the frame, is flat or has no name.
     """
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"expected a file of regions at {path}, got: {error.strerror}") from error
+        raw = read_bytes(path)
+    except InputError as error:
+        raise InputError(f"expected a file of regions, {error}") from error
     try:
-        decoded: Any = msgspec.json.decode(raw)
-        if isinstance(decoded, list):
-            file = _File(msgspec.convert(decoded, list[_Entry]))
-        else:
-            file = msgspec.convert(decoded, _File)
-    except msgspec.MsgspecError as error:
+        given: _File | list[_Entry] = decode_json(raw, _File | list[_Entry], where=str(path))  # type: ignore[arg-type]
+    except InputError as error:
         raise InputError(
             f'{path} is no list of regions ({error}): write [{{"name": "door", "box": [0.1, 0.2, 0.5, 0.9]}}, …]'
         ) from error
+    file = _File(given) if isinstance(given, list) else given
     if not 1 <= len(file.regions) <= _MOST:
         raise InputError(f"expected 1 to {_MOST} regions in {path}, got {len(file.regions)}")
     regions = tuple(_region(entry, file, f"{path}, region {i}") for i, entry in enumerate(file.regions, start=1))

@@ -22,6 +22,7 @@ from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.engines.base import usable_cores
 from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
+from edgeclip.tensors import all_finite
 
 _log = logging.getLogger("edgeclip")
 
@@ -53,7 +54,7 @@ class Scorer:
         calibrated: whether scores are probabilities that were fitted on labelled images.
 
     Raises:
-        TableError: a table without rows, or with two rows of one label.
+        TableError: a table without rows, with two rows of one label, or that does not score unit vectors from 0 to 1.
     """
 
     def __init__(self, table: PromptTable, encoder: EncoderSpec, decisions: Decisions | None = None) -> None:
@@ -66,7 +67,7 @@ class Scorer:
                 f"{len(self.labels)} rows: build it again"
             )
         rows = table.embeddings
-        if rows.ndim != 2 or len(rows) != len(self.labels) or not np.isfinite(rows).all():
+        if rows.ndim != 2 or len(rows) != len(self.labels) or not all_finite(rows):
             raise TableError(
                 f"expected {len(self.labels)} rows of finite numbers in table {table.name!r}, one a class, got "
                 f"{rows.shape}: build it again"
@@ -80,6 +81,7 @@ class Scorer:
         self._rows = np.ascontiguousarray(table.embeddings, np.float32)  # (C, D), as the table has it
         self._encoder = encoder
         self._dots: Callable[[FloatArray], FloatArray] = self._choose_product()
+        self._try_out()
 
     def logits(self, embeddings: FloatArray) -> FloatArray:
         """Logits (N, C) float32 of unit embeddings (N, D): what the softmax or sigmoid is taken of."""
@@ -96,13 +98,19 @@ class Scorer:
 
         A row sums to 1 for softmax; scores are independent for sigmoid. With decisions on labelled images the best of
         a row is the probability that it is right, and a row of softmax sums to at most 1.
+
+        Raises:
+            TableError: a score that is not finite.
         """
         scores = self.logits(embeddings)
         if self._decisions is None:
-            return self._link(scores)
-        seen = look_at(scores)
-        scores /= np.float32(self._decisions.facts.temperature)
-        self._decisions.spread(self._link(scores), seen, embeddings)
+            self._link(scores)
+        else:
+            seen = look_at(scores)
+            scores /= np.float32(self._decisions.facts.temperature)
+            self._decisions.spread(self._link(scores), seen, embeddings)
+        if not np.isfinite(scores.sum()):
+            raise TableError(f"expected finite scores of table {self.table.name!r}, got others: build it again")
         return scores
 
     def _link(self, logits: FloatArray) -> FloatArray:
@@ -141,6 +149,23 @@ class Scorer:
         rows = np.flatnonzero(scores >= min(lowest, default)).tolist()
         return [row for row in rows if row not in self.background and scores[row] >= self._thresholds.get(row, default)]
 
+    def _try_out(self) -> None:
+        """Score a few unit vectors: figures may be finite one by one, and not together."""
+        cache = self.table.cache
+        try:
+            with np.errstate(all="ignore"):  # what comes of it is looked at below
+                probes = _unit_vectors(self._rows, self._rows if cache is None else cache.keys)
+                scores = self.scores(probes)
+                reported = [self.top(row, 1)[0] for row in scores]
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise TableError(f"table {self.table.name!r} cannot score a unit vector ({why}): build it again") from error
+        if scores.shape != (len(probes), len(self.labels)) or not all(0 <= best.score <= 1 + 1e-5 for best in reported):
+            raise TableError(
+                f"expected scores from 0 to 1 of table {self.table.name!r}, got {min(best.score for best in reported)} "
+                f"to {max(best.score for best in reported)}: build it again"
+            )
+
     def _choose_product(self) -> Callable[[FloatArray], FloatArray]:
         """Embeddings (N, D) → dot products (N, C), of a large table by its rows in 8 bits where that works here."""
         if self._rows.size >= _LARGE:
@@ -153,6 +178,16 @@ class Scorer:
     def _exact(self, embeddings: FloatArray) -> FloatArray:
         dots: FloatArray = np.ascontiguousarray(embeddings, np.float32) @ self._rows.T
         return dots
+
+
+def _unit_vectors(rows: FloatArray, keys: FloatArray) -> FloatArray:
+    """(N, D) to try a table with: along axes, in random directions, and its own rows and keys."""
+    width = rows.shape[1]
+    axis = np.eye(1, width, dtype=np.float32)
+    random = np.random.default_rng(0).standard_normal((_PROBES, width))
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    own = [found[:: -(-len(found) // _PROBES)] for found in (rows, keys)]
+    return np.concatenate([axis, -axis, random.astype(np.float32), *own])
 
 
 def largest(scores: FloatArray, k: int) -> npt.NDArray[np.intp]:

@@ -21,14 +21,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import InputError, ParityError
+from edgeclip.errors import InputError, ParityError, TableError
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.decision import DecisionOptions, SourceState
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.engines.base import check_threads, engine_class
 from edgeclip.runtime.gate import GateOptions, SceneGate
-from edgeclip.runtime.pipeline import Batch, Batcher, End, Places, SourceThread
+from edgeclip.runtime.pipeline import Batch, Batcher, End, Job, Places, SourceThread
 from edgeclip.runtime.preprocess.choose import choose_backend
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
@@ -38,6 +38,8 @@ from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.sinks.base import Run, Sink, SinkThread, close_sinks
 from edgeclip.runtime.sources.open import Source
 from edgeclip.runtime.tables import TableSet
+
+_MOST_PARALLEL, _MOST_ROWS, _LONGEST_WAIT_MS = 64, 4096, 60_000.0
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,18 @@ class StreamOptions:
     decision: DecisionOptions = field(default_factory=DecisionOptions)
 
     def __post_init__(self) -> None:
-        for name in ("parallel", "batch", "limit", "top_k"):
+        for name, most in (("parallel", _MOST_PARALLEL), ("batch", _MOST_ROWS), ("limit", None), ("top_k", None)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise InputError(f"expected {name} of at least 1, got {value}")
+            if most is not None and value is not None and value > most:
+                raise InputError(f"expected {name} of at most {most}, got {value}")
         if self.gate_refresh_s is not None and not self.gate_refresh_s > 0:
             raise InputError(f"expected gate_refresh_s above 0 seconds, got {self.gate_refresh_s}")
         if self.gate is not None:
             GateOptions(self.gate, self.gate_refresh_s)
-        if not self.wait_ms >= 0:
-            raise InputError(f"expected wait_ms of at least 0, got {self.wait_ms}")
+        if not 0 <= self.wait_ms <= _LONGEST_WAIT_MS:
+            raise InputError(f"expected wait_ms from 0 to {_LONGEST_WAIT_MS:g}, got {self.wait_ms}")
         for name, kind in (("regions", tuple), ("decision", DecisionOptions)):
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"expected {name} as {kind.__name__}, got {value!r}")
@@ -133,7 +137,7 @@ class Stream:
 
     Raises:
         InputError: no source, a sink that cannot be used, or (while iterating) a stream that was iterated over before.
-        TableError: a table of another model or width.
+        TableError: a table of another model or width; (while iterating) none of the frames could be scored.
         BundleError, EngineError: the encoder cannot be used here, or an inference failed.
         SourceError: (while iterating) every source ended badly.
     """
@@ -152,8 +156,7 @@ class Stream:
     ) -> None:
         if not sources:
             raise InputError("expected at least one source, got none")
-        if threads is not None and threads < 1:
-            raise InputError(f"expected threads of at least 1, got {threads}")
+        check_threads(threads)
         self._variant, self._engine, self._threads = variant, engine, threads
         self._resources = ExitStack()
         for source in sources:
@@ -171,6 +174,9 @@ class Stream:
             self._sources = _name_apart(sources)
             self._regions = self.options.regions or (whole(),)
             self._failures: list[Exception] = []
+            self._lost: Counter[str] = Counter()  # by source: frames that could not be scored or decided on
+            self._lost_by: Exception | None = None
+            self._proved: tuple[Scorer, ...] = ()  # the tables that labelled a frame last
             self._begun = False
             self._stopped = False
             self._prepare(bundle, sinks)
@@ -277,6 +283,8 @@ class Stream:
             self._count()
             if len(self._failures) == len(self._sources) and not self._stopped:
                 raise self._failures[-1]
+            if self._lost_by and not self.account.labelled and not self._stopped:
+                raise TableError(f"none of the frames could be labelled: {self._lost_by}") from self._lost_by
             self._close_sinks(complete=True)
 
     def stop(self, *, interrupted: bool = False) -> None:
@@ -299,22 +307,64 @@ class Stream:
             self._batcher.taken(batch)
         scorers = self.tables.current()
         rows = list(self._rows(batch, embeddings, scorers))
-        wanted = [own for own in rows if own is not None]
-        # One product a table for the whole batch: of a large table, reading its rows is what takes the time.
-        together = [scorer.scores(np.concatenate(wanted)) for scorer in scorers] if wanted else []
-        first = 0
-        for job, own in zip(batch.jobs, rows, strict=True):
-            scores = None
-            if own is not None:
-                scores = [of_table[first : first + len(own)] for of_table in together]
-                first += len(own)
+        scores = self._score(rows, scorers)
+        wrong = next((why for why in scores if isinstance(why, Exception)), None)
+        if wrong and (before := self._take_back(scorers, wrong)) is not scorers:
+            scorers, scores = before, self._score(rows, before)
+        for job, own in zip(batch.jobs, scores, strict=True):
             taken_ms = None if job.small is None else encode_ms
-            labelled = self._tracks[job.source].label(job.frame, scores, scorers, encode_ms=taken_ms)
+            try:
+                if isinstance(own, Exception):
+                    raise own
+                labelled = self._tracks[job.source].label(job.frame, own, scorers, encode_ms=taken_ms)
+            except Exception as error:  # noqa: BLE001 - one frame's, counted
+                self._lose(job, error)
+                self._take_back(scorers, error)
+                continue
+            self._proved = scorers
             self._account_for(job.source, labelled, job.prepare_ms)
             for sink in self._sinks:
                 sink.put(labelled, job.frame)
             self._places.give(job.kind)
             yield labelled
+
+    def _score(
+        self, rows: Sequence[FloatArray | None], scorers: Sequence[Scorer]
+    ) -> list[list[FloatArray] | Exception | None]:
+        """Scores (R, C) of each table for each job's rows; None for a job without, or why there are none."""
+        wanted = [own for own in rows if own is not None]
+        if not wanted:
+            return [None for _ in rows]
+        try:
+            # One product a table for the whole batch: of a large table, reading its rows is what takes the time.
+            together = [scorer.scores(np.concatenate(wanted)) for scorer in scorers]
+        except Exception as error:  # noqa: BLE001 - handed on
+            if len(wanted) > 1:  # one of them, perhaps
+                return [each for own in rows for each in self._score([own], scorers)]
+            return [None if own is None else error for own in rows]
+        ends = np.cumsum([0 if own is None else len(own) for own in rows]).tolist()
+        return [
+            None if own is None else [of_table[end - len(own) : end] for of_table in together]
+            for own, end in zip(rows, ends, strict=True)
+        ]
+
+    def _take_back(self, scorers: tuple[Scorer, ...], why: Exception) -> tuple[Scorer, ...]:
+        """The tables to go on with: those before, if these have not labelled a frame yet."""
+        if not self._proved or scorers is self._proved:
+            return scorers
+        _log.warning("the new tables cannot label a frame, the old ones stay: %s", why)
+        self.tables.take_back(scorers, self._proved)
+        return self._proved
+
+    def _lose(self, job: Job, error: Exception) -> None:
+        """Count a frame that was not labelled; the first one is told."""
+        source = self._sources[job.source].name
+        if not self._lost:
+            _log.warning("frame %d of %s was not labelled: %s", job.frame.index, source, error)
+        self._lost[source] += 1
+        self._lost_by = error
+        self._places.give(job.kind)
+        self._count()
 
     def _rows(
         self, batch: Batch, embeddings: FloatArray | None, scorers: Sequence[Scorer]
@@ -346,7 +396,8 @@ class Stream:
         self.account.elapsed_s = time.perf_counter() - self.account.started
         for source, feeder in zip(self._sources, self._feeders, strict=True):
             count = self.account.sources[source.name]
-            count.dropped, count.failed, count.reconnects = source.dropped, source.failed, source.reconnects
+            count.dropped, count.reconnects = source.dropped, source.reconnects
+            count.failed = source.failed + self._lost[source.name]
             count.read = feeder.taken + count.dropped
 
     def _end(self, end: End) -> list[Event]:

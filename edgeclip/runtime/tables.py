@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import EdgeclipError, TableError
 from edgeclip.manifest import MANIFEST
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
+from edgeclip.tensors import open_tensors
 
 _log = logging.getLogger("edgeclip")
 
@@ -77,6 +77,12 @@ class TableSet:
                 scorer if name == own else old for own, old in zip(self.names, self._scorers, strict=True)
             )
 
+    def take_back(self, bad: Sequence[Scorer], good: tuple[Scorer, ...]) -> None:
+        """Use the tables ``good`` again, which were in use before ``bad``; nothing if these were replaced meanwhile."""
+        with self._writing:
+            if self._scorers is bad:
+                self._scorers = good
+
     def _scorer(self, table: PromptTable) -> Scorer:
         self._bundle.check_table(table)
         found = self._bundle.decisions(table, self._variant)
@@ -100,7 +106,8 @@ class TableWatch:
         TableError: an origin of a table that is not among ``tables``.
 
     A file must look the same twice in a row before it is read, so one that is being written is waited for. A table
-    that cannot be used is refused with one warning, and the old one stays until the file changes again.
+    that cannot be used is refused with one warning, and the old one stays until the file changes again; whatever goes
+    wrong in one look, the next is taken.
     """
 
     def __init__(
@@ -157,7 +164,13 @@ class TableWatch:
             if order == "close":
                 return
             for name, origin in self._origins.items():
-                self._look(name, origin, forced=order == "reload")
+                try:
+                    self._look(name, origin, forced=order == "reload")
+                except EdgeclipError as error:
+                    _log.warning("the new table %s is refused, the old one stays: %s", name, error)
+                except Exception as error:  # noqa: BLE001 - the watch outlives whatever one look meets
+                    said = f"{type(error).__name__}: {error}"
+                    _log.warning("the new table %s is refused, the old one stays: %s", name, said)
 
     def _look(self, name: str, origin: Path, *, forced: bool) -> None:
         stamp = _stamp(origin)
@@ -166,14 +179,10 @@ class TableWatch:
         if not forced and (not settled or stamp == self._seen[name]):
             return
         self._seen[name] = stamp
-        try:
-            table = _load(name, origin)
-            if not forced and _same(table, self._read[name]):
-                return  # another table of the bundle has changed
-            self._tables.replace(name, table)
-        except (EdgeclipError, OSError) as error:
-            _log.warning("the new table %s is refused, the old one stays: %s", name, error)
-            return
+        table = _load(name, origin)
+        if not forced and _same(table, self._read[name]):
+            return  # another table of the bundle has changed
+        self._tables.replace(name, table)
         self._read[name] = table
         _log.info("table %s replaced: %d classes", name, len(table.classes))
         if self._on_change:
@@ -195,9 +204,9 @@ def _content_hash(name: str, origin: Path) -> str | None:
         if origin.is_dir():
             entries = Bundle.open(origin).manifest.tables
             return next((entry.content_hash for entry in entries if entry.name == name), None)
-        with safe_open(origin, framework="np") as stored:
-            return (stored.metadata() or {}).get("content_hash")
-    except (EdgeclipError, OSError, SafetensorError):
+        with open_tensors(origin, error=TableError) as stored:
+            return stored.metadata.get("content_hash")
+    except (EdgeclipError, OSError):
         return None  # the first look reads it, and says what is wrong
 
 

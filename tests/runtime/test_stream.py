@@ -408,3 +408,57 @@ def test_importing_the_runtime_is_quick_because_it_loads_little() -> None:
     code = "import edgeclip.runtime, sys; print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 400
+
+
+class _Spoiled(Scorer):
+    """A table's scorer that fails from some call on, or always: what a table may do that no check foresaw."""
+
+    def __init__(self, scorer: Scorer, spoil: Callable[[np.ndarray[Any, Any]], Any]) -> None:
+        self.__dict__.update(scorer.__dict__)
+        self._spoil = spoil
+
+    def scores(self, embeddings: np.ndarray[Any, Any]) -> Any:
+        return self._spoil(super().scores(embeddings))
+
+
+def _fail(_scores: object) -> object:
+    raise IndexError("index 7 is out of bounds")
+
+
+@pytest.mark.parametrize("spoil", [_fail, lambda scores: scores[:, :0]], ids=["scoring", "deciding"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_table_that_fails_at_its_first_frame_is_taken_back(
+    start: Callable[..., Stream], bundle: Bundle, batch: int, spoil: Callable[[Any], Any]
+) -> None:
+    stream = start(Frames("yard", noise(40)), batch=batch)
+    good, frames = stream.tables.current(), []
+    for record in stream:
+        frames.append(record.frame)
+        if len(frames) == 12:
+            stream.tables._scorers = tuple(_Spoiled(scorer, spoil) for scorer in good)
+    count = stream.account.sources["yard"]
+    assert stream.tables.current() is good
+    assert count.encoded == len(frames)
+    assert count.encoded + count.failed == count.read == 40
+    assert count.failed == 0 if spoil is _fail else 1 <= count.failed <= batch
+
+
+def test_a_frame_that_cannot_be_scored_is_counted_and_the_others_go_on(
+    start: Callable[..., Stream], bundle: Bundle
+) -> None:
+    stream = start(Frames("yard", noise(20)), batch=4)
+    calls = iter(range(1000))
+    (scorer,) = stream.tables.current()
+    stream.tables._scorers = (_Spoiled(scorer, lambda scores: _fail(scores) if next(calls) in {2, 3} else scores),)
+    kept = [record.frame for record in stream]
+    count = stream.account.sources["yard"]
+    assert (len(kept), count.failed, count.read) == (19, 1, 20)  # call 2 was a batch, call 3 one frame of it
+
+
+def test_a_stream_that_labels_nothing_says_why(start: Callable[..., Stream]) -> None:
+    stream = start(Frames("yard", noise(5)))
+    (scorer,) = stream.tables.current()
+    stream.tables._scorers = (_Spoiled(scorer, _fail),)
+    with pytest.raises(TableError, match="none of the frames"):
+        stream.run()
+    assert stream.account.failed == 5

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from edgeclip import Bundle, PromptTable, make_classes
 from edgeclip.errors import TableError
-from edgeclip.prompts import PromptClass, content_hash, unit_rows
+from edgeclip.prompts import TABLE_FORMAT, PromptClass, content_hash, unit_rows
 from edgeclip.runtime import scoring
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.tables import TableSet, TableWatch
@@ -53,6 +56,13 @@ class Changes:
                 if self._changed.wait_for(warned, 0.2):
                     return
         raise AssertionError(f"no warning of {text!r}")
+
+    def wait_for_warnings(self, count: int) -> None:
+        for _ in range(400):
+            if len([record for record in self._caplog.records if record.levelno == logging.WARNING]) >= count:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"expected {count} warnings, got {[each.getMessage() for each in self._caplog.records]}")
 
 
 @pytest.fixture
@@ -303,3 +313,73 @@ def test_other_rows_of_the_same_prompts_are_taken(tiny_bundle: Path, tmp_path: P
         other.save(path)
         changes.wait(1)
     np.testing.assert_array_equal(tables.current()[0].table.embeddings, other.embeddings)
+
+
+DEEP = "[" * 100_000
+
+
+def spoiled(table: PromptTable, path: Path, how: str) -> None:
+    """Write a table that cannot be used."""
+    table.save(path)
+    arrays, texts = load_file(path), {"classes": '[["y"]]', "format": TABLE_FORMAT, "name": "own", "model_id": "m"}
+    changed: dict[str, dict[str, Any]] = {
+        "no dimension": {"embeddings": np.array(1, np.float32)},
+        "of bytes": {"embeddings": np.zeros((1, WIDTH), np.int8)},
+        "nested deeply": {"classes": DEEP},
+        "a label of nothing": {"classes": "[[null]]"},
+        "decisions of nothing": {"decisions": "[null]"},
+        "decisions nested deeply": {"decisions": '[{"x":' + DEEP},
+        "half a cache": {"cache_keys": np.ones((1, WIDTH), np.float32)},
+        "no table": {"format": "other"},
+    }
+    for name, value in changed[how].items():
+        (texts if isinstance(value, str) else arrays)[name] = value
+    save_file(arrays, path, metadata=texts)
+
+
+SPOILED = (
+    "no dimension",
+    "of bytes",
+    "nested deeply",
+    "a label of nothing",
+    "decisions of nothing",
+    "decisions nested deeply",
+    "half a cache",
+    "no table",
+)
+
+
+def test_the_watch_goes_on_whatever_it_meets(tiny_bundle: Path, tmp_path: Path, changes: Changes) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    path = tmp_path / "own.safetensors"
+    table_of(bundle, "own", ["x"]).save(path)
+    tables = TableSet(bundle, [PromptTable.load(path)])
+
+    def on_change(name: str) -> None:
+        changes(name)
+        raise ZeroDivisionError("of whoever is told")
+
+    watch = TableWatch(tables, {"own": path}, interval_s=60.0, on_change=on_change)
+    before = tables.current()
+    with watch:
+        for seen, how in enumerate(SPOILED, start=1):
+            spoiled(table_of(bundle, "own", ["y"]), path, how)
+            watch.reload()
+            changes.wait_for_warnings(seen)
+            assert tables.current() is before
+        for seen, label in enumerate(["y", "z"], start=1):
+            table_of(bundle, "own", [label]).save(path)
+            watch.reload()
+            changes.wait(seen)
+            assert tables.current()[0].labels == (label,)
+        changes.wait_for_warning("ZeroDivisionError")
+
+
+def test_a_watch_may_begin_over_a_table_that_cannot_be_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    path = tmp_path / "own.safetensors"
+    own = table_of(bundle, "own", ["x"])
+    for content in (b"", b"nonsense", b"\xff" * 100):
+        path.write_bytes(content)
+        TableWatch(TableSet(bundle, [own]), {"own": path}).close()
+    TableWatch(TableSet(bundle, [own]), {"own": tmp_path}).close()

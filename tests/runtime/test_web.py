@@ -6,6 +6,8 @@ import http.client
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -308,7 +310,7 @@ def test_a_bad_table_is_refused_and_the_old_one_stays(serve: Callable[..., Page]
     page = serve()
     bundle, before = page.run.bundle, page.run.tables.current()
     refused = {
-        "not a readable prompt table": page.ask("PUT", "/api/tables/things", b"nonsense"),
+        "not a readable .safetensors file": page.ask("PUT", "/api/tables/things", b"nonsense"),
         "width": page.ask("PUT", "/api/tables/things", table_bytes(bundle, tmp_path, ["dog"], width=8)),
         "model": page.ask("PUT", "/api/tables/things", table_bytes(bundle, tmp_path, ["dog"], model="other")),
     }
@@ -424,6 +426,176 @@ def test_beyond_loopback_a_token_is_made(serve: Callable[..., Page]) -> None:
     assert len(token) >= 32
     assert page.ask("GET", "/api/state")[0] == 401
     assert page.ask("GET", "/api/state", Host="camera.local", Authorization=f"Bearer {token}")[0] == 200
+
+
+def raw_answer(page: Page, request: bytes) -> int:
+    """The status of the answer to bytes that no library would send."""
+    with socket.create_connection(("127.0.0.1", page.address.port or 0), timeout=10) as connection:
+        connection.sendall(request)
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+LONG = b"9" * 5000
+PUT = b"PUT /api/tables/things HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "statuses"),
+    [
+        (b"GET /api/state HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[::1\r\n\r\n", {400}),
+        (b"GET /api/state HTTP/1.1\r\nHost: localhost\r\nOrigin: http://[x]y]\r\n\r\n", {400}),
+        (b"GET /api/state HTTP/1.1\r\nHost: localhost\r\nOrigin: http://\xe2\x84\x80:80\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\nHost: localhost\r\nOrigin: " + LONG + b"\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\nHost: [::1\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\nHost: " + LONG + b"\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", {400, 403}),
+        (b"GET /api/state HTTP/1.1\r\n\r\n", {400}),
+        (b"GET /video/" + LONG + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+        (b"GET /video/%D9%A3 HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+        (b"GET /video/%C2%B2 HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+        (b"GET /video/%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", {404}),
+        (b"GET /api/events?after=" + LONG + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", {200}),
+        (b"GET /api/events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: " + LONG + b"\r\n\r\n", {200}),
+        (PUT + b"Content-Length: " + LONG + b"\r\n\r\n", {400, 413}),
+        (PUT + b"Content-Length: 99999999999999999999\r\n\r\n", {400, 413}),
+        (PUT + b"Content-Length: -1\r\n\r\n", {400}),
+        (PUT + b"Content-Length: \xd9\xa3\r\n\r\n", {400}),
+        (PUT + b"Transfer-Encoding: chunked\r\n\r\n" + LONG + b"\r\n", {400, 422}),
+        (PUT + b"Cookie: " + b"=;" * 1000 + b"\r\nContent-Length: 0\r\n\r\n", {422}),
+    ],
+)  # fmt: skip
+def test_garbage_in_a_request_is_the_senders_fault(
+    serve: Callable[..., Page], request_: bytes, statuses: set[int]
+) -> None:
+    page = serve()
+    assert raw_answer(page, request_) in statuses
+    assert page.ask("GET", "/api/state")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"table": ' * 10_000,
+        b'{"table": "things", "classes": ["\\ud800"]}',
+        b'{"table": "\\ud800", "classes": "cat"}',
+        b'{"table": "things", "classes": null}',
+        b'{"table": "things", "classes": 1e999}',
+        b'{"table": "things", "classes": "' + b"a" * 500 + b'.txt"}',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_garbage_in_a_body_is_the_senders_fault(serve: Callable[..., Page], body: bytes) -> None:
+    page = serve(make_table=lambda *_: pytest.fail("nothing is to be made of this"))
+    before = page.run.tables.current()
+    assert page.ask("POST", "/api/prompts", body, Content_Type="application/json")[0] == 400
+    assert page.run.tables.current() is before
+
+
+def test_a_long_name_is_no_file(serve: Callable[..., Page]) -> None:
+    def make(name: str, classes: str) -> PromptTable:
+        raise PromptError(f"asked for {len(classes)}")
+
+    page = serve(make_table=make)
+    assert page.prompts(table="things", classes="a" * 500) == (400, {"error": "asked for 500"})
+
+
+@pytest.mark.parametrize("headers", [b"", b"GET /api/state HTTP/1.1\r\nHost: localhost\r\n"], ids=["none", "half"])
+def test_connections_that_ask_nothing_lock_nobody_out(serve: Callable[..., Page], headers: bytes) -> None:
+    page = serve(token=TOKEN)
+    asked = {"Authorization": f"Bearer {TOKEN}"}
+    viewer = page.connect()
+    viewer.request("GET", "/api/events", headers=asked)
+    assert viewer.getresponse().status == 200
+    held = []
+    for _ in range(200):
+        held.append(socket.create_connection(("127.0.0.1", page.address.port or 0), timeout=10))
+        held[-1].sendall(headers)
+    assert page.ask("GET", "/api/state", **asked)[0] == 200
+    assert page.ask("GET", "/api/state")[0] == 401
+    assert viewer.sock is not None  # who has asked keeps the place
+    viewer.sock.settimeout(5)
+    play(page, 1)
+    assert viewer.sock.recv(1)
+    for connection in held:
+        connection.close()
+
+
+def test_an_upload_that_is_cut_leaves_nothing(
+    serve: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(room))
+    page = serve()
+    with socket.create_connection(("127.0.0.1", page.address.port or 0), timeout=10) as connection:
+        connection.sendall(PUT + b"Content-Length: 1000000\r\n\r\n" + b"x" * 300_000)
+        assert page.ask("GET", "/api/state")[0] == 200
+        assert not list(room.iterdir())  # nor would a process that is killed now leave anything
+    assert page.ask("GET", "/api/state")[0] == 200
+    assert not list(room.iterdir())
+
+
+WHILE_A_TABLE_IS_MADE = """
+import http.client, sys, threading, time
+from pathlib import Path
+import tests.runtime.test_web as web
+begun = threading.Event()
+def make(name, classes):
+    begun.set()
+    time.sleep(1.5)
+    print("made", flush=True)
+    raise web.PromptError("nothing")
+bundle = web.Bundle.open(sys.argv[1])
+source = web.open_source(sys.argv[2])
+table = web.make_table("things", model_id=bundle.manifest.model.id)
+page = web.Page(bundle, [source], web.WebSink(port=0, make_table=make), [table], ())
+threading.Thread(target=page.prompts, kwargs={"table": "things", "classes": "cat"}, daemon=True).start()
+begun.wait(10)
+page.thread.close(complete=True, timeout_s=0.1)
+print("over", flush=True)
+"""
+
+
+def test_a_table_under_way_is_ended_before_the_interpreter_is(tiny_bundle: Path, video: Path) -> None:
+    command = [sys.executable, "-c", WHILE_A_TABLE_IS_MADE, str(tiny_bundle), str(video)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["over", "made"])
+
+
+class _Waits:
+    """A bundle whose text encoder takes long, a batch at a time."""
+
+    has_text_encoder = True
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def encode_table(self, *_: Any, progress: Callable[[int, int], None]) -> PromptTable:
+        while True:
+            self.batches += 1
+            progress(self.batches, 1000)
+
+
+def test_no_batch_of_prompts_is_begun_once_the_page_closes() -> None:
+    bundle = _Waits()
+    page = WebSink.at("127.0.0.1:0", bundle=bundle)  # type: ignore[arg-type]
+    page._closing.set()
+    assert page._make_table
+    with pytest.raises(InputError, match="over"):
+        page._make_table("things", "cat")
+    assert bundle.batches == 1
+
+
+@pytest.mark.parametrize(
+    "address", ["host:" + "9" * 5000, "host:\u0663", "host:-1", "host:70000", "[::1", ":80", "a" * 70 + ":0"]
+)
+def test_an_address_that_is_none_is_refused(address: str, serve: Callable[..., Page]) -> None:
+    run = serve().run
+    with pytest.raises(InputError):
+        WebSink.at(address).open(run)
 
 
 def test_a_token_that_can_be_guessed_is_refused() -> None:

@@ -18,13 +18,14 @@ from typing import NamedTuple, overload
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from edgeclip.calibration.choice.bins import Exposure
+from edgeclip.documents import read_json
 from edgeclip.errors import IntegrityError, SourceError
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image, decode_image
+from edgeclip.tensors import open_tensors
 
 RECORD = "calibration.json"
 IMAGES = "images"
@@ -127,8 +128,8 @@ def read_record(folder: Path) -> CalibrationSet:
     """
     path = folder / RECORD
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=CalibrationSet)
-    except (OSError, msgspec.DecodeError) as error:
+        record = read_json(path, CalibrationSet, error=SourceError)
+    except SourceError as error:
         raise SourceError(f"expected the record of a calibration set in {path}, got: {error}") from error
     if record.schema not in _READABLE:
         raise SourceError(f"expected {path} of schema {SCHEMA}, got {record.schema}: choose the images again")
@@ -189,11 +190,9 @@ def read_sample(folder: Path) -> FootageSample:
     Raises:
         SourceError: absent or damaged.
     """
-    path = folder / SAMPLE
     try:
-        found = load_file(path)
-        return FootageSample(found["rows"], found["exposures"])
-    except (OSError, KeyError, SafetensorError) as error:
-        raise SourceError(
-            f"expected a sample of the footage in {path}, got: {error}: choose the images again"
-        ) from error
+        with open_tensors(folder / SAMPLE, error=SourceError) as stored:
+            rows = stored.array("rows", "F32", (None, None))
+            return FootageSample(rows, stored.array("exposures", "F32", (len(rows), 3)))
+    except SourceError as error:
+        raise SourceError(f"expected a sample of the footage, got: {error}; choose the images again") from error

@@ -16,6 +16,7 @@ from edgeclip.devices.doctor.finding import Facts, Finding, Rule
 from edgeclip.devices.machine.machine import Machine, match_profile, read_machine
 from edgeclip.devices.machine.software import Software, read_software
 from edgeclip.devices.machine.tree import Tree, open_tree
+from edgeclip.documents import decode_json
 from edgeclip.errors import InputError
 from edgeclip.version import __version__
 
@@ -91,8 +92,8 @@ def _recorded_software(tree: Tree) -> Software | None:
     if text is None:
         return None
     try:
-        return msgspec.json.decode(text, type=Software)
-    except msgspec.DecodeError as error:
+        return decode_json(text, Software, where=RECORD)
+    except InputError as error:
         raise InputError(
             f"{RECORD} is not one of this version's records ({error}): record the machine again"
         ) from error

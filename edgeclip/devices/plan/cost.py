@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeclip.documents import read_json
 from edgeclip.errors import BundleError
 from edgeclip.files import write_json
 
@@ -45,9 +46,9 @@ def load_cost(folder: Path) -> GraphCost | None:
         BundleError: the file is not what the export writes.
     """
     path = folder / FILE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=GraphCost)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except msgspec.DecodeError as error:
-        raise BundleError(f"expected the cost of a graph in {path}, got {error}: export the bundle again") from error
+    try:
+        return read_json(path, GraphCost, error=BundleError)
+    except BundleError as error:
+        raise BundleError(f"expected the cost of a graph, got: {error}; export the bundle again") from error

@@ -28,8 +28,9 @@ from edgeclip.engine_list import ENGINES
 from edgeclip.errors import EdgeclipError, InputError, IntegrityError
 from edgeclip.evaluation.bench.records import STAGES, BenchResult, BenchSetting, Measured, Stage
 from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
+from edgeclip.limits import check_limit
 from edgeclip.runtime.encoder import ImageEncoder
-from edgeclip.runtime.engines.base import ByteArray, engine_class
+from edgeclip.runtime.engines.base import ByteArray, check_threads, engine_class
 from edgeclip.runtime.images import opencv
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_images, golden_of
 from edgeclip.runtime.proof.proof import prove
@@ -38,6 +39,7 @@ from edgeclip.runtime.scoring import Scorer
 _Loaded = tuple[str, str, str, int]  # model, variant, engine, batch: what decides the memory
 _WINDOW = 8  # batches whose median is compared with the last window's while warming up
 _STABLE = 0.03
+_MOST_ROUNDS, _LARGEST_BATCH, _LONGEST_S = 10_000, 4096, 3600.0
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,23 @@ class BenchOptions:
                 raise InputError(f"expected {name} as a tuple, got {value!r}: write ({value!r},)")
         if not self.stages or min(self.frame) < 1:
             raise InputError(f"expected a stage and a frame of 1 × 1 or more, got {self.stages} and {self.frame}")
+        check_limit("image_pixels", self.frame[0] * self.frame[1], "the frame to measure with")
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
             raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
-        if self.rounds < LEAST_ROUNDS:
-            raise InputError(f"expected at least {LEAST_ROUNDS} rounds for an interval, got {self.rounds}")
-        if min(self.batches, default=0) < 1 or not self.seconds > 0 or not self.warm_up_s >= 0:
-            raise InputError("expected batches of at least 1, and seconds above 0")
+        if not LEAST_ROUNDS <= self.rounds <= _MOST_ROUNDS:
+            raise InputError(
+                f"expected at least {LEAST_ROUNDS} rounds for an interval and at most {_MOST_ROUNDS:,}, got "
+                f"{self.rounds}"
+            )
+        if min(self.batches, default=0) < 1 or max(self.batches) > _LARGEST_BATCH:
+            raise InputError(f"expected batches of at least 1 and at most {_LARGEST_BATCH}, got {self.batches}")
+        if not (0 < self.seconds <= _LONGEST_S and 0 <= self.warm_up_s <= _LONGEST_S):
+            raise InputError(
+                f"expected seconds above 0, and of no more than {_LONGEST_S:g}, got {self.seconds} and warm-up of "
+                f"{self.warm_up_s}"
+            )
+        for threads in self.threads:
+            check_threads(threads)
         for name in self.engines:
             engine_class(name)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgeclip.devices.machine.probe import Description
 from edgeclip.devices.sensors.energy import Energy
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
+from edgeclip.documents import read_json
 from edgeclip.errors import InputError
 from edgeclip.evaluation.statistics.rounds import Interval, interval_of_rounds
 
@@ -132,6 +133,6 @@ def load_result(path: Path) -> BenchResult:
         InputError: it is not that.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=BenchResult)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_json(path, BenchResult)
+    except InputError as error:
         raise InputError(f"expected a file of edgeclip bench --json at {path} ({error})") from error

@@ -25,6 +25,7 @@ import numpy as np
 
 from edgeclip.calibration.decisions.confidence import NONE, Labels
 from edgeclip.calibration.hashed_images import HashedImage, HashedImages, Item
+from edgeclip.documents import decode_json, read_bytes, read_json
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import plain_name
 from edgeclip.evaluation.data.dataset import open_labelled
@@ -86,12 +87,12 @@ def open_reviewed(path: Path, source: str = "") -> Reviewed:
     """
     frames: list[tuple[Path, int, str]] = []
     images: list[tuple[HashedImage, str]] = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(read_bytes(path).splitlines(), start=1):
         if not raw.strip():
             continue
         try:
-            line = msgspec.json.decode(raw, type=_Line)
-        except msgspec.MsgspecError as error:
+            line = decode_json(raw, _Line, where="it")
+        except InputError as error:
             raise InputError(f"{path}:{number} is not a reviewed line ({error}): see docs/calibration.md") from error
         if line.reviewed is None:
             continue
@@ -283,8 +284,8 @@ def recorded_data(digest: str) -> DecisionData:
         InputError: the record is gone.
     """
     try:
-        record = msgspec.json.decode(_place(digest).read_bytes(), type=Record)
-    except (OSError, msgspec.MsgspecError) as error:
+        record = read_json(_place(digest), Record)
+    except InputError as error:
         raise InputError(
             f"expected the record of the labelled images in the cache ({digest[:12]}), got none that can be read: "
             "pass `data` again"

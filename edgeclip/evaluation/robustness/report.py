@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description, summary
+from edgeclip.documents import read_json
 from edgeclip.errors import InputError
 from edgeclip.evaluation.charts import COLOURS, new_figure, save_figure
 from edgeclip.evaluation.statistics.effective_robustness import Effective
@@ -128,8 +129,8 @@ def read_report(path: Path) -> RobustnessReport:
         InputError: absent, or not such a file.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RobustnessReport)
-    except (OSError, msgspec.DecodeError) as error:
+        return read_json(path, RobustnessReport)
+    except InputError as error:
         raise InputError(
             f"expected the JSON of an earlier robustness run at {path} ({error}): make it with edgeclip robustness "
             "--json"

@@ -9,6 +9,7 @@ import msgspec
 
 from edgeclip.devices.machine.probe import Description
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
+from edgeclip.documents import read_json
 from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.records import Stage
 from edgeclip.evaluation.statistics.paired import PairedDifference
@@ -181,6 +182,6 @@ def load_tradeoff(path: Path) -> Tradeoff:
         InputError: it is not that.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Tradeoff)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return read_json(path, Tradeoff)
+    except InputError as error:
         raise InputError(f"expected a tradeoff.json of edgeclip tradeoff at {path} ({error})") from error

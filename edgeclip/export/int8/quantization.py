@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from edgeclip.documents import decode_json, read_bytes
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export import onnx
 from edgeclip.export.int8 import qdq
@@ -75,16 +76,14 @@ def read_recipe(path: Path) -> QuantizationRecipe:
         recipe: QuantizationRecipe
 
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"expected a quantization recipe, cannot read {path} ({error.strerror})") from error
+        raw = read_bytes(path)
+    except InputError as error:
+        raise InputError(f"expected a quantization recipe, {error}") from error
+    with contextlib.suppress(InputError):
+        return decode_json(raw, _Report, where=str(path)).recipe
     try:
-        return msgspec.json.decode(raw, type=_Report).recipe
-    except msgspec.MsgspecError:
-        pass
-    try:
-        return msgspec.json.decode(raw, type=QuantizationRecipe)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return decode_json(raw, QuantizationRecipe, where=str(path))
+    except InputError as error:
         raise InputError(f"{path} is not a quantization recipe ({error}): see docs/quantization.md") from error
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeclip.bundle import Bundle
+from edgeclip.documents import read_json
+from edgeclip.errors import BundleError
 from edgeclip.export.merge_tokens.blocks import MergingBlocks, merge_tower
 from edgeclip.export.photographs import Photograph
 from edgeclip.export.proofs import preprocess
@@ -127,7 +129,8 @@ def merge_report(bundle: Bundle) -> MergeReport | None:
 
     Raises:
         IntegrityError: it is altered.
+        BundleError: it is not what the export writes.
     """
     if REPORT not in bundle.manifest.files:
         return None
-    return msgspec.json.decode(bundle.file(REPORT).read_bytes(), type=MergeReport)
+    return read_json(bundle.file(REPORT), MergeReport, error=BundleError)

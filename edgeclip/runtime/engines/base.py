@@ -30,6 +30,7 @@ ByteArray = npt.NDArray[np.uint8]
 # Name of the variant whose INT8 layout is made for CPU kernels: its zero-points and unsigned activations are not
 # what device compilers take.
 CPU_LAYOUT = "int8-cpu"
+_THREADS_A_CORE, _LEAST_BOUND = 4, 64  # more are nobody's wish
 
 
 class Pending(Protocol):
@@ -234,17 +235,33 @@ def load_engine(
     """Load an encoder with the engine called ``name``.
 
     Raises:
-        InputError: ``threads`` is below 1.
+        InputError: ``threads`` is below 1, or far above what this machine can run at once.
         IntegrityError: the graph asks for more than ``check_graph`` allows.
         EngineError: no such engine, it cannot load the graph, or its device is not here.
         VariantError: this device cannot compute in ``precision``.
         MissingExtraError: the engine's library is not installed.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"expected threads of at least 1, got {threads}")
+    check_threads(threads)
     found = engine_class(name)
     check_graph(path)
     return found(path, encoder, precision=precision, threads=threads, parallel=parallel)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no processor here runs at once; libraries would start them all, and hang.
+
+    Args:
+        threads: CPU threads an inference; None for all cores.
+
+    Raises:
+        InputError: below 1, or several times the cores that this process may use.
+    """
+    most = max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())
+    if threads is not None and not 1 <= threads <= most:
+        raise InputError(
+            f"expected threads of at least 1 and at most {most} here, got {threads}: more than there are cores "
+            f"({usable_cores()}) are no faster"
+        )
 
 
 def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = None) -> FloatArray:

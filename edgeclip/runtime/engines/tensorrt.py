@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from edgeclip.devices.machine.cuda import Gpu, call, cuda_runtime, find_gpu, require_gpu
+from edgeclip.documents import decode_json
 from edgeclip.engine_list import engine_entry
-from edgeclip.errors import EngineError, MissingExtraError
+from edgeclip.errors import EngineError, InputError, MissingExtraError
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import Engine, FloatArray
 from edgeclip.runtime.engines.plan_cache import PlanKey, read_record
@@ -238,7 +238,7 @@ def parse_layers(text: str) -> list[Layer]:
         EngineError: it is not of that form.
     """
     try:
-        entries = msgspec.json.decode(text)["Layers"]
+        entries = decode_json(text, dict[str, Any], where="it")["Layers"]
         return [
             Layer(entry)
             if isinstance(entry, str)
@@ -249,7 +249,7 @@ def parse_layers(text: str) -> list[Layer]:
             )
             for entry in entries
         ]
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"the engine inspector gave no list of layers ({error!r})") from error
 
 

@@ -19,7 +19,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from edgeclip.documents import decode_json
 from edgeclip.errors import EdgeclipError, InputError, PromptError
+from edgeclip.printable import printable
 from edgeclip.prompts import PromptTable, make_classes
 from edgeclip.runtime.page.state import PageState
 from edgeclip.runtime.page.video import BOUNDARY, JpegVideo
@@ -75,13 +77,17 @@ class WebApp:
     Args:
         page: of the run.
         executor: where JPEGs are made.
+        tables_executor: where tables are made and read.
         make_table: (table name, class names separated by commas) -> table; slow; None where there is no text encoder.
     """
 
-    def __init__(self, page: PageState, executor: Executor, make_table: MakeTable | None) -> None:
+    def __init__(
+        self, page: PageState, executor: Executor, tables_executor: Executor, make_table: MakeTable | None
+    ) -> None:
         self._page = page
         self._run = page.run
         self._make_table = make_table
+        self._tables_executor = tables_executor
         self._seats = asyncio.Semaphore(_VIEWERS)
         self._changing = asyncio.Lock()
         self._videos = [JpegVideo(page, latest, executor) for latest in page.sources.values()]
@@ -109,7 +115,7 @@ class WebApp:
             {
                 "version": __version__,
                 "model": manifest.model.name,
-                "bundle": self._run.bundle.path.name,
+                "bundle": printable(self._run.bundle.path.name, lines=False),
                 "now_s": page.now_s(),
                 "sources": [
                     {"name": source.name, "live": source.live, "fps": source.fps, "total": source.total}
@@ -130,7 +136,8 @@ class WebApp:
 
     async def _events(self, request: Request) -> Response:
         after = request.headers.get("last-event-id") or request.query_params.get("after") or ""
-        number = int(after) if after.isascii() and after.isdigit() else self._page.event_count
+        number = _number(after)
+        number = self._page.event_count if number is None else number
         return _Stream(self._seats, self._messages(request, number), "text/event-stream")
 
     async def _messages(self, request: Request, number: int) -> AsyncIterator[bytes]:
@@ -170,8 +177,8 @@ class WebApp:
     async def _video(self, request: Request) -> Response:
         wanted = request.path_params["source"]
         names = list(self._page.sources)
-        position = names.index(wanted) if wanted in names else int(wanted) if wanted.isdecimal() else len(names)
-        if position >= len(names):
+        position = names.index(wanted) if wanted in names else _number(wanted)
+        if position is None or position >= len(names):
             known = ", ".join(f"{place} ({name})" for place, name in enumerate(names))
             raise _Refused(404, f"expected a source out of {known}, got {wanted!r}")
         kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
@@ -196,18 +203,26 @@ class WebApp:
 
     async def _upload(self, request: Request) -> Response:
         name = self._known_table(request.path_params["name"])
-        with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
-            path = Path(folder) / "table.safetensors"
-            with path.open("wb") as file:
+        try:
+            with tempfile.TemporaryFile() as file:  # without a name: nothing is left, whatever ends this
                 async for chunk in _body(request, _MAX_TABLE):
                     await run_in_threadpool(file.write, chunk)
-            try:
-                async with self._change():
-                    await run_in_threadpool(lambda: self._run.tables.replace(name, PromptTable.load(path)))
-            except EdgeclipError as error:
-                # The sender knows nothing of our temporary file.
-                raise _Refused(422, str(error).replace(str(path), "the uploaded file")) from error
+                file.flush()
+                path = Path(f"/proc/self/fd/{file.fileno()}")
+                try:
+                    await self._replace(name, lambda: PromptTable.load(path))
+                except EdgeclipError as error:
+                    # The sender knows nothing of our temporary file.
+                    raise _Refused(422, str(error).replace(str(path), "the uploaded file")) from error
+        except OSError as error:
+            raise _Refused(507, f"the table cannot be kept ({error.strerror}): make room for it") from error
         return self._replaced(name)
+
+    async def _replace(self, name: str, make: Callable[[], PromptTable]) -> None:
+        """Make a table and use it; one at a time."""
+        async with self._change():
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._tables_executor, lambda: self._run.tables.replace(name, make()))
 
     async def _prompts(self, request: Request) -> Response:
         make = self._make_table
@@ -217,13 +232,12 @@ class WebApp:
             raise _Refused(415, 'expected JSON: {"table": "name", "classes": "mug, bottle"}')
         body = b"".join([chunk async for chunk in _body(request, _MAX_PROMPTS)])
         try:
-            wanted = msgspec.json.decode(body, type=_Prompts)
-        except msgspec.DecodeError as error:
+            wanted = decode_json(body, _Prompts, where="what was sent")
+        except InputError as error:
             raise _Refused(400, f'expected {{"table": "name", "classes": "mug, bottle"}}: {error}') from error
         name = self._known_table(wanted.table)
         classes = await run_in_threadpool(_class_names, wanted.classes)
-        async with self._change():
-            await run_in_threadpool(lambda: self._run.tables.replace(name, make(name, classes)))
+        await self._replace(name, lambda: make(name, classes))
         return self._replaced(name)
 
     async def _stop(self, request: Request) -> Response:  # noqa: ARG002
@@ -255,15 +269,27 @@ def _class_names(given: str | list[str]) -> str:
     lines = given if isinstance(given, list) else given.replace("\n", ",").split(",")
     classes = make_classes([line for line in lines if line.strip()])
     text = ", ".join(" | ".join((item.label, *(name for name in item.names if name != item.label))) for item in classes)
-    if "," not in text and (text.endswith((".txt", ".json")) or (len(text) < 1024 and Path(text).is_file())):
+    if "," not in text and (text.endswith((".txt", ".json")) or _is_file(text)):
         raise PromptError(f"expected class names, got {text!r}, which is the name of a file: write the names here")
     return text
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name can be, or with a null in it
+        return False
+
+
+def _number(text: str) -> int | None:
+    """A whole number as it is written in a request; None for anything else, and for more digits than any has."""
+    return int(text) if len(text) < 16 and text.isascii() and text.isdigit() else None
+
+
 async def _body(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body in pieces; refused as soon as it is, or says that it is, larger than the limit."""
-    announced = request.headers.get("content-length", "0")
-    size = int(announced) if announced.isdecimal() else 0
+    announced = _number(request.headers.get("content-length", "0"))
+    size = limit + 1 if announced is None else announced
     if size <= limit:
         size = 0
         async for chunk in request.stream():

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,6 +82,8 @@ class Guard:
 
         try:
             await (self._refusal(scope) or self._app)(scope, receive, bounded_send)
+        except ClientDisconnect:
+            _log.debug("a viewer of the live page left before it had sent all")
         except TimeoutError:
             _log.debug("a viewer of the live page took nothing for %g s and was let go", _SEND_S)
         except Exception as error:  # noqa: BLE001 - said in the log, and to the browser where it still listens
@@ -93,9 +96,13 @@ class Guard:
         host = headers.get("host", "")
         if self._token is None and not is_loopback(_host_name(host)):
             return _refuse(403, f"expected the Host of a loopback address such as localhost, got {host!r}")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return _refuse(403, f"expected a request from this page, got one from {origin}")
+        if (origin := headers.get("origin")) is not None:
+            try:
+                asked_from = urlsplit(origin).netloc
+            except ValueError:
+                return _refuse(400, f"expected an Origin such as http://{host}, got {origin!r}")
+            if asked_from != host:
+                return _refuse(403, f"expected a request from this page, got one from {origin}")
         # A link may lead to the page from anywhere; pictures and data may not be taken into other sites' pages.
         if scope["path"] != "/" and headers.get("sec-fetch-site") in {"cross-site", "same-site"}:
             return _refuse(403, "expected a request from this page, got one from another site")

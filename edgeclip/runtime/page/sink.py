@@ -26,7 +26,6 @@ _log = logging.getLogger("edgeclip")
 _SAMPLE_S = 1.0
 _LEAVE_S = 2  # what viewers have to take the last messages when the run is over
 _JOIN_S = 6.0
-_CONNECTIONS = 128
 _SEND_BUFFER = 256 * 1024  # a slow browser sees the present, not what the kernel kept for it
 _SHORTEST_TOKEN = 8
 
@@ -70,6 +69,7 @@ class WebSink(Sink):
         self._token = token
         self._make_table = make_table
         self._open_browser = open_browser
+        self._closing = threading.Event()
         self.url = ""
 
     @classmethod
@@ -86,16 +86,21 @@ class WebSink(Sink):
             InputError: not an address, or a token that can be guessed.
         """
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5):
             raise InputError(f"expected an address HOST:PORT, got {address!r}")
 
         def make_table(name: str, classes: str) -> PromptTable:
             # Not text: what a browser sends must not name a file of this machine.
             assert bundle
-            return bundle.encode_table(name, make_classes(classes.split(",")), templates)
+            return bundle.encode_table(name, make_classes(classes.split(",")), templates, progress=go_on)
+
+        def go_on(_done: int, _total: int) -> None:
+            if page._closing.is_set():
+                raise InputError("the run is over")
 
         make = make_table if bundle and bundle.has_text_encoder else None
-        return cls(host.strip("[]"), int(port), token, make_table=make)
+        page = cls(host.strip("[]"), int(port), token, make_table=make)
+        return page
 
     def open(self, run: Run) -> None:
         """Listen, and serve from a thread."""
@@ -103,13 +108,16 @@ class WebSink(Sink):
         guard = require("edgeclip.runtime.page.guard", purpose="serve the live page", extra="web")
         app = require("edgeclip.runtime.page.app", purpose="serve the live page", extra="web")
         state = require("edgeclip.runtime.page.state", purpose="serve the live page", extra="web")
+        connections = require("edgeclip.runtime.page.connections", purpose="serve the live page", extra="web")
         if self._token is None and not guard.is_loopback(self._host):
             self._token = secrets.token_urlsafe(24)
         listener = _listen(self._host, self._port)
         port = listener.getsockname()[1]
         self._page = state.PageState(run)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-web-jpeg")
-        web_app = app.WebApp(self._page, self._executor, self._make_table)
+        # A pool's threads are waited for before the interpreter ends: torn down under them, a library may abort.
+        self._tables_executor = ThreadPoolExecutor(1, thread_name_prefix="edgeclip-web-tables")
+        web_app = app.WebApp(self._page, self._executor, self._tables_executor, self._make_table)
         config = uvicorn.Config(
             guard.Guard(web_app.asgi, token=self._token, cookie=f"edgeclip_{port}"),
             lifespan="off",
@@ -118,7 +126,8 @@ class WebSink(Sink):
             log_level="critical",  # what goes wrong is said by the guard, in edgeclip's own log
             access_log=False,
             server_header=False,
-            limit_concurrency=_CONNECTIONS,
+            http=connections.Connection,
+            limit_concurrency=connections.MOST,
             timeout_graceful_shutdown=_LEAVE_S,
         )
         self._server = uvicorn.Server(config)
@@ -141,10 +150,12 @@ class WebSink(Sink):
 
     def close(self, *, complete: bool) -> None:
         """Tell the pages that the run is over, with its counts, and stop serving."""
+        self._closing.set()
         self._page.finish(complete=complete)
         self._server.should_exit = True
         self._thread.join(_JOIN_S)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._tables_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, listener: socket.socket) -> None:
         self._page.bell.bind(asyncio.get_running_loop())
@@ -166,8 +177,9 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"the live page cannot listen on {host} ({error.strerror}): choose another host") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: what can be no host's name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the live page cannot listen on {host} ({reason}): choose another host") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

@@ -16,6 +16,7 @@ import msgspec
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
+from edgeclip.documents import read_json
 from edgeclip.engine_list import ENGINES
 from edgeclip.errors import (
     BundleError,
@@ -202,11 +203,12 @@ def recommendations(bundle: Bundle) -> tuple[Recommendation, ...]:
     """
     if FILE not in bundle.manifest.files:
         return ()
-    path = bundle.file(FILE)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_File).recommendations
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"expected a recommendation in {path}, got {error}: run edgeclip tradeoff again") from error
+        return read_json(bundle.file(FILE), _File, error=BundleError).recommendations
+    except IntegrityError:
+        raise
+    except BundleError as error:
+        raise BundleError(f"expected a recommendation, got: {error}; run edgeclip tradeoff again") from error
 
 
 def recommended_here(bundle: Bundle) -> Recommendation | None:

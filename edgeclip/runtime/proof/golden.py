@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import IntegrityError
+from edgeclip.errors import IntegrityError, SourceError
 from edgeclip.files import atomic_file
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import ByteArray, Engine, normalise
-from edgeclip.runtime.images import Image, opencv
+from edgeclip.runtime.images import Image, decode_image, opencv
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.parity import ParityReport, compare_embeddings, worst_of
 from edgeclip.spec import PreprocessSpec
+from edgeclip.tensors import open_tensors
 
 FILE = "golden/golden.safetensors"
 COUNT = 64
@@ -54,7 +54,7 @@ class GoldenImages:
             "classes": self.classes,
         }
         with atomic_file(path) as temporary:
-            safetensors.numpy.save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
+            save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
 
     @classmethod
     def load(cls, path: Path) -> GoldenImages:
@@ -64,18 +64,18 @@ class GoldenImages:
             IntegrityError: it is not such a file.
         """
         try:
-            with safetensors.safe_open(str(path), "numpy") as opened:
-                names = tuple(json.loads((opened.metadata() or {})["names"]))
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
-            files = tuple(file.tobytes() for file in np.split(tensors["jpeg"], tensors["ends"][:-1]))
-            embeddings, classes = tensors["embeddings"], tensors["classes"]
-            if not 0 < len(names) == len(files) == len(embeddings) or embeddings.shape[1:] != classes.shape[1:]:
-                raise ValueError(
-                    f"{len(names)} names, {len(files)} images, embeddings {embeddings.shape}, classes {classes.shape}"
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            with open_tensors(path, error=IntegrityError) as stored:
+                names = stored.json("names", list[str])
+                embeddings = stored.array("embeddings", "F32", (len(names), None))
+                classes = stored.array("classes", "F32", (None, embeddings.shape[1]))
+                jpeg = stored.array("jpeg", "U8", (None,))
+                ends = [0, *stored.array("ends", "I64", (len(names),)).tolist()]
+            if not names or ends[-1] != len(jpeg) or any(end <= start for start, end in pairwise(ends)):
+                raise IntegrityError(f"expected photographs one after another in {len(jpeg)} bytes, got others")
+        except IntegrityError as error:
             raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
-        return cls(names, files, embeddings, classes)
+        files = tuple(jpeg[start:end].tobytes() for start, end in pairwise(ends))
+        return cls(tuple(names), files, embeddings, classes)
 
     def inputs(self, spec: PreprocessSpec) -> FloatArray:
         """The images as one preprocessed batch (N, 3, H, W) float32."""
@@ -101,7 +101,15 @@ class GoldenImages:
 
 def golden_of(bundle: Bundle) -> GoldenImages | None:
     """A bundle's golden images, checked against their hash; None if it has none."""
-    return GoldenImages.load(bundle.file(FILE)) if FILE in bundle.manifest.files else None
+    if FILE not in bundle.manifest.files:
+        return None
+    golden, width = GoldenImages.load(bundle.file(FILE)), bundle.manifest.encoder.embedding_dim
+    if golden.embeddings.shape[1] != width:
+        raise IntegrityError(
+            f"expected golden embeddings of width {width} in {bundle.path.name}, got {golden.embeddings.shape[1]}: "
+            "copy the bundle again"
+        )
+    return golden
 
 
 def golden_files(images: Sequence[Image], spec: PreprocessSpec) -> tuple[bytes, ...]:
@@ -132,12 +140,14 @@ def decoded_images(files: Sequence[bytes], spec: PreprocessSpec) -> ByteArray:
     Raises:
         IntegrityError: one is no JPEG of the encoder's size.
     """
-    cv2 = opencv()
     images = []
-    for file in files:
-        image = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) if file else None
+    for number, file in enumerate(files, start=1):
+        try:
+            image = decode_image(file, name=f"golden image {number}")
+        except SourceError as error:
+            raise IntegrityError(f"a golden image is no JPEG of its size ({error}): copy the bundle again") from error
         # Not resized: it has the encoder's size, and a resize before a crop would cut it a second time.
-        if image is None or image.shape[:2] != (spec.height, spec.width):
+        if image.shape[:2] != (spec.height, spec.width):
             raise IntegrityError(f"a golden image is no JPEG of {spec.height}x{spec.width}: copy the bundle again")
-        images.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        images.append(image)
     return np.stack(images)

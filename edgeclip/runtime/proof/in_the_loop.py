@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from safetensors import SafetensorError
 
 from edgeclip.devices.machine.probe import describe_machine
-from edgeclip.errors import ParityError
+from edgeclip.errors import IntegrityError, ParityError
 from edgeclip.files import atomic_file, cache_dir, sha256_json
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.proof.golden import decoded_images, golden_of
 from edgeclip.runtime.proof.parity import LIMITS
+from edgeclip.tensors import open_tensors
 from edgeclip.version import __version__
 
 _AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
@@ -41,7 +41,7 @@ def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int) -> Non
         EngineError: the engine fails.
     """
     kept = _kept(encoder, rows, parallel)
-    few = _read(kept)
+    few = _read(kept, encoder)
     if few is not None:
         images, expected = few
         # Every one of the batches that may be under way gets them.
@@ -88,10 +88,14 @@ def _kept(encoder: ImageEncoder, rows: int, parallel: int) -> Path:
     return cache_dir("streams") / f"{sha256_json(key)}.safetensors"
 
 
-def _read(path: Path) -> tuple[ByteArray, FloatArray] | None:
+def _read(path: Path, encoder: ImageEncoder) -> tuple[ByteArray, FloatArray] | None:
     """Images (N, H, W, 3) uint8 and their unit embeddings (N, D), or None if they were not kept."""
     try:
-        tensors = safetensors.numpy.load_file(str(path))
-        return tensors["images"], tensors["expected"]
-    except (FileNotFoundError, SafetensorError, KeyError):
+        with open_tensors(path, error=IntegrityError) as stored:
+            spec = encoder.bundle.manifest.encoder
+            expected = stored.array("expected", "F32", (None, spec.embedding_dim))
+            size = (spec.preprocess.height, spec.preprocess.width, 3)
+            images = stored.array("images", "U8", (len(expected), *size))
+    except IntegrityError:
         return None
+    return (images, expected) if len(images) else None

@@ -20,6 +20,7 @@ from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
 from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
+from edgeclip.spec import Precision
 from edgeclip.version import __version__
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
@@ -37,7 +38,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     variant: str
-    precision: str
+    precision: Precision
     engine: str
     ran_on: str
     parity: ParityReport
@@ -48,7 +49,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failures(self) -> list[str]:
         """The limits of the variant's precision that were not reached."""
-        return self.parity.failures(LIMITS[self.precision])  # type: ignore[index]
+        return self.parity.failures(LIMITS[self.precision])
 
     def __str__(self) -> str:
         agreement = "" if self.parity.agreement is None else f", {self.parity.agreement:.0%} of labels the same"

@@ -38,6 +38,9 @@ COLUMNS = (
 )
 
 
+_LARGEST_MB = 1e9  # a petabyte
+
+
 class JsonlSink(Sink):
     """One ``LabelledFrame`` a line, as JSON.
 
@@ -54,8 +57,8 @@ class JsonlSink(Sink):
     lossless = True
 
     def __init__(self, path: Path, *, rotate_mb: float | None = None, keep: int = 5) -> None:
-        if rotate_mb is not None and not rotate_mb > 0:
-            raise InputError(f"expected a size above 0 MB to rotate at, got {rotate_mb:g}")
+        if rotate_mb is not None and not 1e-6 <= rotate_mb <= _LARGEST_MB:
+            raise InputError(f"expected a size above 0 and up to {_LARGEST_MB:g} MB to rotate at, got {rotate_mb:g}")
         if keep < 1:
             raise InputError(f"expected to keep at least 1 earlier file, got {keep}")
         self._file = LineFile(path, rotate_bytes=int(rotate_mb * 1e6) if rotate_mb else None, keep=keep)

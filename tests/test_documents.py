@@ -1,0 +1,185 @@
+"""Documents from outside, whatever reads them: one that is too deep, too long or not of its form is refused in a
+sentence of the reader's own type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeclip import Bundle
+from edgeclip.calibration.choice.chosen_set import RECORD, read_record
+from edgeclip.devices.doctor.examine import RECORD as DOCTOR_RECORD
+from edgeclip.devices.doctor.examine import examine
+from edgeclip.devices.plan import cost
+from edgeclip.documents import decode_json, read_text, read_yaml
+from edgeclip.errors import BundleError, EdgeclipError, InputError, ManifestError, SourceError
+from edgeclip.evaluation.bench.records import load_result
+from edgeclip.evaluation.decisions.data import open_reviewed
+from edgeclip.evaluation.robustness.report import read_report
+from edgeclip.evaluation.tradeoff.records import load_tradeoff
+from edgeclip.export.int8.quantization import read_recipe
+from edgeclip.files import read_json as read_kept
+from edgeclip.manifest import MANIFEST, read_manifest
+from edgeclip.runtime.engines.tensorrt import parse_layers
+from edgeclip.runtime.proof import choose
+from edgeclip.runtime.proof.proof import Proof
+from edgeclip.runtime.regions import load_regions
+
+DEEP = 100_000
+
+
+def named(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """A reader of a folder's file of that name, to be called with the file."""
+
+    def reader(path: Path) -> object:
+        target = path.parent / name
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+        return read(path.parent)
+
+    return reader
+
+
+def recommended(path: Path) -> object:
+    bundle = Bundle.open(path.parent / "tiny.edgeclip")
+    bundle.add_file(choose.FILE, path.read_bytes())
+    return choose.recommendations(bundle)
+
+
+READERS: dict[str, tuple[Callable[[Path], object], type[EdgeclipError]]] = {
+    "manifest": (named(MANIFEST, read_manifest), ManifestError),
+    "regions": (load_regions, InputError),
+    "calibration set": (named(RECORD, read_record), SourceError),
+    "recommendation": (recommended, BundleError),
+    "cost": (named(cost.FILE, cost.load_cost), BundleError),
+    "benchmark": (load_result, InputError),
+    "tradeoff": (load_tradeoff, InputError),
+    "robustness": (read_report, InputError),
+    "reviewed lines": (open_reviewed, InputError),
+    "quantization recipe": (read_recipe, InputError),
+    "doctor's record": (named(DOCTOR_RECORD, examine), InputError),
+}
+SPOILED = {
+    "arrays in arrays": b"[" * DEEP + b"]" * DEEP,
+    "objects in objects": b'{"x":' * DEEP + b"1" + b"}" * DEEP,
+    "depth in a field": b'{"manifest":' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "half a letter": b'{"name": "\\ud800"}',
+    "no UTF-8": b'{"name": "\xff\xfe"}',
+    "a number beyond all": b'{"manifest": 1e999, "width": 1e999}',
+    "5,000 digits": b"9" * 5000,
+    "nothing": b"",
+    "null": b"null",
+    "a null byte": b"\0",
+}
+
+
+@pytest.mark.parametrize("content", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_spoiled_document_is_refused_in_its_readers_words(tiny_bundle: Path, reader: str, content: bytes) -> None:
+    path = tiny_bundle.parent / "document.json"
+    path.write_bytes(content)
+    read, error = READERS[reader]
+    with pytest.raises(error) as refused:
+        read(path)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("content", SPOILED.values(), ids=SPOILED)
+def test_what_was_kept_and_is_spoiled_is_as_if_it_were_not_there(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "kept.json").write_bytes(content)
+    assert read_kept(tmp_path / "kept.json", Proof) is None
+    assert read_kept(tmp_path, Proof) is None
+
+
+def test_layers_that_are_nested_deeply_are_none() -> None:
+    from edgeclip.errors import EngineError
+
+    with pytest.raises(EngineError, match="no list of layers"):
+        parse_layers('{"Layers": ' + "[" * DEEP + "]" * DEEP + "}")
+
+
+def test_a_document_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "regions.json"
+    path.write_text(json.dumps([{"name": "door", "box": [0.1, 0.2, 0.5, 0.9]}]))
+    assert load_regions(path)[0].name == "door"
+    monkeypatch.setenv("EDGECLIP_MAX_DOCUMENT_BYTES", "40")
+    with pytest.raises(InputError, match="EDGECLIP_MAX_DOCUMENT_BYTES"):
+        load_regions(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "regions.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([{"name": "door", "box": [0.1, 0.2, 0.5, 0.9]}]).encode())
+    assert load_regions(path)[0].name == "door"
+
+
+@pytest.mark.parametrize("text", ["- " * 20_000, "a: 2026-13-01", "\0", "a: &a [*a, *b]"])
+def test_yaml_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_what_is_read_from_text_may_hold_half_a_letter() -> None:
+    with pytest.raises(InputError):
+        decode_json('"\ud800"', str, where="it")
+
+
+def test_text_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(InputError, match="UTF-8"):
+        read_text(tmp_path / "a.txt")
+
+
+def rewritten(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a bundle's manifest as whoever spoils it on purpose would: its digest is right."""
+    import hashlib
+
+    envelope = json.loads((bundle / MANIFEST).read_text())
+    change(envelope["manifest"])
+    canonical = json.dumps(envelope["manifest"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    envelope["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
+    (bundle / MANIFEST).write_text(json.dumps(envelope))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_scale", 1e300),
+        ("logit_scale", 1e39),
+        ("logit_scale", 1e-300),
+        ("logit_scale", 0),
+        ("logit_scale", -100),
+        ("logit_scale", None),
+        ("logit_bias", 1e300),
+        ("logit_bias", -1e39),
+        ("embedding_dim", 1 << 62),
+        ("embedding_dim", 10**30),
+        ("preprocess.mean", [1e300, 0, 0]),
+        ("preprocess.mean", [0, 0]),
+        ("preprocess.std", [1e-300, 1, 1]),
+        ("preprocess.std", [1, 1e300, 1]),
+        ("preprocess.std", [1, 1, -1]),
+        ("preprocess.width", 1 << 40),
+        ("preprocess.resize_to", 10**10),
+    ],
+)
+def test_figures_that_no_score_comes_of_are_refused_when_a_bundle_is_opened(
+    tiny_bundle: Path, name: str, value: object
+) -> None:
+    *above, last = name.split(".")
+
+    def change(manifest: dict[str, Any]) -> None:
+        place = manifest["encoder"]
+        for part in above:
+            place = place[part]
+        place[last] = value
+
+    rewritten(tiny_bundle, change)
+    with pytest.raises(ManifestError, match=r"not a valid manifest"):
+        Bundle.open(tiny_bundle)
