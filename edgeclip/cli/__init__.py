@@ -68,6 +68,7 @@ def main() -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
+    console.stderr = False  # until an output takes standard output for itself
     if version:
         console.print(__version__, highlight=False)
         raise typer.Exit

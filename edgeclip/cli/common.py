@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from edgeclip.outputs import check_folder_writable, find_output
 
 console = Console()
 notices = Console(stderr=True)
@@ -19,6 +22,23 @@ ClassesHelp = (
     'Class names: "mug, bottle, phone", or a file (one a line, or JSON). Synonyms: "mobile phone | smartphone".'
 )
 TemplatesHelp = "Prompt templates: simple, imagenet (CLIP's 80) or a file with one a line, {} standing for the name."
+
+
+def output_file(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: refuses one that cannot be written before any work is done.
+
+    Where it is standard output, what is said to people goes to stderr.
+    """
+    if path is not None and find_output(path).is_stdout:
+        console.stderr = True
+    return path
+
+
+def output_folder(path: Path | None) -> Path | None:
+    """The same of an option that names a folder to make, or to write files into."""
+    if path is not None:
+        check_folder_writable(path)
+    return path
 
 
 def progress_bars() -> Progress:
