@@ -390,6 +390,28 @@ def _make_folder(folder: Path, path: Path) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success every file in it takes its place in ``folder``, on any failure none does.
+
+    Raises:
+        InputError: ``folder`` cannot be made or written to, or there is no room.
+    """
+    check_folder_writable(folder)
+    target = Path(os.path.realpath(folder))
+    made = not target.exists()
+    _make_folder(target, folder)
+    try:
+        with _finishes(folder), workshop(target) as work:
+            yield work
+            for entry in list(work.iterdir()):
+                entry.replace(target / entry.name)
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something, as it does but for a failure
+                target.rmdir()
+
+
 def _check_ours(path: Path, holds: Sequence[str]) -> None:
     if not path.is_dir():
         raise InputError(f"expected a folder to replace, got the file {path}: choose another name")

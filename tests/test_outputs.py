@@ -16,7 +16,7 @@ import pytest
 
 from edgeclip import files
 from edgeclip.errors import InputError
-from edgeclip.files import atomic_file, atomic_folder, cache_dir, workshop, write_text
+from edgeclip.files import atomic_file, atomic_files, atomic_folder, cache_dir, workshop, write_text
 from edgeclip.outputs import check_folder_writable, check_writable, find_output, is_shared
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users are for root")
@@ -224,6 +224,28 @@ def test_a_file_that_is_ours_in_a_folder_that_is_not_is_written_in_place(everyon
     done = python(code + f"write_text(Path({str(folder / 'x')!r}), 'new')")
     assert done.returncode == 0, done.stderr
     assert (folder / "x").read_text() == "new"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_several_files_come_together_or_not_at_all(tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+        (out / "a").write_text("old")
+        (out / "other").write_text("other")
+
+    def fail() -> None:
+        with atomic_files(out) as folder:
+            (folder / "a").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert out.exists() == there
+    with atomic_files(out) as folder:
+        (folder / "a").write_text("new")
+    assert (out / "a").read_text() == "new"
+    assert sorted(path.name for path in out.iterdir()) == (["a", "other"] if there else ["a"])
 
 
 # --- no room ----------------------------------------------------------------------------------------------------------

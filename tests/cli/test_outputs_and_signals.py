@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeclip import Bundle, make_classes
 from edgeclip.runtime.images import write_image
 
 EDGECLIP = [sys.executable, "-m", "edgeclip"]
@@ -142,3 +144,42 @@ def test_an_output_that_was_lost_is_an_exit_code(tiny_bundle: Path, video: Path,
     assert process.returncode == 1
     assert "jsonl failed: cannot write /dev/full (No space left on device)" in out
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
+
+
+# --- terminals that know ASCII only, and too little memory ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [(), ("label",), ("calibrate", "decisions")])
+def test_help_is_shown_on_a_terminal_that_knows_ascii_only(verb: tuple[str, ...]) -> None:
+    environment = {**os.environ, "LANG": "C", "PYTHONIOENCODING": "ascii"}
+    out, err = started(*verb, "--help", env=environment).communicate(timeout=60)
+    assert "Usage" in out
+    assert not err
+
+
+def test_labels_beyond_ascii_are_written_out_where_the_terminal_has_ascii_only(tiny_bundle: Path, video: Path) -> None:
+    opened = Bundle.open(tiny_bundle)
+    of_ascii = opened.table("things")
+    table = replace(of_ascii, name="named", classes=make_classes(["кошка", "猫", "cat"]))
+    opened.add_table(table)
+    environment = {**os.environ, "LANG": "C", "PYTHONIOENCODING": "ascii"}
+    process = started("label", tiny_bundle, video, "--table", "named", "--limit", 2, env=environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "\\u732b" in out or "\\u043a" in out
+
+
+@pytest.mark.parametrize("megabytes", [130, 150, 170, 190])
+def test_too_small_an_address_space_is_one_sentence(megabytes: int) -> None:
+    """Where a library itself gives up (OpenBLAS does), its own words are all there is."""
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({megabytes << 20},) * 2); import sys\n"
+    code += "sys.argv = ['edgeclip', '--help']; from edgeclip.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or "memory" in done.stderr.lower()
+
+
+def test_importing_the_package_and_its_command_line_loads_no_library() -> None:
+    code = "import sys, edgeclip.cli; print({'numpy', 'msgspec', 'rich', 'typer', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
