@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,8 @@ from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.images import Image
 
+_log = logging.getLogger("edgeclip")
+
 _BATCH = 32
 _CHECK_BYTES = 16
 
@@ -49,6 +52,7 @@ class EmbeddingStore:
         self._key = bytes.fromhex(key)
         self._record = np.dtype([("digest", "V32"), ("row", "<f4", (width,)), ("check", f"V{_CHECK_BYTES}")])
         self._at: dict[bytes, int] = {}
+        self._full = False
         self._records = np.empty(0, self._record)
         self._map()
         digests = np.ascontiguousarray(self._records["digest"]).tobytes()
@@ -69,18 +73,24 @@ class EmbeddingStore:
         return row if self._check(record["digest"].tobytes(), row) == record["check"].tobytes() else None
 
     def add(self, digests: Sequence[str], rows: FloatArray) -> None:
-        """Append rows (N, D) of N images in one write."""
+        """Append rows (N, D) of N images in one write; where that cannot be, they are not kept, and that is said."""
         records = np.empty(len(digests), self._record)
         names = [bytes.fromhex(digest) for digest in digests]
         for record, name, row in zip(records, names, rows, strict=True):
             record["digest"], record["row"] = np.void(name), row
             record["check"] = np.void(self._check(name, row))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            whole = stream.seek(0, 2) // self._record.itemsize
-            stream.truncate(whole * self._record.itemsize)  # a killed writer's last record may be torn
-            stream.write(records.tobytes())
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                whole = stream.seek(0, 2) // self._record.itemsize
+                stream.truncate(whole * self._record.itemsize)  # a killed writer's last record may be torn
+                stream.write(records.tobytes())
+        except OSError as error:  # no room, or a cache that may only be read
+            if not self._full:
+                _log.warning("not kept in the cache: %s (%s)", self._path, error.strerror)
+            self._full = True
+            return
         self._at.update((name, whole + number) for number, name in enumerate(names))
 
     def _check(self, name: bytes, row: FloatArray) -> bytes:

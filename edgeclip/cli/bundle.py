@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, console
+from edgeclip.cli.common import BundleArgument, console, output_folder
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
 
@@ -31,7 +31,9 @@ def verify(bundle: BundleArgument) -> None:
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo-out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.", callback=output_folder)
+    ] = Path("demo-out"),
     variant: Annotated[str, typer.Option(help="Form of the encoder.")] = "fp32",
 ) -> None:
     """Label a camera-like stream made from real photographs with the starter bundle, and say how well it went."""

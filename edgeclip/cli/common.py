@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from edgeclip.errors import InputError
+from edgeclip.outputs import check_folder_writable, find_output
 
 _LARGEST, _LARGEST_SEED = 10**12, (1 << 32) - 1
 
@@ -41,6 +43,23 @@ def with_checked_numbers(verb: Callable[..., Any]) -> Callable[..., Any]:
         return verb(**options)
 
     return checked
+
+
+def output_file(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: refuses one that cannot be written before any work is done.
+
+    Where it is standard output, what is said to people goes to stderr.
+    """
+    if path is not None and find_output(path).is_stdout:
+        console.stderr = True
+    return path
+
+
+def output_folder(path: Path | None) -> Path | None:
+    """The same of an option that names a folder to make, or to write files into."""
+    if path is not None:
+        check_folder_writable(path)
+    return path
 
 
 def progress_bars() -> Progress:

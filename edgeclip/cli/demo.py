@@ -17,7 +17,7 @@ from rich.table import Table
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.export.photographs import photograph
-from edgeclip.files import atomic_file, write_json
+from edgeclip.files import atomic_file, atomic_files, write_json
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.images import Image, opencv, write_image
 from edgeclip.runtime.records import Scored
@@ -73,9 +73,20 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
 
     Returns:
         One record a scene: truth, label of most frames, fraction of frames labelled right.
+
+    Raises:
+        InputError: ``output`` cannot be written. Nothing is left there, as after any failure.
+        VariantError: the starter has no such variant.
     """
-    film, labels, overlay = output / "camera.mp4", output / "labels.jsonl", output / "overlay.mp4"
     bundle = Bundle.open("starter")
+    bundle.variant(variant)  # refused before a film is made
+    with atomic_files(output) as folder:
+        return _run(bundle, output, folder, variant=variant, console=console)
+
+
+def _run(bundle: Bundle, output: Path, folder: Path, *, variant: str, console: Console) -> list[dict[str, object]]:
+    """``run_demo`` in a folder that becomes ``output``."""
+    film, labels, overlay = folder / "camera.mp4", folder / "labels.jsonl", folder / "overlay.mp4"
     table = bundle.table(TABLE)
     with console.status("filming eight photographs"):
         write_film(film)
@@ -83,11 +94,10 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
     account = Stream(bundle, [open_source(str(film))], [table], sinks=sinks, variant=variant).run()
     lines = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
     records = judge(lines)
-    with atomic_file(output / "contact_sheet.png") as temporary:
-        write_image(temporary, contact_sheet(film, lines))
+    write_image(folder / "contact_sheet.png", contact_sheet(film, lines))
     machine = describe_machine()
     write_json(
-        output / "result.json",
+        folder / "result.json",
         {"scenes": records, "variant": variant, "frames_per_second": round(account.fps, 1), "machine": machine},
     )
     _print_result(records, account, console, classes=len(table.classes), machine=summary(machine))

@@ -9,7 +9,7 @@ import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.class_names import split_names
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, output_folder, progress_bars
 from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 from edgeclip.extras import require
@@ -20,7 +20,9 @@ _CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photogra
 def export(
     model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
     pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]", callback=output_folder)
+    ] = None,
     photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
@@ -74,7 +76,9 @@ def export(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/scratch-vit.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]", callback=output_folder)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
 ) -> None:

@@ -6,7 +6,6 @@ A bundle or the name of a model in, what one image costs its encoder out.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgeclip.devices.plan.cost import GraphCost, load_cost
 from edgeclip.errors import ModelError
 from edgeclip.export.half.ranges import infer_types
 from edgeclip.extras import require
+from edgeclip.files import workshop
 from edgeclip.onnx_graph import check_graph
 
 Node = Any  # onnx_ir.Node
@@ -173,7 +173,7 @@ def cost_of_model(name: str, *, progress: Callable[[str], None] | None = None) -
     say(f"building {name}")
     model = load_model(name, pretrained="none" if loader_of(name) == "open_clip" else None)
     say(f"exporting {name} to count its products")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fp32.onnx"
+    with workshop() as folder:
+        path = folder / "fp32.onnx"
         export_onnx(model.exportable(), model.encoder, path, metadata={})
         return graph_cost(path)

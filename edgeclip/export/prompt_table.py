@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -78,10 +77,9 @@ class BundleTextEncoder:
             if self._tower is None:
                 self._tower = load_text_tower(self._model)
             made = self._tower.encode_text(list(missing.values()))
-            # What is not finite is refused by the caller and must not be found again; a full disk costs the cache only.
+            # What is not finite is refused by the caller and must not be found again.
             if np.isfinite(made).all():
-                with suppress(OSError):
-                    self._store.add(list(missing), made)
+                self._store.add(list(missing), made)
             rows.update(zip(missing, made, strict=True))
         return np.stack([rows[digest] for digest in digests]) if digests else np.empty((0, self._width), np.float32)
 

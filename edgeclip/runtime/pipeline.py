@@ -24,6 +24,7 @@ from edgeclip.runtime.sources.base import Frame, Source
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 _GIVE_UP_S = 3.0  # on sources that do not end when the run is stopped
+_GIVE_UP_HURRIED_S = 1.0  # when somebody interrupted it
 Kind = Literal["encode", "gated"]
 
 
@@ -220,6 +221,7 @@ class Batcher:
         self._slots = threading.Semaphore(parallel)
         self._stopping = threading.Event()
         self._closed = False
+        self._give_up_s = _GIVE_UP_S
         self._thread = threading.Thread(target=self._run, name="edgeclip-batch", daemon=True)
 
     def start(self) -> None:
@@ -231,8 +233,10 @@ class Batcher:
         if batch.pending is not None:
             self._slots.release()
 
-    def stop(self) -> None:
+    def stop(self, *, hurried: bool = False) -> None:
         """Wait no longer for sources that do not end."""
+        if hurried:
+            self._give_up_s = _GIVE_UP_HURRIED_S
         self._stopping.set()
         self.inbox.put(None)
 
@@ -291,7 +295,7 @@ class Batcher:
             if until is not None:
                 timeout: float | None = max(0.0, until - time.perf_counter())
             else:
-                timeout = _GIVE_UP_S if self._stopping.is_set() else None
+                timeout = self._give_up_s if self._stopping.is_set() else None
             try:
                 item = self.inbox.get(timeout=timeout)
             except queue.Empty:

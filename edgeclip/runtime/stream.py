@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import threading
 import time
 import weakref
 from collections import Counter
@@ -103,6 +104,7 @@ _FILE_WAIT_S = 0.1
 _GATED_PLACES = 256
 _GATED_PLACES_WITH_PIXELS = 16
 _JOIN_S = 5.0
+_JOIN_HURRIED_S = 0.5  # once the run was interrupted
 
 # What is still iterated over when the interpreter ends: its threads are in libraries that must not be torn down under
 # them, which would abort the process or leave it waiting for ever.
@@ -295,10 +297,14 @@ class Stream:
         self._stopped = True
         self.account.interrupted = self.account.interrupted or interrupted
         self._places.stop()
-        for source in self._sources:
-            if source.live:  # another one may be in use by its feeder, and will give no more than one frame
-                source.close()
-        self._batcher.stop()
+        # Another one may be in use by its feeder, and will give no more than one frame. Beside each other: one that
+        # hangs takes a while.
+        closing = [threading.Thread(target=source.close, daemon=True) for source in self._sources if source.live]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        self._batcher.stop(hurried=self.account.interrupted)
 
     def _label(self, batch: Batch) -> Iterator[LabelledFrame]:
         embeddings, encode_ms = None, 0.0
@@ -427,9 +433,12 @@ class Stream:
         """Stop, and release everything; sinks whose output is not complete leave none."""
         self.stop()
         self._batcher.close()
-        stuck = [feeder.source.name for feeder in self._feeders if not feeder.ended(_JOIN_S)]
+        until = time.perf_counter() + (_JOIN_HURRIED_S if self.account.interrupted else _JOIN_S)
+        stuck = [
+            feeder.source.name for feeder in self._feeders if not feeder.ended(max(until - time.perf_counter(), 0.0))
+        ]
         if stuck:  # what its thread still uses must not be taken away from under it
-            _log.warning("%s did not end within %g s and is left behind", ", ".join(stuck), _JOIN_S)
+            _log.warning("%s did not end in time and is left behind", ", ".join(stuck))
         else:
             self._resources.close()
 

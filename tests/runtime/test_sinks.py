@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -315,9 +316,7 @@ def test_a_folder_that_vanishes_is_named(tiny_bundle: Path, tmp_path: Path) -> N
         run = make_run(tiny_bundle, Named(live=live))
         threads = [SinkThread(JsonlSink(path), run) for path in (folder / "a.jsonl",)]
         threads.append(SinkThread(CsvSink(tmp_path / "b.csv"), run))
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         for thread in threads:
             thread.put(record(0), pixels(0))
         close_sinks(threads, complete=True)
@@ -366,11 +365,9 @@ def test_a_full_disk_ends_one_sink_without_half_a_line(tiny_bundle: Path, tmp_pa
 
 
 @pytest.mark.parametrize("live", [False, True])
-@pytest.mark.parametrize("name", ["file/a.jsonl", "a" * 250])  # the second leaves no room for a temporary name
+@pytest.mark.parametrize("name", ["file/a.jsonl", "a" * 300])
 def test_a_sink_that_cannot_open_lets_nothing_start(tiny_bundle: Path, tmp_path: Path, name: str, live: bool) -> None:
     (tmp_path / "file").write_text("")
-    if live and "/" not in name:
-        name *= 2
     with pytest.raises(InputError, match="cannot"):
         SinkThread(JsonlSink(tmp_path / name), make_run(tiny_bundle, Named(live=live)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tiny.edgeclip"]

@@ -7,7 +7,6 @@ asynchronous requests of its own fills ``_start`` too; the others get a thread f
 
 from __future__ import annotations
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.devices.machine.cpu import usable_cores
 from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, InputError
 from edgeclip.onnx_graph import check_graph
@@ -279,8 +279,3 @@ def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = 
         np.multiply(frames[..., channel], gain[channel], out=plane)
         plane -= offset[channel]
     return normalised
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0))

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags
+from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags, usable_cores
 from edgeclip.devices.machine.cuda import driver_loads
 from edgeclip.errors import EngineError
 from edgeclip.extras import require
-from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, usable_cores
+from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray
 
 _CPU = "CPUExecutionProvider"
 _PRODUCTS = {"Attention", "Conv", "ConvInteger", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}

@@ -14,7 +14,7 @@ from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import MissingExtraError
-from edgeclip.files import cache_dir, read_json, sha256_json, write_json
+from edgeclip.files import cache_dir, keep_json, read_json, sha256_json
 from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
@@ -88,7 +88,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, th
             machine=machine,
             conditions=conditions,
         )
-    write_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
+    keep_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
     return proof
 
 

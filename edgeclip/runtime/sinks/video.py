@@ -37,6 +37,7 @@ class OverlaySink(Sink):
     name = "overlay"
     wants_pixels = True
     lossless = True
+    hurried_s = 10.0  # the encoder gives its last pictures at the end
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in _SUFFIXES:

@@ -140,6 +140,7 @@ class LiveSource(Source):
         self.fps, self.total = self._connection.fps, self._connection.total
         self._about = self._connection.about
         self._starting = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"edgeclip-{name}", daemon=True)
         self.state = "connected"
 
@@ -178,7 +179,8 @@ class LiveSource(Source):
             started = self._thread.ident is not None
             if not started:
                 self._release()
-        if started and self._thread is not threading.current_thread():
+            again, self._closed = self._closed, True
+        if started and not again and self._thread is not threading.current_thread():
             self._thread.join(_CLOSE_WAIT_S)
 
     def _start(self) -> None:

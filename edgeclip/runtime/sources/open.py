@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import glob
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
@@ -63,8 +65,36 @@ def open_source(text: str, *, realtime: bool = False, options: SourceOptions | N
         if re.match(kind.pattern, text, re.DOTALL):
             opener: Callable[[str, bool, SourceOptions], Source]
             opener = resolve_name(f"edgeclip.runtime.sources.{kind.opener}")
-            return opener(text, realtime, options or SourceOptions())
+            return _interruptible(partial(opener, text, realtime, options or SourceOptions()))
     return _open_path(text, realtime, options or SourceOptions())
+
+
+def _interruptible(opening: Callable[[], Source]) -> Source:
+    """Open on a thread of its own: a signal ends a wait inside a library, which is left behind and ends by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        return opening()  # only the main thread takes signals
+    done, left = threading.Event(), threading.Event()
+    opened: list[Source] = []
+    failed: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            opened.append(opening())
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            failed.append(error)
+        done.set()
+        if left.is_set() and opened:
+            opened[0].close()
+
+    threading.Thread(target=open_it, name="edgeclip-open", daemon=True).start()
+    try:
+        done.wait()
+    except BaseException:
+        left.set()
+        raise
+    if failed:
+        raise failed[0]
+    return opened[0]
 
 
 def _open_path(text: str, realtime: bool, options: SourceOptions) -> Source:
