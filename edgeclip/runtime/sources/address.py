@@ -71,12 +71,19 @@ def without_fragment(text: str) -> tuple[str, str]:
     return account + at + address, query
 
 
+def is_cut_wrongly(address: str) -> bool:
+    """Whether an ``@`` comes after what ends host and port, as where a password holds a ``/``, ``?`` or ``#``."""
+    return "@" in address.partition("://")[2][len(_authority(address)) :]
+
+
 def escaping_hint(address: str) -> str:
     """What to do about an address whose user or password seems to hold what divides an address; empty if none does."""
-    authority = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]
-    if address.count("@") == authority.count("@") < 2 and not re.search(r":[^@]*:[^@]*@", authority):
-        return ""
-    return f"; {ESCAPING}"
+    account = _authority(address).rpartition("@")[0]
+    return f"; {ESCAPING}" if is_cut_wrongly(address) or "@" in account or account.count(":") > 1 else ""
+
+
+def _authority(address: str) -> str:
+    return re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]
 
 
 def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str, Any]:
@@ -119,8 +126,7 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
 # Values of these names are kept in messages; those of all others in a query may be a secret, whatever they are called.
 _HARMLESS = frozenset(
     "bitrate cam camera ch channel channelno codec device encode fmt format fps give_up height id index input protocol "
-    "quality res resolution size stall stream streamtype subtype timeout transport type unicast profile video width"
-    .split()
+    "quality res resolution size stall stream streamtype subtype timeout transport type unicast profile video width".split()
 )
 # A query's part with one of these names is shown as NAME=***, any other that is not harmless as ***.
 _SECRET_NAME = r"[\w-]*?(?:pass|pw|psw|secret|token|key|auth|cred|cookie|sess|sig|user|usr|login|jwt|header|proxy-id)"
@@ -176,7 +182,11 @@ def _query_part_without(part: str) -> str:
     name, _, value = part.partition("=")
     if not part or (value and name.lower() in _HARMLESS):
         return part
-    return f"{name}=***" if value.strip("=") and re.fullmatch(rf"{_SECRET_NAME}[\w-]{{0,8}}", name, re.IGNORECASE) else "***"
+    return (
+        f"{name}=***"
+        if value.strip("=") and re.fullmatch(rf"{_SECRET_NAME}[\w-]{{0,8}}", name, re.IGNORECASE)
+        else "***"
+    )
 
 
 def _word_without(word: str) -> str:
