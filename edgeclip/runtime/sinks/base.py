@@ -205,8 +205,8 @@ def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float
 def slugs(names: Iterable[str]) -> dict[str, str]:
     """Names fit for files, topics and identifiers, by the name that each stands for, whatever their order.
 
-    They are of letters, digits, ``.``, ``_`` and ``-`` only, of 80 at most, never empty, never twice, also where capitals
-    do not count: those that would be alike end in a hash of their name.
+    They are of letters, digits, ``.``, ``_`` and ``-`` only, of 80 at most, never empty, never twice, also where
+    capitals do not count: those that would be alike end in a hash of their name.
 
     >>> slugs(["yard", "front door"])
     {'yard': 'yard', 'front door': 'front_door'}

@@ -47,7 +47,8 @@ class WebhookSink(Sink):
     """Posts every event, in order, on a thread of its own.
 
     A refusal for good (4xx other than 408 and 429, or a redirection) passes over that event; anything else is tried
-    again after 0.5 s, 1 s, 2 s and so on up to a minute, or later where ``Retry-After`` says so, ten minutes at most. While none is taken the
+    again after 0.5 s, 1 s, 2 s and so on up to a minute, or later where ``Retry-After`` says so, after ten minutes at
+    most. While none is taken the
     latest 1,000 events are kept.
 
     Args:
@@ -155,9 +156,7 @@ class WebhookSink(Sink):
             self._say_trouble(str(error) or type(error).__name__)
         # Half to all of the wait, by chance: many devices must not come back to a server all at once.
         own_s = min(_FIRST_WAIT_S * 2.0 ** min(failures, 30), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-        return max(
-            own_s, min(asked_s or 0.0, _LONGEST_ASKED_WAIT_S)
-        )  # a server may ask for a longer wait, not a shorter
+        return max(own_s, min(asked_s or 0.0, _LONGEST_ASKED_WAIT_S))  # a server may ask for more, not for less
 
     def _headers(self, post: _Post) -> dict[str, str]:
         headers = {

@@ -124,9 +124,10 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
 
 
 # Values of these names are kept in messages; those of all others in a query may be a secret, whatever they are called.
-_HARMLESS = frozenset(
-    "bitrate cam camera ch channel channelno codec device encode fmt format fps give_up height id index input protocol "
-    "quality res resolution size stall stream streamtype subtype timeout transport type unicast profile video width".split()
+_HARMLESS = re.compile(
+    "(bitrate|cam|camera|ch|channel|channelno|codec|encode|fmt|format|fps|give_up|height|index|input|protocol|quality|res|"
+    "resolution|size|stall|stream|streamtype|subtype|timeout|transport|type|profile|video|width)=[\\w.]{1,12}",
+    re.IGNORECASE,
 )
 # A query's part with one of these names is shown as NAME=***, any other that is not harmless as ***.
 _SECRET_NAME = r"[\w-]*?(?:pass|pw|psw|secret|token|key|auth|cred|cookie|sess|sig|user|usr|login|jwt|header|proxy-id)"
@@ -144,8 +145,8 @@ _WORD = re.compile(r"(?:\\.|\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)|[
 def without_password(text: str) -> str:
     """What names a source, sink or file (an address, a pipeline, a command) without anything that may be a secret.
 
-    Of an address, all up to the last ``@`` goes, as a password may hold ``/``, ``?``, ``#`` and ``@``; so do the values in
-    its query, but for those of a few harmless names. In a pipeline, so do the values of properties like ``user-pw``.
+    Of an address, all up to the last ``@`` goes, as a password may hold ``/``, ``?``, ``#`` and ``@``; so do the values
+    in its query, but for those of a few harmless names. In a pipeline, so do the values of properties like ``user-pw``.
 
     >>> without_password("rtsp://me:pa/ss@cam:554/live?channel=1&pwd=hidden#transport=udp")
     'rtsp://cam:554/live?channel=1&pwd=***#transport=udp'
@@ -179,14 +180,11 @@ def _address_without(address: str) -> str:
 
 
 def _query_part_without(part: str) -> str:
-    name, _, value = part.partition("=")
-    if not part or (value and name.lower() in _HARMLESS):
+    if not part or _HARMLESS.fullmatch(part):
         return part
-    return (
-        f"{name}=***"
-        if value.strip("=") and re.fullmatch(rf"{_SECRET_NAME}[\w-]{{0,8}}", name, re.IGNORECASE)
-        else "***"
-    )
+    name, _, value = part.partition("=")
+    is_name = re.fullmatch(rf"{_SECRET_NAME}[\w-]{{0,8}}", name, re.IGNORECASE)  # and no secret that is one itself
+    return f"{name}=***" if is_name and value.strip("=") else "***"
 
 
 def _word_without(word: str) -> str:

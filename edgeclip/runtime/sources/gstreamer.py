@@ -101,8 +101,8 @@ def require_elements(pipeline: str) -> None:
     ]
     if missing:
         raise SourceError(
-            f"expected installed GStreamer elements, got {', '.join(missing)} in: {without_password(pipeline)}; look for the plugin with "
-            "gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
+            f"expected installed GStreamer elements, got {', '.join(missing)} in: {without_password(pipeline)}; look for "
+            "the plugin with gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
         )
 
 
@@ -144,12 +144,13 @@ def _connect(pipeline: str, options: SourceOptions) -> Capture:
     if first is None:
         capture.release()
         raise SourceError(
-            f"expected a pipeline that gives frames, got none from: {without_password(pipeline)}; try it with gst-launch-1.0, with "
-            "autovideosink in place of appsink"
+            f"expected a pipeline that gives frames, got none from: {without_password(pipeline)}; try it with "
+            "gst-launch-1.0, with autovideosink in place of appsink"
         )
     if first.ndim == 3 and first.shape[2] not in (1, 3):
         capture.release()
         raise SourceError(
-            f"expected BGR or grey frames, got {first.shape} from: {without_password(pipeline)}; put {_TO_BGR} before appsink"
+            f"expected BGR or grey frames, got {first.shape} from: {without_password(pipeline)}; put {_TO_BGR} before "
+            "appsink"
         )
     return Capture(capture, "GStreamer", first)
