@@ -101,8 +101,8 @@ def require_elements(pipeline: str) -> None:
     ]
     if missing:
         raise SourceError(
-            f"expected installed GStreamer elements, got {', '.join(missing)} in: {without_password(pipeline)}; look for "
-            "the plugin with gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
+            f"expected installed GStreamer elements, got {', '.join(missing)} in: {without_password(pipeline)}; look "
+            "for the plugin with gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
         )
 
 
