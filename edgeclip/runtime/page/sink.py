@@ -86,7 +86,7 @@ class WebSink(Sink):
             InputError: not an address, or a token that can be guessed.
         """
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5):
             raise InputError(f"expected an address HOST:PORT, got {address!r}")
 
         def make_table(name: str, classes: str) -> PromptTable:
@@ -166,8 +166,9 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"the live page cannot listen on {host} ({error.strerror}): choose another host") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: what can be no host's name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"the live page cannot listen on {host} ({reason}): choose another host") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
