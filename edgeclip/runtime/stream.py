@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ParityError
+from edgeclip.forked import leave_alone_in_child
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.decision import DecisionOptions, SourceState
@@ -98,10 +100,12 @@ _FILE_WAIT_S = 0.1
 _GATED_PLACES = 256
 _GATED_PLACES_WITH_PIXELS = 16
 _JOIN_S = 5.0
+_AFTER_THE_FORK = "open it after the fork, or start processes by spawn"
 
 # What is still iterated over when the interpreter ends: its threads are in libraries that must not be torn down under
 # them, which would abort the process or leave it waiting for ever.
 _RUNNING: weakref.WeakSet[Stream] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_RUNNING.clear)  # what runs does so in the parent
 
 
 @atexit.register
@@ -131,7 +135,8 @@ class Stream:
         preprocessing: which backend resizes, and how it was seen to differ.
 
     Raises:
-        InputError: no source, a sink that cannot be used, or (while iterating) a stream that was iterated over before.
+        InputError: no source, a sink that cannot be used, a source opened before a fork, or (while iterating) a stream
+            that was iterated over before or made before a fork.
         TableError: a table of another model or width.
         BundleError, EngineError: the encoder cannot be used here, or an inference failed.
         SourceError: (while iterating) every source ended badly.
@@ -154,6 +159,12 @@ class Stream:
         if threads is not None and threads < 1:
             raise InputError(f"expected threads of at least 1, got {threads}")
         self._variant, self._engine, self._threads = variant, engine, threads
+        self._process = os.getpid()
+        leave_alone_in_child(self)
+        if any(source.process != self._process for source in sources):
+            raise InputError(
+                f"expected sources opened in this process, got one opened before a fork: {_AFTER_THE_FORK}"
+            )
         self._resources = ExitStack()
         for source in sources:
             self._resources.callback(source.close)
@@ -257,6 +268,7 @@ class Stream:
 
     def _items(self) -> Iterator[LabelledFrame | Event]:
         """Every labelled frame, and what left because its source ended."""
+        self._check_process()
         if self._begun:
             raise InputError(
                 "expected a stream that nobody has iterated over, got one that is under way or has ended: open another"
@@ -269,7 +281,7 @@ class Stream:
             self._batcher.start()
             for feeder in self._feeders:
                 feeder.start(self._places, self._batcher.inbox)
-            while (item := self._batcher.outbox.get()) is not None:
+            while (item := self._next()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield from self._end(item) if isinstance(item, End) else self._label(item)
@@ -278,11 +290,25 @@ class Stream:
                 raise self._failures[-1]
             self._close_sinks(complete=True)
 
+    def _next(self) -> Batch | End | Exception | None:
+        self._check_process()
+        return self._batcher.outbox.get()
+
+    def _check_process(self) -> None:
+        if self._forked:
+            raise InputError(f"expected a stream made in this process, got one made before a fork: {_AFTER_THE_FORK}")
+
+    @property
+    def _forked(self) -> bool:
+        return self._process != os.getpid()
+
     def stop(self, *, interrupted: bool = False) -> None:
         """End the run as if the sources had ended; what was taken is still labelled. May be called from any thread.
 
         Not from a signal handler, which could find any lock taken: let that start a thread.
         """
+        if self._forked:  # files, connections and threads are the parent's
+            return
         self._stopped = True
         self.account.interrupted = self.account.interrupted or interrupted
         self._places.stop()
@@ -314,6 +340,7 @@ class Stream:
                 sink.put(labelled, job.frame)
             self._places.give(job.kind)
             yield labelled
+            self._check_process()
 
     def _rows(
         self, batch: Batch, embeddings: FloatArray | None, scorers: Sequence[Scorer]
@@ -373,6 +400,8 @@ class Stream:
 
     def close(self) -> None:
         """Stop, and release everything; sinks whose output is not complete leave none."""
+        if self._forked:
+            return
         self.stop()
         self._batcher.close()
         stuck = [feeder.source.name for feeder in self._feeders if not feeder.ended(_JOIN_S)]
