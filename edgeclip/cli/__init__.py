@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeclip.errors import EdgeclipError
@@ -51,8 +53,10 @@ def main() -> None:
         with contextlib.suppress(AttributeError, ValueError):  # no stream, or none that encodes
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        from edgeclip.cli.common import NoticesLog
         from edgeclip.cli.verbs import app
 
+        logging.getLogger().addHandler(NoticesLog())
         app()
     except EdgeclipError as error:
         _say(str(error))
@@ -65,7 +69,9 @@ def main() -> None:
         sys.exit(EdgeclipError.exit_code)
     except Exception as error:
         if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)):
-            raise
+            # Python would print the same, but an error's text as it is.
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
         _say(
             f"not enough memory ({str(error) or 'none is left'}): raise the limit of this process (ulimit -v, or its "
             "container's), use fewer threads, or a smaller model"
@@ -75,15 +81,14 @@ def main() -> None:
 
 def _say(message: str) -> None:
     """One line on stderr, in colour where that is a terminal."""
-    message = printable(message)
     try:
-        from rich.markup import escape
+        from rich.text import Text
 
         from edgeclip.cli.common import notices
 
-        notices.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        notices.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     except (ImportError, MemoryError, RuntimeError):
-        print(f"error: {message}", file=sys.stderr)  # noqa: T201 - whatever else there is takes memory
+        print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201 - whatever else there is takes memory
 
 
 def _leave(code: int) -> NoReturn:

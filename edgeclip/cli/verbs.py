@@ -6,15 +6,48 @@ below.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
 from edgeclip.cli.common import console, with_checked_numbers
+from edgeclip.printable import printable
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.version import __version__
 
+# Typer brings a click of its own or takes another's, by its version; this is the base of its errors in both.
+_ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+class _Verbs(TyperGroup):
+    """The verbs; what typer says of a command line that is wrong repeats its words, which may hold anything."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _said_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _said_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said_safely() -> Iterator[None]:
+    try:
+        yield
+    except _ClickError as error:
+        said = error.format_message()
+        said = printable(without_password(said) if "://" in said else said)
+        error.format_message = lambda: said
+        raise
+
+
 app = typer.Typer(
+    cls=_Verbs,
     name="edgeclip",
     help="CLIP-style models on the edge: train, export with proof, label camera streams zero-shot.",
     no_args_is_help=True,

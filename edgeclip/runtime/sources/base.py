@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import TracebackType
 import av
 
 from edgeclip.errors import InputError
+from edgeclip.forked import leave_alone_in_child
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Pixels
 
@@ -77,12 +79,15 @@ class Source(ABC):
         failed: frames or files that could not be decoded.
         reconnects: times that a live source was lost and came back.
         state: what a live source is doing, for people.
+        process: id of the process that opened it; no other can read it.
     """
 
     live = False
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.process = os.getpid()
+        leave_alone_in_child(self)
         self.fps: float | None = None
         self.total: int | None = None
         self.dropped = 0
@@ -112,7 +117,8 @@ class Source(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self.process == os.getpid():
+            self.close()
 
 
 def limited(source: Source, limit: int | None) -> Iterator[Frame]:

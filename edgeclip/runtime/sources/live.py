@@ -10,6 +10,7 @@ To add a kind of camera: subclass ``Connection`` in a file of its own and fill `
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -184,6 +185,10 @@ class LiveSource(Source):
             self._thread.join(_CLOSE_WAIT_S)
 
     def _start(self) -> None:
+        if self.process != os.getpid():
+            raise SourceError(
+                f"expected a source of this process, got {self.name}, opened before a fork: open it after"
+            )
         with self._starting:
             if self._thread.ident is None and not self._stopping.is_set():
                 self._thread.start()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 import av.error
 
 from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
-from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
+from edgeclip.runtime.sources.address import (
+    SECONDS,
+    escaping_hint,
+    one_of,
+    read_options,
+    short_name,
+    without_fragment,
+    without_password,
+)
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
 from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, upright
@@ -50,7 +58,7 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
     Raises:
         SourceError: nothing can be opened there, or it is no video.
     """
-    address, _, query = text.partition("#")
+    address, query = without_fragment(text)
     given = read_options(text, query, OPTIONS)
     transport = given.get("transport", "tcp")
     options = replace(
@@ -86,7 +94,7 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
 
 def _open(address: str, transport: str, options: SourceOptions) -> Any:
     rtsp = address.startswith("rtsp")
-    hls = urlsplit(address).path.endswith(".m3u8")
+    hls = re.split("[?#]", address)[0].endswith(".m3u8")
     container = _open_once(address, transport, options, _HLS_STALL_S if hls else _STALL_S, quick=not hls)
     if not rtsp and not hls and (container.format.name == "hls" or _is_file(container)):
         # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
@@ -104,13 +112,14 @@ def _open_once(address: str, transport: str, options: SourceOptions, stall_s: fl
         settings = {**_RTSP, "rtsp_transport": transport, **(_IN_ORDER if transport == "tcp" else {})}
     try:
         return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
-    except av.error.ExitError as error:
-        reason, cause = f"no answer within {options.open_timeout_s:g} s", error
+    except av.error.ExitError:
+        reason = f"no answer within {options.open_timeout_s:g} s"
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason, cause = reason_of(error), error
+        reason = reason_of(error)
     raise SourceError(
         f"expected a video stream at {without_password(address)}, got: {reason}; check the address, user and password"
-    ) from cause
+        f"{escaping_hint(address)}"
+    )  # outside of the handlers: FFmpeg's error has the whole address in it, which a traceback would show
 
 
 def _is_file(container: Any) -> bool:
@@ -195,10 +204,10 @@ class NetworkStream(Connection):
             packet = next(self._packets)
         except StopIteration:
             raise Lost("the stream ended") from None
-        except av.error.ExitError as error:
-            raise Lost(f"no data for {self.stall_s:g} s") from error
+        except av.error.ExitError:
+            raise Lost(f"no data for {self.stall_s:g} s") from None
         except av.error.FFmpegError as error:
-            raise Lost(reason_of(error)) from error
+            raise Lost(reason_of(error)) from None  # FFmpeg's error may have the address in it
         if packet.size == 0:
             raise Lost("the stream ended")
         return packet
