@@ -213,7 +213,29 @@ def _bmp(data: bytes) -> tuple[int, int, int]:
 
 
 def _gif(data: bytes) -> tuple[int, int, int]:
-    return (*struct.unpack_from("<HH", data, 6), 1)
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + _palette(flags)
+    while (mark := _byte(data, at)) == 0x21:  # an extension
+        at = _after_blocks(data, at + 2)
+    if mark != 0x2C:
+        raise struct.error("no picture")
+    _after_blocks(data, at + 11 + _palette(_byte(data, at + 9)))  # the first picture is the one that is read
+    return width, height, 1
+
+
+def _palette(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    while length := _byte(data, at):
+        at += 1 + length
+    return at + 1
+
+
+def _byte(data: bytes, at: int) -> int:
+    value: int = struct.unpack_from("B", data, at)[0]
+    return value
 
 
 def _tiff(data: bytes) -> tuple[int, int, int]:
