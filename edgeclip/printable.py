@@ -21,7 +21,7 @@ def printable(text: str, *, lines: bool = True) -> str:
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
-    r"""A path as text that can be encoded and sent: a byte of a file name that is no UTF-8 is written out as ``\xff``."""
+    r"""A path as text that can be encoded and sent: a byte of it that is no UTF-8 is written out as ``\xff``."""
     try:
         raw = os.fsencode(path)
     except UnicodeEncodeError:  # it names no file

@@ -21,8 +21,8 @@ Image = npt.NDArray[np.uint8]
 _HEAD = 64  # bytes that tell every kind
 _ORIENTATION, _WIDTH, _HEIGHT = 274, 256, 257  # tags of TIFF, and so of EXIF
 _EXIF = b"Exif\x00\x00"
-# Markers of JPEG that begin a segment, and the end. What follows a scan is searched too: 0xFF is followed by 0 in it, or
-# by the number of a restart.
+# Markers of JPEG that begin a segment, and the end. What follows a scan is searched too: 0xFF is followed by 0 in it,
+# or by the number of a restart.
 _MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xef\xfe])")
 _END, _APP1 = 0xD9, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

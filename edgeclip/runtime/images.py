@@ -19,6 +19,7 @@ from edgeclip.printable import path_text
 from edgeclip.runtime.image_header import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # part of this module's interface
 from edgeclip.runtime.image_header import Image as Image
 from edgeclip.runtime.image_header import is_image_name as is_image_name
+from edgeclip.runtime.image_header import kind_of as kind_of
 from edgeclip.runtime.image_header import read_header, turned
 
 _log = logging.getLogger("edgeclip")
@@ -130,7 +131,10 @@ def read_image_bytes(path: Path) -> bytes:
 def _spelled_otherwise(path: Path) -> Path | None:
     """A file of the same name where é is one character, or is e and an accent: lists and disks differ in that."""
     for form in ("NFC", "NFD"):
-        for other in (path.with_name(unicodedata.normalize(form, path.name)), Path(unicodedata.normalize(form, str(path)))):
+        for other in (
+            path.with_name(unicodedata.normalize(form, path.name)),
+            Path(unicodedata.normalize(form, str(path))),
+        ):
             if other != path and other.is_file():
                 return other
     return None
