@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError, SourceError
-from edgeclip.limits import check_limit
+from edgeclip.limits import check_limit, limit
 from edgeclip.printable import path_text
 from edgeclip.runtime.image_header import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # part of this module's interface
 from edgeclip.runtime.image_header import Image as Image
@@ -56,15 +57,17 @@ def images_among(paths: Iterable[Path], where: object) -> list[Path]:
     """The image files among paths, in their order; what else is there is told once, in a warning.
 
     Args:
-        where: names the place, for the warning. Hidden files are nobody's business.
+        where: names the place, for the warning. Hidden files are none of anybody's.
     """
     images, others = [], Counter[str]()
     for path in paths:
+        if path.name.startswith("."):  # a half-written file, or what another system keeps beside its own
+            continue
         if path.is_dir():
             others["folders"] += 1
         elif path.is_file() and is_image_name(path):
             images.append(path)
-        elif not path.name.startswith("."):
+        else:
             others[path_text(path.suffix.lower()) or "without a suffix"] += 1
     if others:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
@@ -73,15 +76,24 @@ def images_among(paths: Iterable[Path], where: object) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name; what else is there is told."""
-    return images_among(sorted(folder.iterdir()), path_text(folder))
+    """The image files directly in a folder, by name; what else is there is told.
+
+    Raises:
+        SourceError: the folder cannot be read.
+    """
+    try:
+        return images_among(sorted(folder.iterdir()), path_text(folder))
+    except OSError as error:
+        raise SourceError(f"expected a folder of images at {path_text(folder)}, got: {error.strerror}") from error
 
 
 def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
 
+    A name has each of its letters as one character (NFC), however the disk spells it.
+
     Raises:
-        SourceError: no class folders, or one without images.
+        SourceError: no class folders, one without images, or two of the same name.
     """
     if not data.is_dir():
         raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
@@ -94,7 +106,10 @@ def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         if not images:
             raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
         files.extend((image, index) for image in images)
-    return files, [folder.name for folder in folders]
+    names = [unicodedata.normalize("NFC", path_text(folder.name)) for folder in folders]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise SourceError(f"expected each class once in {data}, got folders that are both called {twice[0]}: join them")
+    return files, names
 
 
 def read_image(path: Path) -> Image:
@@ -117,11 +132,15 @@ def read_image_bytes(path: Path) -> bytes:
     """
     try:
         try:
-            return path.read_bytes()
+            stream = path.open("rb")
         except FileNotFoundError:
             if (same := _spelled_otherwise(path)) is None:
                 raise
-            return same.read_bytes()
+            stream = same.open("rb")
+        with stream:
+            about = os.fstat(stream.fileno())
+            check_limit("image_bytes", about.st_size, path_text(path), error=SourceError)
+            return stream.read(about.st_size if stat.S_ISREG(about.st_mode) else limit("image_bytes"))
     except (OSError, ValueError) as error:  # ValueError: a path with a null in it
         raise SourceError(
             f"expected an image at {path_text(path)}, got: {getattr(error, 'strerror', None) or error}"

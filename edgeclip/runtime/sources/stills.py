@@ -45,10 +45,7 @@ class ImagesSource(Source):
     @classmethod
     def folder(cls, path: Path) -> ImagesSource:
         """The images directly in a folder, sorted by name; what else is in it is told."""
-        try:
-            files = [(file, path_text(file.name)) for file in list_images(path)]
-        except OSError as error:
-            raise SourceError(f"cannot read the folder {path_text(path)} ({error.strerror})") from error
+        files = [(file, path_text(file.name)) for file in list_images(path)]
         if not files:
             raise SourceError(
                 f"expected images in {path_text(path)}, got none: put .jpg or .png files directly in it, or name those "
