@@ -84,7 +84,7 @@ class Footage:
             raise InputError(f"expected duration above 0 seconds, got {duration_s}")
         if not texts:
             raise SourceError("expected at least one source of images, got none: name a folder, a video or a camera")
-        self.names = [without_password(text) for text in texts]
+        self.names = [without_password(path_text(text)) for text in texts]
         self.failed = [0] * len(texts)
         self._texts, self._every_s, self._duration_s = list(texts), every_s, duration_s
         self._stack = contextlib.ExitStack()
