@@ -123,9 +123,9 @@ def test_the_first_tile_never_passes_for_the_picture(tmp_path: Path) -> None:
     data = (INPUTS / "grid_turned.heic").read_bytes()
     at = data.index(b"dimg")
     one_missing = data[: at + 8] + struct.pack(">H", 99) + data[at + 10 :]  # a tile that is not in the file
-    with pytest.raises(SourceError, match="truncated HEIF"):
+    with pytest.raises(SourceError, match="truncated or damaged HEIF"):
         decode_image(one_missing, name="x")
-    with pytest.raises(SourceError, match="truncated HEIF"):
+    with pytest.raises(SourceError, match="truncated or damaged HEIF"):
         decode_image(data[:-10], name="x")
     for name in ("photo", "photo.mp4", "photo.bin"):  # whatever it is called
         (tmp_path / name).write_bytes(data)
@@ -155,7 +155,7 @@ def test_a_cut_jpeg_is_cut_though_its_thumbnail_is_whole() -> None:
     data = jpeg_with_thumbnail()
     assert decode_image(data, name="x").shape == (170, 120, 3)
     for kept in (0.3, 0.5, 0.9, 0.999):
-        with pytest.raises(SourceError, match=r"x is a truncated JPEG .*copy it again"):
+        with pytest.raises(SourceError, match=r"x is a truncated or damaged JPEG .*copy it again"):
             decode_image(data[: int(len(data) * kept)], name="x")
     with pytest.raises(SourceError, match="truncated"):  # as a download that was given its size before its bytes
         decode_image(data[: len(data) // 2] + bytes(len(data) // 2), name="x")
@@ -341,7 +341,7 @@ def test_a_bad_image_is_named_and_the_rest_goes_on(
         assert (count.read, count.failed, count.encoded) == (2, 2, 2)
         assert {failed.name: failed.reason for failed in count.failures} == {
             "b.png": "expected at least 8x8 pixels, got 1x1 pixels: too small to be labelled",
-            "c.jpg": f"{folder / 'c.jpg'} is a truncated JPEG ({cut:,} bytes): copy it again",
+            "c.jpg": f"{folder / 'c.jpg'} is a truncated or damaged JPEG ({cut:,} bytes): copy it again",
         }
     assert "b.png is passed over" in caplog.text
 
