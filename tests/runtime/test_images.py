@@ -383,6 +383,7 @@ def test_names_that_are_no_utf_8_are_written_out(tmp_path: Path) -> None:
         assert source.name == "caf\\xe9.jpg"
     with open_source(str(folder / "*.jpg")) as source:
         assert all(frame.file and frame.file.isascii() for frame in source)
+    assert read_image(folder / "caf\\xe9.jpg").shape == (96, 160, 3)  # as records and tables spell it
     (folder / NOT_UTF_8).write_bytes(b"x")
     with pytest.raises(SourceError, match=r"caf\\xe9\.jpg"):
         read_image(folder / NOT_UTF_8)
@@ -424,6 +425,8 @@ def test_accents_are_the_same_however_they_are_written(tmp_path: Path) -> None:
     assert read_image(tmp_path / apart / f"{composed}.png").shape == (96, 160, 3)
     assert list_labelled(tmp_path)[1] == [composed]
     assert list_images(tmp_path / apart)
+    with pytest.raises(SourceError, match="No such file"):
+        read_image(tmp_path / composed / "other.png")
     (tmp_path / composed).mkdir()
     quadrants().save(tmp_path / composed / "b.png")
     with pytest.raises(SourceError, match="both called café"):
