@@ -23,6 +23,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from edgeclip.documents import encode_json
 from edgeclip.documents import read_json as read_document
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.outputs import Output, check_folder_writable, find_output, is_mounted, is_shared
@@ -167,7 +168,7 @@ def _sha256(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON: the name under which what it decides is kept."""
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+    return hashlib.sha256(encode_json(value, order="deterministic")).hexdigest()
 
 
 def external_data(graph: Path) -> Path:
@@ -436,7 +437,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _json_lines(value: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return msgspec.json.format(encode_json(value), indent=2) + b"\n"
 
 
 def read_json(path: Path, kind: type[_T]) -> _T | None:

@@ -67,9 +67,8 @@ def main() -> None:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"{error.strerror or error}{where}: {_TO_DO.get(error.errno or 0, 'check that place and your rights')}")
         sys.exit(EdgeclipError.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - said, or printed as Python would
         if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)):
-            # Python would print the same, but an error's text as it is.
             print(printable(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
             sys.exit(1)
         _say(

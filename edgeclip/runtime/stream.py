@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -430,6 +431,7 @@ class Stream:
             count = self.account.sources[source.name]
             count.dropped, count.reconnects = source.dropped, source.reconnects
             count.failed = source.failed + self._lost[source.name]
+            count.failures = source.failures
             count.read = feeder.taken + count.dropped
 
     def _end(self, end: End) -> list[Event]:

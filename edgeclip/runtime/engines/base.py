@@ -7,6 +7,7 @@ asynchronous requests of its own fills ``_start`` too; the others get a thread f
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from abc import ABC, abstractmethod

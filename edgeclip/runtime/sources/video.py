@@ -14,6 +14,7 @@ import av.error
 import numpy as np
 
 from edgeclip.errors import InputError, SourceError
+from edgeclip.printable import path_text
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Received
@@ -27,7 +28,7 @@ def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
     Raises:
         SourceError: it is no video.
     """
-    video = VideoSource(path.name, str(path), options)
+    video = VideoSource(path_text(path.name), f"file:{path}", options)  # FFmpeg takes "a:b.mp4" for an address
     if not realtime:
         return video
     return LiveSource(
@@ -170,7 +171,8 @@ def open_container(path: str) -> Any:
     try:
         return av.open(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"expected an image or a video, got {path} ({reason_of(error)})") from error
+        name = path_text(path.removeprefix("file:"))
+        raise SourceError(f"expected an image or a video, got {name} ({reason_of(error)})") from error
 
 
 def upright(decoded: av.VideoFrame) -> Pixels:
