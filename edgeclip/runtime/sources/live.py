@@ -25,6 +25,7 @@ _log = logging.getLogger("edgeclip")
 
 _STALL_S = 5.0
 _CLOSE_WAIT_S = 1.0
+_FRUITLESS = 3  # connections without a frame, where there never was one
 Item = TypeVar("Item")
 
 
@@ -214,6 +215,7 @@ class LiveSource(Source):
         started = last = time.perf_counter()  # last: when there was a frame, or the first connection
         index = 0
         attempts = 0  # since there was a frame
+        fruitless = 0  # connections before the first frame
         while not self._stopping.is_set():
             try:
                 if self._connection is None:
@@ -237,6 +239,9 @@ class LiveSource(Source):
                     return
                 if not self._reconnect:
                     raise
+                fruitless += index == 0 and isinstance(loss, Lost)
+                if fruitless == _FRUITLESS:
+                    raise SourceError(f"no frame came in {_FRUITLESS} connections ({loss})") from loss
                 self._wait(loss, attempts, time.perf_counter() - last)
                 attempts += 1
 

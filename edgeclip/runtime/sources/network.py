@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import av
@@ -16,8 +17,11 @@ from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
+from edgeclip.runtime.sources.jpeg import JpegDecoder
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
-from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, upright
+from edgeclip.runtime.sources.mjpeg import MjpegStream, decoded, mjpeg_stream
+from edgeclip.runtime.sources.upright import Upright
+from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, video_stream
 
 # After "#", since what follows "?" belongs to the server.
 OPTIONS = {
@@ -38,7 +42,34 @@ _RTSP = {  # the camera's SDP says what the codec is, so nothing has to be analy
     "analyzeduration": "0",
     "allowed_media_types": "video",
 }
+_BARE = {"probesize": "32", "analyzeduration": "0", "raw_packet_size": "65536"}  # FFmpeg's demuxer "data"
 _IN_ORDER = {"reorder_queue_size": "0", "max_delay": "0"}  # TCP has nothing to reorder
+
+
+class _Place(NamedTuple):
+    """Where a stream is, and how to open it.
+
+    Attributes:
+        name: for people.
+        address: without our options.
+        transport: of RTSP.
+        options: those in the text applied.
+    """
+
+    name: str
+    address: str
+    transport: str
+    options: SourceOptions
+
+    @property
+    def hls(self) -> bool:
+        """Whether it is named like a playlist."""
+        return urlsplit(self.address).path.endswith(".m3u8")
+
+    @property
+    def scheme(self) -> str:
+        """``rtsp``, ``http`` and so on."""
+        return self.address.partition("://")[0]
 
 
 def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
@@ -52,64 +83,128 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
     """
     address, _, query = text.partition("#")
     given = read_options(text, query, OPTIONS)
-    transport = given.get("transport", "tcp")
     options = replace(
         options,
         stall_s=given.get("stall", options.stall_s),
         give_up_s=given.get("give_up", options.give_up_s),
         open_timeout_s=given.get("timeout", options.open_timeout_s),
     )
-    name = short_name(address)
-    first: Any = _open(address, transport, options)
-    if _is_file(first):
-        video = VideoSource(
-            name, address, options, container=first, open_again=lambda: _open(address, transport, options)
-        )
-        if not realtime:
-            return video
-        return LiveSource(
-            name, lambda stopping: SourceConnection(video, stopping, paced=True), options=options, reconnect=False
-        )
-    waiting = [first]
+    place = _Place(short_name(address), address, given.get("transport", "tcp"), options)
+    camera, sized = None, False
+    if place.scheme.startswith("http") and not place.hls:
+        camera, sized = _open_mjpeg(place)
+    container: Any = None if camera else _open(place, sized=sized)
+    if container is not None and (sized or _is_file(container)):
+        return _file(place, container, realtime, sized=sized)
+    waiting = [camera or container]
+    once = _Once()
 
     def connect(stopping: threading.Event) -> Connection:
-        container = waiting.pop() if waiting else _open(address, transport, options)
-        if _is_file(container):
-            container.close()
+        if camera is not None:
+            opened = waiting.pop() if waiting else _open_mjpeg(place)[0]
+            if opened is None:
+                raise SourceError(f"{place.name} sent MJPEG before, and sends something else")
+            return _begun(opened, once)
+        opened = waiting.pop() if waiting else _open(place)
+        if _is_file(opened):
+            opened.close()
             raise Ended  # a live HLS playlist that was finished while we read it
-        return NetworkStream(
-            container, _transport_text(address, container, transport), _stall_s(container, options), stopping
-        )
+        checked = place.scheme.startswith("http") and opened.format.name != "hls" and options.reconnect is None
+        return NetworkStream(place, opened, stopping, once.begins if checked else None)
 
-    return LiveSource(name, connect, options=options, reconnect=options.reconnect is not False)
+    return LiveSource(place.name, connect, options=options, reconnect=options.reconnect is not False)
 
 
-def _open(address: str, transport: str, options: SourceOptions) -> Any:
-    rtsp = address.startswith("rtsp")
-    hls = urlsplit(address).path.endswith(".m3u8")
-    container = _open_once(address, transport, options, _HLS_STALL_S if hls else _STALL_S, quick=not hls)
-    if not rtsp and not hls and (container.format.name == "hls" or _is_file(container)):
-        # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
+def _file(place: _Place, container: Any, realtime: bool, *, sized: bool) -> Source:
+    video = VideoSource(
+        place.name,
+        place.address,
+        place.options,
+        container=container,
+        open_again=lambda: _open(place, sized=sized),
+    )
+    if not realtime:
+        return video
+    return LiveSource(
+        place.name,
+        lambda stopping: SourceConnection(video, stopping, paced=True),
+        options=place.options,
+        reconnect=False,
+    )
+
+
+class _Once:
+    """Tells a file from a camera where a server states no length: opened again, it begins with the same bytes."""
+
+    def __init__(self) -> None:
+        self._first: bytes | None = None
+
+    def begins(self, first: bytes) -> None:
+        """Take what a connection began with.
+
+        Raises:
+            Ended: one began so before.
+        """
+        if first == self._first:
+            raise Ended
+        self._first = first
+
+
+def _begun(camera: MjpegStream, once: _Once) -> MjpegStream:
+    try:
+        if camera.first is not None:
+            once.begins(camera.first)
+    except Ended:
+        camera.close()
+        raise
+    return camera
+
+
+def _open_mjpeg(place: _Place) -> tuple[MjpegStream | None, bool]:
+    """The MJPEG camera at an HTTP address, if there is one; whether the server states a length."""
+    container = _open_once(place, _STALL_S, _BARE, container_format="data")
+    sized = container.size > 0
+    stall_s, options = place.options.stall_s or _STALL_S, place.options
+    camera = mjpeg_stream(
+        place.name, container, place.scheme, stall_s=stall_s, first_within_s=max(stall_s, options.open_timeout_s)
+    )
+    return camera, sized
+
+
+def _open(place: _Place, *, sized: bool = False) -> Any:
+    """What is there, with a video in it; ``sized`` where the server stated a length."""
+    hls = place.hls
+    if place.scheme.startswith("rtsp"):
+        in_order = _IN_ORDER if place.transport == "tcp" else {}
+        container = _open_once(place, _STALL_S, {**_RTSP, "rtsp_transport": place.transport, **in_order})
+    elif hls or sized:
+        container = _open_once(place, _HLS_STALL_S, {})
+    else:
+        container = _open_once(place, _STALL_S, _QUICK)
+        if container.format.name == "hls" or _is_file(container):
+            # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
+            container.close()
+            container = _open_once(place, _HLS_STALL_S, {})
+    try:
+        video_stream(container, without_password(place.address))
+    except SourceError:
         container.close()
-        container = _open_once(address, transport, options, _HLS_STALL_S, quick=False)
-    if not container.streams.video:
-        container.close()
-        raise SourceError(f"expected a video stream at {without_password(address)}, got one without video")
+        raise
     return container
 
 
-def _open_once(address: str, transport: str, options: SourceOptions, stall_s: float, *, quick: bool) -> Any:
-    settings = dict(_QUICK) if quick else {}
-    if address.startswith("rtsp"):
-        settings = {**_RTSP, "rtsp_transport": transport, **(_IN_ORDER if transport == "tcp" else {})}
+def _open_once(place: _Place, stall_s: float, settings: dict[str, str], *, container_format: str | None = None) -> Any:
+    options = place.options
+    limits = (options.open_timeout_s, options.stall_s or stall_s)
     try:
-        return av.open(address, options=settings, timeout=(options.open_timeout_s, options.stall_s or stall_s))
+        return av.open(place.address, format=container_format, options=dict(settings), timeout=limits)
     except av.error.ExitError as error:
         reason, cause = f"no answer within {options.open_timeout_s:g} s", error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason, cause = reason_of(error), error
     raise SourceError(
-        f"expected a video stream at {without_password(address)}, got: {reason}; check the address, user and password"
+        f"expected a video stream at {without_password(place.address)}, got: {reason}; check the address, user and "
+        "password"
     ) from cause
 
 
@@ -123,33 +218,40 @@ def _stall_s(container: Any, options: SourceOptions) -> float:
     return options.stall_s or (_HLS_STALL_S if container.format.name == "hls" else _STALL_S)
 
 
-def _transport_text(address: str, container: Any, transport: str) -> str:
-    scheme = address.partition("://")[0]
-    if scheme.startswith("rtsp"):
-        return f"{scheme} over {transport}"
-    return f"{container.format.name} over {scheme}"
+def _transport_text(place: _Place, container: Any) -> str:
+    if place.scheme.startswith("rtsp"):
+        return f"{place.scheme} over {place.transport}"
+    return f"{container.format.name} over {place.scheme}"
 
 
 class NetworkStream(Connection):
     """An FFmpeg input that gives frames as they come; JPEG is decoded only when a frame is taken.
 
     Args:
-        container: what was opened; closed here.
-        transport: for people.
-        stall_s: as in ``SourceOptions``.
+        place: what was opened.
+        container: closed here.
         stopping: set when the consumer is gone.
+        begins: takes the first packet's bytes; may raise ``Ended``.
     """
 
-    def __init__(self, container: Any, transport: str, stall_s: float, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        place: _Place,
+        container: Any,
+        stopping: threading.Event,
+        begins: Callable[[bytes], None] | None,
+    ) -> None:
         self._container = container
-        stream = container.streams.video[0]
+        self._begins = begins
+        self._stream = stream = video_stream(container, place.name)
         stream.thread_type = "SLICE"  # threads over frames would hold back one frame each
         self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.stall_s = stall_s
+        self.stall_s = _stall_s(container, place.options)
         codec = stream.codec_context
         size = f" {picture_text(codec.width, codec.height, self.fps)}" if codec.width else ""
-        self.about = f"{codec.name}{size}, {transport}"
-        self._jpeg = av.CodecContext.create("mjpeg", "r") if codec.name == "mjpeg" else None
+        self.about = f"{codec.name}{size}, {_transport_text(place, container)}"
+        self._jpeg = JpegDecoder() if codec.name == "mjpeg" else None
+        self._upright = Upright(place.name, stream)
         self._packets = container.demux(stream)
         self._decoded: deque[av.VideoFrame] = deque()
         # HLS comes a segment at a time, and would otherwise be over before anyone looked at its second frame.
@@ -159,12 +261,19 @@ class NetworkStream(Connection):
         """The next frame; for JPEG, its packet."""
         if not self._decoded:
             packet = self._next_packet()
+            if packet.size == 0:
+                return None
+            if self._begins is not None:
+                begins, self._begins = self._begins, None
+                begins(bytes(packet))
             if self._jpeg is not None:
                 return Received(packet, time.perf_counter())
             try:
                 self._decoded.extend(packet.decode())
             except av.error.FFmpegError as error:
                 raise BadFrame from error
+            finally:
+                self._upright.note(self._stream.codec_context)
             if not self._decoded:
                 return None
         frame = self._decoded.popleft()
@@ -174,16 +283,9 @@ class NetworkStream(Connection):
     def finish(self, raw: Any) -> Pixels:
         """Decode a JPEG packet, turn a frame upright."""
         if isinstance(raw, av.VideoFrame):
-            return upright(raw)
+            return self._upright(raw)
         assert self._jpeg is not None
-        try:
-            frames = self._jpeg.decode(raw)
-        except av.error.FFmpegError as error:
-            raise BadFrame from error
-        if not frames:
-            raise BadFrame
-        pixels: Pixels = frames[0]
-        return pixels
+        return decoded(self._jpeg, raw, self._upright)
 
     def close(self) -> None:
         """Hang up."""
@@ -199,6 +301,6 @@ class NetworkStream(Connection):
             raise Lost(f"no data for {self.stall_s:g} s") from error
         except av.error.FFmpegError as error:
             raise Lost(reason_of(error)) from error
-        if packet.size == 0:
+        if packet.size == 0 and packet.dts is None:  # PyAV's last one
             raise Lost("the stream ended")
         return packet
