@@ -6,6 +6,7 @@ pictures ``image/jpg``. A JPEG says itself where it ends, so nothing of that is 
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from edgeclip.printable import printable
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import picture_text
 from edgeclip.runtime.sources.jpeg import END, START, JpegDecoder, exif_turn
-from edgeclip.runtime.sources.live import BadFrame, Connection, Lost, Received
+from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, Lost, Received
 from edgeclip.runtime.sources.upright import Upright
 from edgeclip.runtime.sources.video import reason_of
 
@@ -129,10 +130,6 @@ class MjpegStream(Connection):
         pictures: and came out.
         transport: for people.
         stall_s: as in ``SourceOptions``.
-        parts: whether the pictures come in parts, as a camera sends them; a file might lack them.
-
-    Attributes:
-        first: the picture that it began with; None where it is a camera for certain.
     """
 
     def __init__(
@@ -144,15 +141,12 @@ class MjpegStream(Connection):
         pictures: Iterable[bytes],
         transport: str,
         stall_s: float,
-        *,
-        parts: bool,
     ) -> None:
         self._container, self._received, self._splitter = container, received, splitter
         self._pictures = deque(pictures)
         self._jpeg = JpegDecoder()
         self._upright = Upright(name)
         self.stall_s = stall_s
-        self.first: bytes | None = None if parts else self._pictures[0]
         try:
             seen = JpegDecoder().decode(av.Packet(self._pictures[0]))[0]
             size = f" {picture_text(seen.width, seen.height)}"
@@ -165,10 +159,10 @@ class MjpegStream(Connection):
         if not self._pictures:
             try:
                 self._pictures.extend(self._splitter.feed(next(self._received)))
-            except (StopIteration, Lost) as end:
+            except (StopIteration, Lost, Ended) as end:
                 self._pictures.extend(self._splitter.rest())
                 if not self._pictures:
-                    raise Lost(str(end) or "the stream ended") from end
+                    raise Ended if isinstance(end, Ended) else Lost(str(end) or "the stream ended") from end
         return Received(self._pictures.popleft(), time.perf_counter()) if self._pictures else None
 
     def finish(self, raw: Any) -> Pixels:
@@ -198,8 +192,8 @@ def decoded(decoder: JpegDecoder, packet: Any, upright: Upright) -> Pixels:
 
 def mjpeg_stream(
     name: str, container: Any, transport: str, *, stall_s: float, first_within_s: float
-) -> MjpegStream | None:
-    """The camera behind an address that was opened for its bare bytes; None where it sends something else, or a file.
+) -> MjpegStream | str:
+    """The camera behind an address that was opened for its bare bytes; for anything else, how it begins.
 
     Args:
         name, transport: for people.
@@ -218,21 +212,21 @@ def mjpeg_stream(
         while camera is None:
             try:
                 data = next(received)
-            except (StopIteration, Lost):
+            except (StopIteration, Lost, Ended):
                 data = b""
             pictures += splitter.feed(data) if data else splitter.rest()
             head += data if len(head) < _HEAD else b""
-            if not (parts := head.lstrip().startswith(b"--")) and (container.size > 0 or not _may_be_jpegs(head)):
-                return None
+            shown = printable(head[:80].decode("latin-1"), lines=False)
+            parts = head.lstrip().startswith(b"--")
+            if not parts and (container.size > 0 or not _may_be_jpegs(head) or not (data or pictures)):
+                return shown
             if pictures:
-                camera = MjpegStream(name, container, received, splitter, pictures, transport, stall_s, parts=parts)
-            elif parts and (not data or time.perf_counter() > until):
+                camera = MjpegStream(name, container, received, splitter, pictures, transport, stall_s)
+            elif not data or time.perf_counter() > until:
                 raise SourceError(
-                    f"expected pictures from {name}, got a stream in parts without a JPEG in it; it begins with "
-                    f"{printable(head[:80].decode('latin-1'), lines=False)!r}"
+                    f"expected pictures from {name}, got a stream in parts without a JPEG in it: it begins with "
+                    f"'{shown}'; ask the camera for MJPEG"
                 )
-            elif not data:
-                return None
     finally:
         if camera is None:
             container.close()
@@ -247,11 +241,20 @@ def _may_be_jpegs(head: bytes) -> bool:
 
 
 def _bytes(container: Any, stall_s: float) -> Iterator[bytes]:
+    sized = container.size > 0
     try:
         for packet in container.demux():
             if packet.size:
                 yield bytes(packet)
-    except av.error.ExitError as error:
-        raise Lost(f"no data for {stall_s:g} s") from error
     except av.error.FFmpegError as error:
-        raise Lost(reason_of(error)) from error
+        raise Lost(loss_of(error, stall_s)) from error
+    if sized:  # all of a recording
+        raise Ended
+
+
+def loss_of(error: av.error.FFmpegError, stall_s: float) -> str:
+    """Why a stream from the network ended, for people."""
+    if isinstance(error, av.error.ExitError):
+        return f"no data for {stall_s:g} s"
+    # FFmpeg's word for an HTTP answer of no stated length that is over
+    return "the stream ended" if error.errno == errno.EIO else reason_of(error)

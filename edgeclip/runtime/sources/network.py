@@ -19,7 +19,7 @@ from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, shor
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.jpeg import JpegDecoder
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
-from edgeclip.runtime.sources.mjpeg import MjpegStream, decoded, mjpeg_stream
+from edgeclip.runtime.sources.mjpeg import MjpegStream, decoded, loss_of, mjpeg_stream
 from edgeclip.runtime.sources.upright import Upright
 from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, video_stream
 
@@ -90,21 +90,24 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
         open_timeout_s=given.get("timeout", options.open_timeout_s),
     )
     place = _Place(short_name(address), address, given.get("transport", "tcp"), options)
-    camera, sized = None, False
+    camera: MjpegStream | str = ""
+    sized = False
     if place.scheme.startswith("http") and not place.hls:
         camera, sized = _open_mjpeg(place)
-    container: Any = None if camera else _open(place, sized=sized)
-    if container is not None and (sized or _is_file(container)):
-        return _file(place, container, realtime, sized=sized)
-    waiting = [camera or container]
+    container: Any = None
+    if isinstance(camera, str):
+        container = _open(place, sized=sized, begins=camera)
+        if sized or _is_file(container):
+            return _file(place, container, realtime, sized=sized)
+    waiting = [container or camera]
     once = _Once()
 
     def connect(stopping: threading.Event) -> Connection:
-        if camera is not None:
-            opened = waiting.pop() if waiting else _open_mjpeg(place)[0]
-            if opened is None:
-                raise SourceError(f"{place.name} sent MJPEG before, and sends something else")
-            return _begun(opened, once)
+        if isinstance(camera, MjpegStream):
+            again = waiting.pop() if waiting else _open_mjpeg(place)[0]
+            if isinstance(again, MjpegStream):
+                return again
+            raise SourceError(f"{place.name} sent MJPEG before, and now what begins with '{again}'")
         opened = waiting.pop() if waiting else _open(place)
         if _is_file(opened):
             opened.close()
@@ -150,37 +153,29 @@ class _Once:
         self._first = first
 
 
-def _begun(camera: MjpegStream, once: _Once) -> MjpegStream:
-    try:
-        if camera.first is not None:
-            once.begins(camera.first)
-    except Ended:
-        camera.close()
-        raise
-    return camera
-
-
-def _open_mjpeg(place: _Place) -> tuple[MjpegStream | None, bool]:
-    """The MJPEG camera at an HTTP address, if there is one; whether the server states a length."""
+def _open_mjpeg(place: _Place) -> tuple[MjpegStream | str, bool]:
+    """The MJPEG camera at an HTTP address, or how what is there begins; and whether the server states a length."""
     container = _open_once(place, _STALL_S, _BARE, container_format="data")
     sized = container.size > 0
-    stall_s, options = place.options.stall_s or _STALL_S, place.options
-    camera = mjpeg_stream(
-        place.name, container, place.scheme, stall_s=stall_s, first_within_s=max(stall_s, options.open_timeout_s)
-    )
-    return camera, sized
+    stall_s = place.options.stall_s or _STALL_S
+    first_within_s = max(stall_s, place.options.open_timeout_s)
+    return mjpeg_stream(place.name, container, place.scheme, stall_s=stall_s, first_within_s=first_within_s), sized
 
 
-def _open(place: _Place, *, sized: bool = False) -> Any:
-    """What is there, with a video in it; ``sized`` where the server stated a length."""
-    hls = place.hls
+def _open(place: _Place, *, sized: bool = False, begins: str = "") -> Any:
+    """What is there, with a video in it.
+
+    Args:
+        sized: whether the server stated a length.
+        begins: how it was seen to begin, for the error.
+    """
     if place.scheme.startswith("rtsp"):
         in_order = _IN_ORDER if place.transport == "tcp" else {}
         container = _open_once(place, _STALL_S, {**_RTSP, "rtsp_transport": place.transport, **in_order})
-    elif hls or sized:
-        container = _open_once(place, _HLS_STALL_S, {})
+    elif place.hls or sized:
+        container = _open_once(place, _HLS_STALL_S, {}, begins=begins)
     else:
-        container = _open_once(place, _STALL_S, _QUICK)
+        container = _open_once(place, _STALL_S, _QUICK, begins=begins)
         if container.format.name == "hls" or _is_file(container):
             # FFmpeg takes its limits before it sees what it gets, and a file deserves a thorough look.
             container.close()
@@ -193,18 +188,28 @@ def _open(place: _Place, *, sized: bool = False) -> Any:
     return container
 
 
-def _open_once(place: _Place, stall_s: float, settings: dict[str, str], *, container_format: str | None = None) -> Any:
+def _open_once(
+    place: _Place,
+    stall_s: float,
+    settings: dict[str, str],
+    *,
+    container_format: str | None = None,
+    begins: str = "",
+) -> Any:
     options = place.options
     limits = (options.open_timeout_s, options.stall_s or stall_s)
     try:
         return av.open(place.address, format=container_format, options=dict(settings), timeout=limits)
     except av.error.ExitError as error:
         reason, cause = f"no answer within {options.open_timeout_s:g} s", error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except av.error.FFmpegError as error:
+        reason, cause = loss_of(error, limits[1]), error
+    except (OSError, ValueError) as error:
         reason, cause = reason_of(error), error
+    came = f" from what begins with '{begins}'" if begins else ""
     raise SourceError(
-        f"expected a video stream at {without_password(place.address)}, got: {reason}; check the address, user and "
-        "password"
+        f"expected a video stream at {without_password(place.address)}, got: {reason}{came}; check the address, user "
+        "and password"
     ) from cause
 
 
@@ -297,10 +302,8 @@ class NetworkStream(Connection):
             packet = next(self._packets)
         except StopIteration:
             raise Lost("the stream ended") from None
-        except av.error.ExitError as error:
-            raise Lost(f"no data for {self.stall_s:g} s") from error
         except av.error.FFmpegError as error:
-            raise Lost(reason_of(error)) from error
+            raise Lost(loss_of(error, self.stall_s)) from error
         if packet.size == 0 and packet.dts is None:  # PyAV's last one
             raise Lost("the stream ended")
         return packet

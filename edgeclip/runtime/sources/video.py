@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -154,8 +155,9 @@ class VideoSource(Source):
         except StopIteration:
             return None, True
         except av.error.FFmpegError as error:  # the file is cut or the network is gone; frames are still in the decoder
-            self.failed += 1
-            _log.warning("%s ends early (%s)", self.name, reason_of(error))
+            if not (error.errno == errno.EIO and self._container.size < 0):  # so ends what a server states no length of
+                self.failed += 1
+                _log.warning("%s ends early (%s)", self.name, reason_of(error))
             return None, True
         return packet, packet.size == 0 and packet.dts is None  # PyAV's last packet is empty, and flushes the decoder
 
