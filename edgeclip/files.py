@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edgeclip.documents import encode_json
 from edgeclip.errors import InputError
 
 _SETTLED_NS = 2_000_000_000
@@ -61,7 +62,7 @@ def _sha256(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON: the name under which what it decides is kept."""
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+    return hashlib.sha256(encode_json(value, order="deterministic")).hexdigest()
 
 
 def external_data(graph: Path) -> Path:
@@ -155,7 +156,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value (msgspec struct, dataclass or plain) as indented JSON atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        temporary.write_bytes(msgspec.json.format(encode_json(value), indent=2) + b"\n")
 
 
 def read_json(path: Path, kind: type[_T]) -> _T | None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgeclip.errors import InputError, SourceError
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.gate import SceneGate
@@ -155,6 +156,7 @@ class SourceThread:
 
     def _jobs(self, places: Places) -> Iterator[Job]:
         frames = iter(self.source)
+        unusable: InputError | None = None
         while self._limit is None or self.taken < self._limit:
             self.source.ready()
             if not places.take("encode"):  # before the frame, so that a camera's is as fresh as can be
@@ -162,10 +164,20 @@ class SourceThread:
             frame = next(frames, None)
             if frame is None:
                 places.give("encode")
+                if unusable is not None and not self.taken:
+                    raise SourceError(f"nothing of {self.source.name} can be labelled: {unusable}") from unusable
                 return
-            self.taken += 1
             start = time.perf_counter()
-            small = self._prepare(frame)
+            try:
+                small = self._prepare(frame)
+            except InputError as error:  # smaller than a region may be; the next one may be larger
+                places.give("encode")
+                self.source.fail(frame.file or f"frame {frame.index}", str(error))
+                unusable = error
+                if self._gate is not None:
+                    self._gate.forget()
+                continue
+            self.taken += 1
             took_ms = (time.perf_counter() - start) * 1e3
             if small is None:
                 places.give("encode")

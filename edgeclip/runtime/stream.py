@@ -347,6 +347,7 @@ class Stream:
         for source, feeder in zip(self._sources, self._feeders, strict=True):
             count = self.account.sources[source.name]
             count.dropped, count.failed, count.reconnects = source.dropped, source.failed, source.reconnects
+            count.failures = source.failures
             count.read = feeder.taken + count.dropped
 
     def _end(self, end: End) -> list[Event]:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
     """
     found = _names(names, class_set) if names or class_set else {}
     if isinstance(found, Mapping):
+        found = {unicodedata.normalize("NFC", folder): given for folder, given in found.items()}
         if found and (missing := [folder for folder in folders if folder not in found]):
             raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
         return make_classes({folder: _several(found.get(folder, folder.replace("_", " "))) for folder in folders})
@@ -221,5 +223,5 @@ def _several(given: Any) -> list[str]:
 
 
 def plain_name(name: str) -> str:
-    """What a class or its folder is called, without regard to case and underscores."""
-    return name.replace("_", " ").strip().casefold()
+    """What a class or its folder is called, without regard to case, underscores and how an accent is written."""
+    return unicodedata.normalize("NFC", name).replace("_", " ").strip().casefold()

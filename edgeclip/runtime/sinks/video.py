@@ -94,7 +94,7 @@ class _Film:
     def open(self) -> None:
         target = self._resources.enter_context(atomic_file(self.path))
         try:
-            self._container = av.open(str(target), "w")
+            self._container = av.open(f"file:{target}", "w")
         except (av.error.FFmpegError, OSError) as error:
             raise InputError(f"cannot write {self.path} ({error}): choose another place") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ import av
 from edgeclip.errors import InputError
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Pixels
+from edgeclip.runtime.records import Failed
+
+_log = logging.getLogger("edgeclip")
+
+_MOST_NAMED = 1000
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class Source(ABC):
         fps: nominal frames a second, or None.
         total: number of frames, where it is known.
         dropped: frames that a live source had and that were replaced before anyone took them.
-        failed: frames or files that could not be decoded.
+        failed: frames or files that could not be decoded, or are too small.
+        failures: the first thousand of them that have a name, and why.
         reconnects: times that a live source was lost and came back.
         state: what a live source is doing, for people.
     """
@@ -87,11 +94,20 @@ class Source(ABC):
         self.total: int | None = None
         self.dropped = 0
         self.failed = 0
+        self.failures: list[Failed] = []
         self.reconnects = 0
         self.state = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
+
+    def fail(self, name: str, reason: str) -> None:
+        """Count a frame or file that cannot be used, and keep its name; the first one is told."""
+        self.failed += 1
+        if not self.failures:
+            _log.warning("%s: %s is passed over: %s", self.name, name, reason)
+        if len(self.failures) < _MOST_NAMED:
+            self.failures.append(Failed(name, reason))
 
     def describe(self) -> str:
         """One line for people: what it is, size, rate, transport."""

@@ -190,6 +190,11 @@ class LiveSource(Source):
             if self._thread.ident is None and not self._stopping.is_set():
                 self._thread.start()
 
+    def fail(self, name: str, reason: str) -> None:
+        """As ``Source.fail``; called by the consumer, while the reading thread counts too."""
+        with self._failed:
+            super().fail(name, reason)
+
     def _count_failed(self, count: int = 1) -> None:
         with self._failed:
             self.failed += count

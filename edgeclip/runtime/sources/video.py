@@ -15,6 +15,7 @@ import av
 import av.error
 
 from edgeclip.errors import InputError, SourceError
+from edgeclip.printable import path_text
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.jpeg import JpegDecoder, exif_turn
@@ -30,7 +31,7 @@ def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
     Raises:
         SourceError: it is no video.
     """
-    video = VideoSource(path.name, str(path), options)
+    video = VideoSource(path_text(path.name), f"file:{path}", options)  # FFmpeg takes "a:b.mp4" for an address
     if not realtime:
         return video
     return LiveSource(
@@ -184,7 +185,8 @@ def open_container(path: str) -> Any:
     try:
         return av.open(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"expected an image or a video, got {path} ({reason_of(error)})") from error
+        name = path_text(path.removeprefix("file:"))
+        raise SourceError(f"expected an image or a video, got {name} ({reason_of(error)})") from error
 
 
 def video_stream(container: Any, name: str) -> Any:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeclip.errors import PromptError, SourceError, TrainingError
 from edgeclip.prompts import parse_classes
-from edgeclip.runtime.images import Image, decode_image, read_image
+from edgeclip.runtime.images import Image, decode_image, read_image, read_image_bytes
 from edgeclip.training.data.pairs import Damaged, ImageTextPair, PairSource, Share, Tally
 
 
@@ -85,9 +86,9 @@ def content_digest(source: PairSource) -> str:
         digest.update(repr(item if isinstance(item, Damaged) else (item.key, item.captions, item.label)).encode())
         if isinstance(item, ImageTextPair):
             try:
-                digest.update(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
-            except OSError as error:
-                digest.update(str(error.strerror).encode())  # a missing image is part of what it holds
+                digest.update(item.image if isinstance(item.image, bytes) else read_image_bytes(item.image))
+            except SourceError as error:  # a missing image is part of what it holds
+                digest.update(str(getattr(error.__cause__, "strerror", None)).encode())
     return digest.hexdigest()
 
 
@@ -119,7 +120,8 @@ def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[st
 
 def _from_json(loaded: object, folders: Sequence[str]) -> list[list[str]]:
     if isinstance(loaded, dict) and folders:
-        loaded = [loaded[folder] for folder in folders]
+        spelled = {unicodedata.normalize("NFC", str(name)): value for name, value in loaded.items()}
+        loaded = [spelled[folder] for folder in folders]
     names: list[list[str]] = []
     for item in loaded if isinstance(loaded, list) else []:
         given = item.get("names", []) if isinstance(item, dict) else item
