@@ -1,18 +1,17 @@
-"""A JPEG of a camera in; its decoded frame and the way to lay it out; half pictures are refused."""
+"""A JPEG of a camera in; its decoded frame and its orientation out; half pictures are refused."""
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import av
 import av.error
 
-from edgeclip.runtime.sources.upright import AS_IT_IS, EXIF_TURNS, Turn
+from edgeclip.errors import SourceError
+from edgeclip.runtime.image_header import read_header
 
 START, END = b"\xff\xd8", b"\xff\xd9"
-_APP1, _SCAN = 0xE1, 0xDA
-_ORIENTATION = 0x0112
+_EXIF_WITHIN = 4096
 # Some cameras' pictures end a few bits early, every one of them; so much may be missing.
 _PADDING = bytes(16)
 
@@ -48,29 +47,11 @@ class JpegDecoder:
         return frames
 
 
-def exif_turn(jpeg: bytes) -> Turn:
-    """What the orientation in a JPEG's EXIF block asks for; as it is where there is none that can be read."""
-    at = len(START)
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and (kind := jpeg[at + 1]) != _SCAN:
-        (length,) = struct.unpack_from(">H", jpeg, at + 2)
-        block = jpeg[at + 4 : at + 2 + length]
-        if kind == _APP1 and block.startswith(b"Exif\0\0"):
-            try:
-                return EXIF_TURNS.get(_orientation(block[6:]), AS_IT_IS)
-            except struct.error:  # cut, or offsets that lead outside
-                return AS_IT_IS
-        at += 2 + length
-    return AS_IT_IS
-
-
-def _orientation(tiff: bytes) -> int:
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
-    if not order:
+def jpeg_orientation(jpeg: bytes) -> int:
+    """The orientation that a JPEG's EXIF names, 1 to 8; 1 where it names none."""
+    if b"Exif" not in jpeg[:_EXIF_WITHIN]:
         return 1
-    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
-    (count,) = struct.unpack_from(f"{order}H", tiff, first)
-    for at in range(first + 2, first + 2 + 12 * count, 12):
-        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, at)
-        if tag == _ORIENTATION:
-            return int(value) if kind == 3 else 1
-    return 1
+    try:
+        return read_header(jpeg + END, name="a frame").orientation
+    except SourceError:
+        return 1

@@ -21,7 +21,7 @@ from edgeclip.limits import check_limit
 from edgeclip.printable import printable
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import picture_text
-from edgeclip.runtime.sources.jpeg import END, START, JpegDecoder, exif_turn
+from edgeclip.runtime.sources.jpeg import END, START, JpegDecoder, jpeg_orientation
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, Lost, Received
 from edgeclip.runtime.sources.upright import Upright
 from edgeclip.runtime.sources.video import reason_of
@@ -162,7 +162,7 @@ class MjpegStream(Connection):
             except (StopIteration, Lost, Ended) as end:
                 self._pictures.extend(self._splitter.rest())
                 if not self._pictures:
-                    raise Ended if isinstance(end, Ended) else Lost(str(end) or "the stream ended") from end
+                    raise Ended if isinstance(end, Ended) else Lost(str(end) or "the stream ended") from None
         return Received(self._pictures.popleft(), time.perf_counter()) if self._pictures else None
 
     def finish(self, raw: Any) -> Pixels:
@@ -187,7 +187,7 @@ def decoded(decoder: JpegDecoder, packet: Any, upright: Upright) -> Pixels:
     if not frames:
         raise BadFrame
     upright.note(decoder.codec)
-    return upright(frames[0], exif_turn(bytes(packet)))
+    return upright(frames[0], jpeg_orientation(bytes(packet)))
 
 
 def mjpeg_stream(
@@ -247,7 +247,7 @@ def _bytes(container: Any, stall_s: float) -> Iterator[bytes]:
             if packet.size:
                 yield bytes(packet)
     except av.error.FFmpegError as error:
-        raise Lost(loss_of(error, stall_s)) from error
+        raise Lost(loss_of(error, stall_s)) from None  # FFmpeg's error may have the address in it
     if sized:  # all of a recording
         raise Ended
 

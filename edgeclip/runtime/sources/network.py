@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import av
 import av.error
 
 from edgeclip.errors import SourceError
 from edgeclip.runtime.preprocess.preprocess import Pixels
-from edgeclip.runtime.sources.address import SECONDS, one_of, read_options, short_name, without_password
+from edgeclip.runtime.sources.address import (
+    SECONDS,
+    escaping_hint,
+    one_of,
+    read_options,
+    short_name,
+    without_fragment,
+    without_password,
+)
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.jpeg import JpegDecoder
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
@@ -64,7 +72,7 @@ class _Place(NamedTuple):
     @property
     def hls(self) -> bool:
         """Whether it is named like a playlist."""
-        return urlsplit(self.address).path.endswith(".m3u8")
+        return re.split("[?#]", self.address)[0].endswith(".m3u8")
 
     @property
     def scheme(self) -> str:
@@ -81,7 +89,7 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
     Raises:
         SourceError: nothing can be opened there, or it is no video.
     """
-    address, _, query = text.partition("#")
+    address, query = without_fragment(text)
     given = read_options(text, query, OPTIONS)
     options = replace(
         options,
@@ -200,17 +208,17 @@ def _open_once(
     limits = (options.open_timeout_s, options.stall_s or stall_s)
     try:
         return av.open(place.address, format=container_format, options=dict(settings), timeout=limits)
-    except av.error.ExitError as error:
-        reason, cause = f"no answer within {options.open_timeout_s:g} s", error
+    except av.error.ExitError:
+        reason = f"no answer within {options.open_timeout_s:g} s"
     except av.error.FFmpegError as error:
-        reason, cause = loss_of(error, limits[1]), error
+        reason = loss_of(error, limits[1])
     except (OSError, ValueError) as error:
-        reason, cause = reason_of(error), error
+        reason = reason_of(error)
     came = f" from what begins with '{begins}'" if begins else ""
     raise SourceError(
         f"expected a video stream at {without_password(place.address)}, got: {reason}{came}; check the address, user "
-        "and password"
-    ) from cause
+        f"and password{escaping_hint(place.address)}"
+    )  # outside of the handlers: FFmpeg's error has the whole address in it, which a traceback would show
 
 
 def _is_file(container: Any) -> bool:
@@ -303,7 +311,7 @@ class NetworkStream(Connection):
         except StopIteration:
             raise Lost("the stream ended") from None
         except av.error.FFmpegError as error:
-            raise Lost(loss_of(error, self.stall_s)) from error
+            raise Lost(loss_of(error, self.stall_s)) from None  # FFmpeg's error may have the address in it
         if packet.size == 0 and packet.dts is None:  # PyAV's last one
             raise Lost("the stream ended")
         return packet

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import av.filter
 import numpy as np
 
+from edgeclip.runtime.image_header import turned
 from edgeclip.runtime.preprocess.exact import build_graph, through
 from edgeclip.runtime.preprocess.preprocess import Pixels
 
@@ -25,27 +26,18 @@ _TO_SQUARE = (
 )
 
 
-class Turn(NamedTuple):
-    """One of the eight ways to lay a picture: first its sides change places, if so, then it is mirrored."""
-
-    swap: bool = False
-    left_right: bool = False
-    top_down: bool = False
-
-
-AS_IT_IS = Turn()
-# What EXIF's orientation asks for.
-EXIF_TURNS = {
-    1: AS_IT_IS,
-    2: Turn(left_right=True),
-    3: Turn(left_right=True, top_down=True),
-    4: Turn(top_down=True),
-    5: Turn(swap=True),
-    6: Turn(swap=True, left_right=True),
-    7: Turn(swap=True, left_right=True, top_down=True),
-    8: Turn(swap=True, top_down=True),
+# Orientations as EXIF counts them: by quarter turns counter-clockwise, and by (sides swapped, mirrored, upside down).
+_QUARTERS = (1, 8, 3, 6)
+_ORIENTATIONS = {
+    (False, False, False): 1,
+    (False, True, False): 2,
+    (False, True, True): 3,
+    (False, False, True): 4,
+    (True, False, False): 5,
+    (True, True, False): 6,
+    (True, True, True): 7,
+    (True, False, True): 8,
 }
-_QUARTERS = (AS_IT_IS, EXIF_TURNS[8], EXIF_TURNS[3], EXIF_TURNS[6])  # counter-clockwise
 
 
 class Upright:
@@ -85,21 +77,16 @@ class Upright:
         elif abs(ratio - 1) > _SQUARE:
             self._stretched = True  # and stays so: frames that were decoded before a change are still to come
 
-    def __call__(self, decoded: av.VideoFrame, turn: Turn = AS_IT_IS) -> Pixels:
+    def __call__(self, decoded: av.VideoFrame, orientation: int = 1) -> Pixels:
         """The frame itself where nothing is to be done.
 
         Args:
-            turn: what the picture's own EXIF asks for; it goes before the display matrix.
+            orientation: what the picture's own EXIF says, from 1 to 8; it goes before the display matrix.
         """
-        turn = turn if turn != AS_IT_IS else turn_of(decoded)
+        orientation = orientation if orientation != 1 else orientation_of(decoded)
         if self._stretched:
             decoded = self._square(decoded)
-        if turn == AS_IT_IS:
-            return decoded
-        rgb = decoded.to_ndarray(format="rgb24")
-        if turn.swap:
-            rgb = rgb.transpose(1, 0, 2)
-        return np.ascontiguousarray(rgb[:: -1 if turn.top_down else 1, :: -1 if turn.left_right else 1])
+        return decoded if orientation == 1 else turned(decoded.to_ndarray(format="rgb24"), orientation)
 
     def _square(self, decoded: av.VideoFrame) -> av.VideoFrame:
         geometry = (decoded.height, decoded.width, decoded.format.name)
@@ -109,16 +96,16 @@ class Upright:
         return through(self._graph, decoded)
 
 
-def turn_of(decoded: av.VideoFrame) -> Turn:
-    """What a frame's display matrix asks for, to the nearest quarter turn."""
+def orientation_of(decoded: av.VideoFrame) -> int:
+    """What a frame's display matrix asks for, to the nearest quarter turn, as EXIF counts it."""
     try:
         matrix = decoded.side_data.get("DISPLAYMATRIX")
     except ValueError:  # side data of a kind that this PyAV has no name for
         return _QUARTERS[round(getattr(decoded, "rotation", 0) / 90) % 4]
     if matrix is None:
-        return AS_IT_IS
+        return 1
     # Rows (a, b, u), (c, d, v), (x, y, w): a point (p, q) goes to (a p + c q, b p + d q).
     a, b, _, c, d = (int(number) for number in np.frombuffer(matrix, np.int32)[:5])
     if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Turn(left_right=a < 0, top_down=d < 0)
-    return Turn(swap=True, left_right=c < 0, top_down=b < 0)
+        return _ORIENTATIONS[False, a < 0, d < 0]
+    return _ORIENTATIONS[True, c < 0, b < 0]

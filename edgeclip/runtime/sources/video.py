@@ -18,9 +18,9 @@ from edgeclip.errors import InputError, SourceError
 from edgeclip.printable import path_text
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
-from edgeclip.runtime.sources.jpeg import JpegDecoder, exif_turn
+from edgeclip.runtime.sources.jpeg import JpegDecoder, jpeg_orientation
 from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Received
-from edgeclip.runtime.sources.upright import AS_IT_IS, Turn, Upright
+from edgeclip.runtime.sources.upright import Upright
 
 _log = logging.getLogger("edgeclip")
 
@@ -139,12 +139,12 @@ class VideoSource(Source):
                 if self._closed:
                     return
                 packet, ended = self._next_packet(packets)
-                frames, turn = self._decode_packet(packet)
+                frames, orientation = self._decode_packet(packet)
                 self._upright.note(self._stream.codec_context)
                 promised = _promised(self._stream) if ended else 0
             received += not ended
             for decoded in frames:
-                yield None if decoded.time is None else float(decoded.time), self._upright(decoded, turn)
+                yield None if decoded.time is None else float(decoded.time), self._upright(decoded, orientation)
         if promised > received:
             self.failed += promised - received
             _log.warning("%s is cut: %d of its frames are missing", self.name, promised - received)
@@ -162,18 +162,19 @@ class VideoSource(Source):
             return None, True
         return packet, packet.size == 0 and packet.dts is None  # PyAV's last packet is empty, and flushes the decoder
 
-    def _decode_packet(self, packet: Any | None) -> tuple[list[av.VideoFrame], Turn]:
+    def _decode_packet(self, packet: Any | None) -> tuple[list[av.VideoFrame], int]:
+        """The frames that come of a packet, and the orientation in their EXIF."""
         if packet is not None and packet.size == 0 and packet.dts is not None:
-            return [], AS_IT_IS  # AVI writes them for a frame that is as the one before
+            return [], 1  # AVI writes them for a frame that is as the one before
         try:
             if packet is not None and packet.size and self._jpeg is not None:
-                return self._jpeg.decode(packet), exif_turn(bytes(packet))
-            return list(packet.decode() if packet is not None else self._stream.decode(None)), AS_IT_IS
+                return self._jpeg.decode(packet), jpeg_orientation(bytes(packet))
+            return list(packet.decode() if packet is not None else self._stream.decode(None)), 1
         except av.error.EOFError:
-            return [], AS_IT_IS
+            return [], 1
         except av.error.FFmpegError:
             self.failed += 1
-            return [], AS_IT_IS
+            return [], 1
 
 
 def open_container(path: str) -> Any:
