@@ -144,13 +144,13 @@ class MjpegStream(Connection):
     ) -> None:
         self._container, self._received, self._splitter = container, received, splitter
         self._pictures = deque(pictures)
-        self._jpeg = JpegDecoder()
+        self._jpeg, self._check = JpegDecoder(), JpegDecoder()  # for the consumer, and for the reading thread
         self._upright = Upright(name)
         self.stall_s = stall_s
         try:
-            seen = JpegDecoder().decode(av.Packet(self._pictures[0]))[0]
+            seen = decode(self._check, self._pictures[0])
             size = f" {picture_text(seen.width, seen.height)}"
-        except (av.error.FFmpegError, IndexError):
+        except BadFrame:
             size = ""
         self.about = f"mjpeg{size}, mpjpeg over {transport}"
 
@@ -163,31 +163,42 @@ class MjpegStream(Connection):
                 self._pictures.extend(self._splitter.rest())
                 if not self._pictures:
                     raise Ended if isinstance(end, Ended) else Lost(str(end) or "the stream ended") from None
-        return Received(self._pictures.popleft(), time.perf_counter()) if self._pictures else None
+        if not self._pictures:
+            return None
+        picture = self._pictures.popleft()
+        if not picture.endswith(END):  # cut, most likely, and counted whether or not anyone would have taken it
+            decode(self._check, picture)
+        return Received(picture, time.perf_counter())
 
     def finish(self, raw: Any) -> Pixels:
         """Decode a picture."""
-        return decoded(self._jpeg, av.Packet(raw), self._upright)
+        return show(self._jpeg, raw, self._upright)
 
     def close(self) -> None:
         """Hang up."""
         self._container.close()
 
 
-def decoded(decoder: JpegDecoder, packet: Any, upright: Upright) -> Pixels:
-    """A packet's picture, upright.
+def decode(decoder: JpegDecoder, picture: Any) -> av.VideoFrame:
+    """The frame in a picture's bytes, or in a packet.
 
     Raises:
         BadFrame: it is none, or a part of one.
     """
     try:
-        frames = decoder.decode(packet)
+        frames = decoder.decode(picture if isinstance(picture, av.Packet) else av.Packet(picture))
     except av.error.FFmpegError as error:
         raise BadFrame from error
     if not frames:
         raise BadFrame
+    return frames[0]
+
+
+def show(decoder: JpegDecoder, picture: Any, upright: Upright) -> Pixels:
+    """As ``decode``, and as it is meant to be seen."""
+    frame = decode(decoder, picture)
     upright.note(decoder.codec)
-    return upright(frames[0], jpeg_orientation(bytes(packet)))
+    return upright(frame, jpeg_orientation(bytes(picture)))
 
 
 def mjpeg_stream(

@@ -27,7 +27,7 @@ from edgeclip.runtime.sources.address import (
 from edgeclip.runtime.sources.base import Source, SourceOptions, picture_text
 from edgeclip.runtime.sources.jpeg import JpegDecoder
 from edgeclip.runtime.sources.live import BadFrame, Connection, Ended, LiveSource, Lost, Received
-from edgeclip.runtime.sources.mjpeg import MjpegStream, decoded, loss_of, mjpeg_stream
+from edgeclip.runtime.sources.mjpeg import MjpegStream, loss_of, mjpeg_stream, show
 from edgeclip.runtime.sources.upright import Upright
 from edgeclip.runtime.sources.video import Pacer, SourceConnection, VideoSource, reason_of, video_stream
 
@@ -267,6 +267,7 @@ class NetworkStream(Connection):
         self._upright = Upright(place.name, stream)
         self._packets = container.demux(stream)
         self._decoded: deque[av.VideoFrame] = deque()
+        self._lost: Lost | None = None
         # HLS comes a segment at a time, and would otherwise be over before anyone looked at its second frame.
         self._pacer = Pacer(stopping, slip_s=_HLS_SLIP_S) if container.format.name == "hls" else None
 
@@ -274,19 +275,14 @@ class NetworkStream(Connection):
         """The next frame; for JPEG, its packet."""
         if not self._decoded:
             packet = self._next_packet()
-            if packet.size == 0:
+            if packet is not None and packet.size == 0:
                 return None
-            if self._begins is not None:
+            if packet is not None and self._begins is not None:
                 begins, self._begins = self._begins, None
                 begins(bytes(packet))
-            if self._jpeg is not None:
+            if packet is not None and self._jpeg is not None:
                 return Received(packet, time.perf_counter())
-            try:
-                self._decoded.extend(packet.decode())
-            except av.error.FFmpegError as error:
-                raise BadFrame from error
-            finally:
-                self._upright.note(self._stream.codec_context)
+            self._decode(packet)
             if not self._decoded:
                 return None
         frame = self._decoded.popleft()
@@ -298,20 +294,34 @@ class NetworkStream(Connection):
         if isinstance(raw, av.VideoFrame):
             return self._upright(raw)
         assert self._jpeg is not None
-        return decoded(self._jpeg, raw, self._upright)
+        return show(self._jpeg, raw, self._upright)
 
     def close(self) -> None:
         """Hang up."""
         self._packets.close()
         self._container.close()
 
-    def _next_packet(self) -> Any:
+    def _next_packet(self) -> Any | None:
+        """None once when the stream is over: frames are still in the decoder."""
+        if self._lost is not None:
+            raise self._lost
         try:
             packet = next(self._packets)
         except StopIteration:
-            raise Lost("the stream ended") from None
+            self._lost = Lost("the stream ended")
+        except av.error.FFmpegError as error:  # it may have the address in it, and is not handed on
+            self._lost = Lost(loss_of(error, self.stall_s))
+        else:
+            if packet.size or packet.dts is not None:
+                return packet
+            self._lost = Lost("the stream ended")  # PyAV's last packet
+        return None
+
+    def _decode(self, packet: Any | None) -> None:
+        try:
+            self._decoded.extend(packet.decode() if packet is not None else self._stream.decode(None))
         except av.error.FFmpegError as error:
-            raise Lost(loss_of(error, self.stall_s)) from None  # FFmpeg's error may have the address in it
-        if packet.size == 0 and packet.dts is None:  # PyAV's last one
-            raise Lost("the stream ended")
-        return packet
+            if packet is not None:
+                raise BadFrame from error
+        finally:
+            self._upright.note(self._stream.codec_context)
