@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -73,10 +74,10 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def _frame(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise InputError(f"expected --frame WxH, such as 1920x1080, got {text!r}")
-    return int(height), int(width)
+    sides = re.fullmatch(r"([1-9][0-9]{0,8})[xX×]([1-9][0-9]{0,8})", text.strip())
+    if sides is None:
+        raise InputError(f"expected --frame WxH, such as 1920x1080, got {text[:40]!r}")
+    return int(sides[2]), int(sides[1])
 
 
 def tradeoff(

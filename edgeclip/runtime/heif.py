@@ -107,7 +107,8 @@ def decode_first(data: bytes, form: str, *, name: str) -> Image:
 
 def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mov") -> dict[int, Image]:
     """The first frame of each stream whose number is wanted, of the first stream if None."""
-    most = {"max_pixels": str(limit("image_pixels"))}  # a stream may hold more than its header says
+    # A stream may hold more than its header says. FFmpeg counts a row's padding too, so a whole picture needs more.
+    most = {"max_pixels": str(2 * limit("image_pixels"))}
     found: dict[int, Image] = {}
     try:
         with av.open(io.BytesIO(data), format=form, options=most) as container:
@@ -115,7 +116,7 @@ def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mo
             for stream in streams:
                 context: Any = stream.codec_context
                 if context is None:
-                    raise SourceError(f"{name} cannot be decoded (no decoder for it): convert it to JPEG or PNG")
+                    raise SourceError(_refusal(name, "no decoder for it"))
                 context.options = most
                 context.thread_count = 1
             for packet in container.demux(streams):
@@ -127,10 +128,17 @@ def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mo
                     break
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"{name} cannot be decoded ({reason}): convert it to JPEG or PNG") from error
+        raise SourceError(_refusal(name, str(reason))) from error
     if not found:
-        raise SourceError(f"{name} cannot be decoded (no frame in it): convert it to JPEG or PNG")
+        raise SourceError(_refusal(name, "no frame in it"))
     return found
+
+
+def _refusal(name: str, reason: str) -> str:
+    return (
+        f"{name} cannot be decoded by the FFmpeg of PyAV {av.__version__} ({reason}): convert it to JPEG or PNG, or "
+        "install a later PyAV"
+    )
 
 
 class _Meta:

@@ -90,7 +90,9 @@ def read_header(data: bytes, *, name: str) -> Header:
     try:
         return Header(kind.name, *kind.read(data))
     except struct.error:
-        raise SourceError(f"{name} is a truncated {kind.name} ({len(data):,} bytes): copy it again") from None
+        raise SourceError(
+            f"{name} is a truncated or damaged {kind.name} ({len(data):,} bytes): copy it again"
+        ) from None
 
 
 def turned(image: Image, orientation: int) -> Image:
@@ -253,11 +255,20 @@ def _pnm(data: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg_2000(data: bytes) -> tuple[int, int, int]:
-    at = 0
+    at, stated = 0, None
     if not data.startswith(b"\xff\x4f"):
-        at = next((box.start for box in boxes(data, 0, len(data)) if box.kind == b"jp2c"), len(data))
+        for box in boxes(data, 0, len(data)):
+            at = box.start
+            if box.kind == b"jp2c":
+                break
+            if box.kind == b"jp2h":
+                height, width = struct.unpack_from(">II", data, box.start + 8)  # its first box says it
+                stated = width, height
     right, lower, left, upper = struct.unpack_from(">IIII", data, at + 8)
-    return max(0, right - left), max(0, lower - upper), 1
+    size = max(0, right - left), max(0, lower - upper)
+    if stated not in (None, size):  # an OpenCV before 4.11 would read beyond the picture
+        raise struct.error(f"{size} and {stated}")
+    return *size, 1
 
 
 def _heif(data: bytes) -> tuple[int, int, int]:

@@ -106,7 +106,7 @@ def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         if not images:
             raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
         files.extend((image, index) for image in images)
-    names = [unicodedata.normalize("NFC", path_text(folder.name)) for folder in folders]
+    names = [_composed(folder.name) for folder in folders]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise SourceError(f"expected each class once in {data}, got folders that are both called {twice[0]}: join them")
     return files, names
@@ -148,15 +148,19 @@ def read_image_bytes(path: Path) -> bytes:
 
 
 def _spelled_otherwise(path: Path) -> Path | None:
-    """A file of the same name where é is one character, or is e and an accent: lists and disks differ in that."""
-    for form in ("NFC", "NFD"):
-        for other in (
-            path.with_name(unicodedata.normalize(form, path.name)),
-            Path(unicodedata.normalize(form, str(path))),
-        ):
-            if other != path and other.is_file():
-                return other
-    return None
+    r"""What is there under a name that lists spell otherwise: é as one character or as e and an accent, or ``\xff``."""
+    if path.exists() or path.parent == path:
+        return path
+    if (parent := _spelled_otherwise(path.parent)) is None:
+        return None
+    if path.name.isascii() and "\\x" not in path.name:  # a folder of millions is not listed for each that is missing
+        return parent / path.name if (parent / path.name).exists() else None
+    wanted = unicodedata.normalize("NFC", path.name)
+    return next((each for each in parent.iterdir() if _composed(each.name) == wanted), None)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", path_text(name))
 
 
 def decode_image(data: bytes, *, name: str) -> Image:

@@ -137,6 +137,18 @@ def test_a_video_whose_size_changes_goes_on(tmp_path: Path) -> None:
     assert sizes == [(120, 160)] * 30 + [(240, 320)] * 30 + [(96, 128)] * 30
 
 
+def test_frames_of_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where the first is, and as frames that failed where the size grows; before memory is taken for them."""
+    grows = encode(tmp_path / "grows.ts", [(160, 120), (320, 240)])
+    monkeypatch.setenv("EDGECLIP_MAX_IMAGE_PIXELS", "50000")
+    with open_source(str(grows)) as source:
+        assert {frame.rgb().shape for frame in source} == {(120, 160, 3)}
+    assert source.failed > 0
+    monkeypatch.setenv("EDGECLIP_MAX_IMAGE_PIXELS", "10000")
+    with pytest.raises(SourceError, match=r"at most 10,000 pixels in an image or frame, got 19,200 in grows\.ts"):
+        open_source(str(grows))
+
+
 def test_frames_that_are_kept_stay_as_they_are(video: Path) -> None:
     """The decoder reuses its buffers, but none that a frame still holds."""
     with open_source(str(video)) as source:

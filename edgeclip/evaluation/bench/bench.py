@@ -28,6 +28,7 @@ from edgeclip.engine_list import ENGINES
 from edgeclip.errors import EdgeclipError, InputError, IntegrityError
 from edgeclip.evaluation.bench.records import STAGES, BenchResult, BenchSetting, Measured, Stage
 from edgeclip.evaluation.statistics.rounds import LEAST_ROUNDS
+from edgeclip.limits import check_limit
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import ByteArray, engine_class
 from edgeclip.runtime.images import opencv
@@ -75,6 +76,7 @@ class BenchOptions:
                 raise InputError(f"expected {name} as a tuple, got {value!r}: write ({value!r},)")
         if not self.stages or min(self.frame) < 1:
             raise InputError(f"expected a stage and a frame of 1 × 1 or more, got {self.stages} and {self.frame}")
+        check_limit("image_pixels", self.frame[0] * self.frame[1], "frame")
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
             raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
         if self.rounds < LEAST_ROUNDS:

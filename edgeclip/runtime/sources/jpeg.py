@@ -8,6 +8,7 @@ import av
 import av.error
 
 from edgeclip.errors import SourceError
+from edgeclip.limits import limit
 from edgeclip.runtime.image_header import read_header
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -25,7 +26,7 @@ class JpegDecoder:
 
     def __init__(self, codec: Any | None = None) -> None:
         self.codec = av.CodecContext.create("mjpeg", "r") if codec is None else codec
-        self.codec.options = {"err_detect": "explode"}
+        self.codec.options = {"err_detect": "explode", "max_pixels": str(limit("image_pixels"))}
 
     def decode(self, packet: Any) -> list[av.VideoFrame]:
         """The frames of a packet: one, if it holds a whole picture.

@@ -15,6 +15,7 @@ import av
 import av.error
 
 from edgeclip.errors import InputError, SourceError
+from edgeclip.limits import check_limit, limit
 from edgeclip.printable import path_text
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
@@ -197,13 +198,16 @@ def video_stream(container: Any, name: str) -> Any:
         name: of the source, for the error.
 
     Raises:
-        SourceError: there is none.
+        SourceError: there is none, or its pictures are too large.
     """
     streams = container.streams.video
     if not streams:
         raise SourceError(f"expected a video, got {name}, which has no video stream")
     for stream in streams:
-        if stream.codec_context is not None:
+        codec = stream.codec_context
+        if codec is not None:
+            check_limit("image_pixels", codec.width * codec.height, name, error=SourceError)
+            codec.options = {"max_pixels": str(limit("image_pixels"))}  # also of a size that comes later
             return stream
     raise SourceError(f"{name} holds video of a kind that FFmpeg has no decoder for here: convert it to H.264")
 
