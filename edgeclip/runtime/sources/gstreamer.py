@@ -24,6 +24,7 @@ CSI_OPTIONS = {"width": SIDE, "height": SIDE, "fps": RATE, "flip": whole_number(
 _STALL_S = 5.0
 _APPSINK = "appsink drop=true max-buffers=1 sync=false"
 _TO_BGR = "videoconvert ! video/x-raw,format=BGR"
+_TO_SQUARE_BGR = "videoconvert ! videoscale ! video/x-raw,format=BGR,pixel-aspect-ratio=1/1"  # OpenCV tells no ratio
 
 
 def with_appsink(pipeline: str) -> str:
@@ -31,7 +32,7 @@ def with_appsink(pipeline: str) -> str:
     pipeline = pipeline.strip().removesuffix("!").rstrip()
     if re.search(r"(^|!)\s*appsink\b", pipeline):
         return pipeline
-    return f"{pipeline} ! {_TO_BGR} ! {_APPSINK}"
+    return f"{pipeline} ! {_TO_SQUARE_BGR} ! {_APPSINK}"
 
 
 def csi_pipeline(sensor: int, *, width: int = 1920, height: int = 1080, fps: float = 30.0, flip: int = 0) -> str:
@@ -150,7 +151,7 @@ def _connect(pipeline: str, options: SourceOptions) -> Capture:
     if first.ndim == 3 and first.shape[2] not in (1, 3):
         capture.release()
         raise SourceError(
-            f"expected BGR or grey frames, got {first.shape} from: {without_password(pipeline)}; put {_TO_BGR} before "
-            "appsink"
+            f"expected BGR or grey frames, got {first.shape} from: {without_password(pipeline)}; put "
+            f"{_TO_SQUARE_BGR} before appsink"
         )
     return Capture(capture, "GStreamer", first)
