@@ -67,6 +67,7 @@ class ContrastiveModel(ABC):
         encoder: preprocessing, width and scoring.
         text: the text side.
         distilled_from: see ``ModelIdentity.distilled_from``.
+        notes: what was settled when it was loaded that its name does not say, each in a sentence.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ContrastiveModel(ABC):
     encoder: EncoderSpec
     text: TextTower
     distilled_from: tuple[Sha256, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
