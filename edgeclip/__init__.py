@@ -24,7 +24,7 @@ from edgeclip.class_names import PromptClass, load_templates, make_classes, pars
 from edgeclip.errors import EdgeclipError
 from edgeclip.extras import require as _require
 from edgeclip.prompts import PromptTable
-from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, Variant
+from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOptions, ModelOrigin, PreprocessSpec, Variant
 from edgeclip.version import __version__
 
 if _TYPE_CHECKING:
@@ -78,6 +78,7 @@ __all__ = [
     "Labeller",
     "Manifest",
     "ModelIdentity",
+    "ModelOptions",
     "ModelOrigin",
     "PreprocessSpec",
     "PromptClass",

@@ -17,7 +17,6 @@ SCHEMA_VERSION = 1
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Channels = tuple[float, float, float]
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=8192)]
 ScoreKind = Literal["softmax", "sigmoid"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -92,7 +91,8 @@ class ModelOptions(_Value, frozen=True, kw_only=True, omit_defaults=True):
         quick_gelu: build the architecture with CLIP's first activation, as some tags' weights need it.
     """
 
-    image_size: _Pixels | tuple[_Pixels, _Pixels] | None = None
+    # Bounds are checked below: msgspec 0.23 crashes on a union of a bounded int and a tuple of such.
+    image_size: int | tuple[int, int] | None = None
     context_length: Annotated[int, msgspec.Meta(ge=3, le=65536)] | None = None
     mean: Channels | None = None
     std: Channels | None = None
@@ -102,6 +102,9 @@ class ModelOptions(_Value, frozen=True, kw_only=True, omit_defaults=True):
     quick_gelu: bool = False
 
     def __post_init__(self) -> None:
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
+        if not all(1 <= side <= 8192 for side in sides) or self.image_size == 0:
+            raise ValueError(f"expected image_size from 1 to 8192 pixels, got {self.image_size}")
         figures = (*(self.mean or ()), *(self.std or (1.0,)), self.init_logit_bias or 0.0)
         if not all(map(math.isfinite, figures)) or min(self.std or (1.0,)) <= 0:
             raise ValueError(

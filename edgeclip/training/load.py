@@ -13,7 +13,7 @@ from edgeclip.documents import read_json
 from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.printable import printable
-from edgeclip.spec import NO_OPTIONS, ModelIdentity, ModelOptions
+from edgeclip.spec import NO_OPTIONS, ModelIdentity, ModelOptions, ModelOrigin
 from edgeclip.training.checkpoint.files import CONFIG, checkpoint_folder
 from edgeclip.training.model import ContrastiveModel, TextTower
 
@@ -52,10 +52,21 @@ def load_model(
             raise ModelError(f"`pretrained` is for open_clip names, got {pretrained!r} with {name!r}: leave it out")
         if given := [key for key in options.__struct_fields__ if getattr(options, key)]:
             raise ModelError(f"options are for open_clip names, got {', '.join(given)} with {name!r}: leave them out")
-    model = _MODEL_LOADERS[loader](in_full(name), pretrained, seed, options)
+    elif pretrained is None:
+        _require_pretrained(in_full(name))
+    model = _MODEL_LOADERS[loader](in_full(name), _file_in_full(pretrained), seed, options)
     for note in model.notes:
         _log.warning("%s", printable(note))
     return model
+
+
+def load_again(origin: ModelOrigin) -> ContrastiveModel:
+    """The model that a bundle was made from.
+
+    Raises:
+        ModelError: as ``load_model``.
+    """
+    return _MODEL_LOADERS[origin.loader](origin.name, origin.pretrained, origin.seed or 0, _options_of(origin))
 
 
 def load_text_tower(identity: ModelIdentity) -> TextTower:
@@ -65,8 +76,7 @@ def load_text_tower(identity: ModelIdentity) -> TextTower:
         ModelError: it cannot be found, or its weights are not the ones that ``identity`` describes.
     """
     origin = identity.origin
-    options = origin.options if isinstance(origin.options, ModelOptions) else NO_OPTIONS
-    text = _TEXT_LOADERS[origin.loader](origin.name, origin.pretrained, origin.seed or 0, options)
+    text = _TEXT_LOADERS[origin.loader](origin.name, origin.pretrained, origin.seed or 0, _options_of(origin))
     if text.sha256 != identity.text_sha256:
         raise ModelError(
             f"{identity.name} has changed: expected text weights with sha256 {identity.text_sha256[:12]}…, got "
@@ -124,18 +134,27 @@ def _has_model_type(config: Path) -> bool:
     return config.is_file() and "model_type" in read_json(config, dict[str, Any], error=ModelError)
 
 
+def _options_of(origin: ModelOrigin) -> ModelOptions:
+    return origin.options if isinstance(origin.options, ModelOptions) else NO_OPTIONS
+
+
+def _require_pretrained(name: str) -> None:
+    """Refuse an architecture of open_clip without weights; a folder and a name of the hub have their own."""
+    if name.startswith((OPEN_CLIP_FOLDER, OPEN_CLIP_HUB)):
+        return
+    open_clip = require("open_clip", purpose="load an open_clip model")
+    if name in open_clip.list_models():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "it has no tags"
+        raise ModelError(
+            f"expected `pretrained` with {name}: give one of its tags ({tags}), a checkpoint file, "
+            "or none for random weights"
+        )
+
+
 def _open_clip(name: str, pretrained: str | None, seed: int, options: ModelOptions) -> ContrastiveModel:
     from edgeclip.training.towers.open_clip import OpenClipModel
 
-    if pretrained is None and not name.startswith((OPEN_CLIP_FOLDER, OPEN_CLIP_HUB)):
-        open_clip = require("open_clip", purpose="load an open_clip model")
-        if name in open_clip.list_models():
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "it has no tags"
-            raise ModelError(
-                f"expected `pretrained` with {name}: give one of its tags ({tags}), a checkpoint file, "
-                "or none for random weights"
-            )
-    return OpenClipModel(name, _file_in_full(pretrained), seed=seed, options=options)
+    return OpenClipModel(name, pretrained, seed=seed, options=options)
 
 
 def _file_in_full(pretrained: str | None) -> str | None:
