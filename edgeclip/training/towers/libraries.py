@@ -94,6 +94,10 @@ class OpenClipText(TextModule):
         """Token ids (N, L) int64, padded to the model's context."""
         return self._text.tokenize(texts)
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return self._text.too_long(texts)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, L) int64 → (N, T)."""
         features: Tensor = self.tower(tokens)

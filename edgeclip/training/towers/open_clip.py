@@ -21,11 +21,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import NO_OPTIONS, EncoderSpec, ModelOptions, ModelOrigin
-from edgeclip.training.model import ContrastiveModel, TextTower
+from edgeclip.training.model import ContrastiveModel, TextTower, check_vocabulary
 from edgeclip.training.towers.open_clip_load import FOLDER, HUB, Loaded, load_open_clip, preprocess_of
 from edgeclip.training.towers.quiet import downloads
+from edgeclip.training.towers.text import cut_texts
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
 
 
 class OpenClipModel(ContrastiveModel):
@@ -107,6 +108,7 @@ class OpenClipTextTower(TextTower):
     def __init__(self, loaded: Loaded) -> None:
         self._name = loaded.source.name
         self._context = loaded.context_length
+        self._vocabulary = loaded.vocabulary
         model = loaded.model
         # CLIP keeps its text layers at its own root; CustomTextCLIP and CoCa in `.text`.
         source = model if not hasattr(model, "text") else model.text
@@ -134,11 +136,23 @@ class OpenClipTextTower(TextTower):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, L) int64, padded to the model's context; raises as ``encode_text`` does."""
+        return self.tokenizer(list(texts))
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return cut_texts(self.tokenizer, texts, self._context)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """open_clip's tokenizer, made when it is first asked for; raises as ``encode_text`` does."""
         if self._tokenizer is None:
             open_clip = require("open_clip", purpose="tokenize text")
             with downloads(f"the tokenizer of {self._name}"):
-                self._tokenizer = open_clip.get_tokenizer(self._name, context_length=self._context)
-        return self._tokenizer(list(texts))
+                made = open_clip.get_tokenizer(self._name, context_length=self._context)
+            of_library = getattr(made, "tokenizer", None)  # of transformers, where there is one
+            check_vocabulary(made.vocab_size if of_library is None else len(of_library), self._vocabulary, self._name)
+            self._tokenizer = made
+        return self._tokenizer
 
 
 class FullText(nn.Module):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeclip.documents import read_json
 from edgeclip.errors import ModelError
@@ -77,6 +77,12 @@ class Loaded:
     options: ModelOptions
     context_length: int
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the text tower has a row for."""
+        tables = [part for part in getattr(self.model, "text", self.model).modules() if isinstance(part, nn.Embedding)]
+        return max(table.num_embeddings for table in tables)
 
 
 def load_open_clip(name: str, pretrained: str | None, *, seed: int, options: ModelOptions) -> Loaded:
