@@ -37,7 +37,7 @@ if _TYPE_CHECKING:
     from edgeclip.runtime.sinks.base import Sink
     from edgeclip.runtime.sources.base import Source, SourceOptions
     from edgeclip.runtime.stream import Stream, StreamOptions
-    from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, Variant
+    from edgeclip.spec import EncoderSpec, Manifest, ModelIdentity, ModelOptions, ModelOrigin, PreprocessSpec, Variant
     from edgeclip.training.load import load_model
     from edgeclip.training.model import ContrastiveModel
 
@@ -52,6 +52,7 @@ _HERE = {
     "Labeller": "runtime.labeller",
     "Manifest": "spec",
     "ModelIdentity": "spec",
+    "ModelOptions": "spec",
     "ModelOrigin": "spec",
     "PreprocessSpec": "spec",
     "PromptClass": "class_names",
@@ -90,6 +91,7 @@ __all__ = [
     "Labeller",
     "Manifest",
     "ModelIdentity",
+    "ModelOptions",
     "ModelOrigin",
     "PreprocessSpec",
     "PromptClass",

@@ -74,7 +74,7 @@ class NoticesLog(logging.Handler):
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or .tar, or the word starter.")]
 ClassesHelp = (
-    'Class names: "mug, bottle, phone", or a file (one a line, or JSON). Synonyms: "mobile phone | smartphone".'
+    'Class names: "mug, bottle, phone", or a file (one a line, JSON, CSV, YAML). Synonyms: "mobile phone | smartphone".'
 )
 TemplatesHelp = "Prompt templates: simple, imagenet (CLIP's 80) or a file with one a line, {} standing for the name."
 

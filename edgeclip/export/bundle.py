@@ -35,7 +35,7 @@ from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
 from edgeclip.runtime.proof.parity import ParityLimits
-from edgeclip.spec import EncoderSpec, Manifest, Variant
+from edgeclip.spec import NO_OPTIONS, EncoderSpec, Manifest, ModelOptions, Variant
 from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
 
@@ -50,6 +50,7 @@ def export(
     calibration: str | os.PathLike[str] | Sequence[Image] | None = None,
     photos: str | os.PathLike[str] | None = None,
     pretrained: str | None = None,
+    options: ModelOptions = NO_OPTIONS,
     target: str | None = None,
     merge_tokens: int = 0,
     seed: int = 0,
@@ -71,7 +72,8 @@ def export(
         calibration: images that INT8's ranges are measured on: a folder (what ``edgeclip calibrate images`` wrote is
             taken whole, of others a seeded sample) or (H, W, 3) uint8 RGB arrays; None for crops of the photographs.
         photos: folder of photographs for the comparison; None for those that scikit-image ships.
-        pretrained: with an open_clip name, its tag.
+        pretrained: with an open_clip name, its tag or a file of weights.
+        options: with an open_clip name, what is known of the model beside: its preprocessing, say.
         target: a device's name: the variants that pay there are made too.
         merge_tokens: tokens of a ViT that are merged in each block (ToMe): faster, less exact.
         seed: of random weights and of the sample of calibration images.
@@ -105,9 +107,9 @@ def export(
     pictures = photographs(None if photos is None else Path(photos))
     if isinstance(model, str):
         say("loading the model")
-        model = load_model(model, pretrained=pretrained, seed=seed)
-    elif pretrained is not None:
-        raise InputError(f"expected pretrained with a name, got {pretrained!r} with a loaded model: leave it out")
+        model = load_model(model, pretrained=pretrained, seed=seed, options=options)
+    elif pretrained is not None or options != NO_OPTIONS:
+        raise InputError("expected pretrained and options with a name, got them with a loaded model: leave them out")
     if merge_tokens:
         model = MergedModel(model, merge_tokens)
     options = VariantOptions(tuple(names), images)

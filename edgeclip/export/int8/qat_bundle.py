@@ -26,7 +26,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec
-from edgeclip.training.load import HUB_PREFIX, load_model
+from edgeclip.training.load import load_again
 from edgeclip.training.model import ContrastiveModel
 
 REPORT = "reports/qat.json"
@@ -66,10 +66,7 @@ def train_int8_on(
     bundle.require_writable()
     if progress:
         progress("loading the model")
-    origin = bundle.manifest.model.origin
-    name = f"{HUB_PREFIX}{origin.name}" if origin.loader == "transformers" else origin.name
-    pretrained = (origin.pretrained or "none") if origin.loader == "open_clip" else None
-    model = load_model(name, pretrained=pretrained, seed=origin.seed or 0)
+    model = load_again(bundle.manifest.model.origin)
     images = calibration_inputs(sample_images(folder, count, seed=options.seed), (), model.encoder)
     return train_int8(bundle, model, images, names=names, options=options, progress=progress)
 
