@@ -236,8 +236,8 @@ class _Look:
 
     def _tensor(self, start: int, end: int) -> tuple[bytes, Numbers | None]:
         """Name, and the numbers if they are few, of a tensor; it is noted if they lie in another file."""
-        name, kind, dims, external, data = b"", 0, [], False, self._data
-        location = b""
+        name, kind, external, location, data = b"", 0, False, b"", self._data
+        dims: list[int] = []
         packed: list[tuple[int, int, int]] = []
         for number, at, stop in self._fields(start, end):
             if number == _DIMS:

@@ -113,7 +113,7 @@ class PromptTable:
             return said
         # Rows that were fitted to images follow from no prompt: the hash covers them, and the keys, themselves.
         more = hashlib.sha256(f"{said}{self.adapted}{self.cache.sha256 if self.cache else ''}".encode())
-        more.update(np.ascontiguousarray(self.embeddings))  # of the array itself: a copy could be gigabytes
+        more.update(np.ascontiguousarray(self.embeddings).data)  # of the array itself: a copy could be gigabytes
         return more.hexdigest()
 
     def check_decisions(self) -> None:

@@ -112,8 +112,8 @@ def export(
         raise InputError("expected pretrained and options with a name, got them with a loaded model: leave them out")
     if merge_tokens:
         model = MergedModel(model, merge_tokens)
-    options = VariantOptions(tuple(names), images)
-    return export_bundle(model, path, photos=pictures, variants=options, overwrite=overwrite, progress=progress)
+    made = VariantOptions(tuple(names), images)
+    return export_bundle(model, path, photos=pictures, variants=made, overwrite=overwrite, progress=progress)
 
 
 @dataclass(frozen=True)

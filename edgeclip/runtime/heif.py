@@ -54,7 +54,8 @@ def read_picture(data: bytes) -> Picture:
         raise struct.error("no picture")
     file = _Meta(data, meta)
     item = file.main
-    columns, tiles = 1, (item,)
+    columns = 1
+    tiles: tuple[int, ...] = (item,)
     width, height = file.size(item)
     if file.kinds.get(item) not in _PICTURES:  # made of others
         tiles = tuple(file.made_of.get(item, ()))

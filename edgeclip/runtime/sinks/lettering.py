@@ -30,7 +30,7 @@ Colour = tuple[int, int, int]
 
 class _Font(NamedTuple):
     file: str
-    index: int
+    face: int
     ranges: tuple[tuple[int, int], ...]
 
     def has(self, character: str) -> bool:
@@ -138,13 +138,14 @@ def _cover(run: _Run, scale: float) -> tuple[npt.NDArray[np.float32], int, int]:
         width, height, below = text_size(run.text, scale, 1)
         canvas = np.zeros((height + below + 2, width + 2, 3), np.uint8)
         write_text_on(canvas, run.text, (0, height + 1), scale, (255, 255, 255), 1)
-        return canvas[..., :1].astype(np.float32) / 255, 0, -height - 1
+        return canvas[..., :1].astype(np.float32) / np.float32(255), 0, -height - 1
     pillow = _pillow()
+    assert pillow
     font = _loaded(run.font, _pixels(scale))
     left, top, right, bottom = font.getbbox(run.text, anchor="ls")
     picture = pillow.Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
     pillow.ImageDraw.Draw(picture).text((-left, -top), run.text, 255, font, anchor="ls")
-    return np.asarray(picture, np.float32)[..., None] / 255, int(left), int(top)
+    return np.asarray(picture, np.float32)[..., None] / np.float32(255), int(left), int(top)
 
 
 def _blend(image: Image, cover: npt.NDArray[np.float32], x: int, y: int, colour: Colour) -> None:
@@ -180,7 +181,7 @@ def _pillow() -> _Pillow | None:
 def _loaded(font: _Font, pixels: int) -> Any:
     pillow = _pillow()
     assert pillow
-    return pillow.ImageFont.truetype(font.file, pixels, font.index)
+    return pillow.ImageFont.truetype(font.file, pixels, font.face)
 
 
 @cache

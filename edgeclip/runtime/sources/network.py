@@ -116,7 +116,7 @@ def open_network(text: str, realtime: bool, options: SourceOptions) -> Source:
             if isinstance(again, MjpegStream):
                 return again
             raise SourceError(f"{place.name} sent MJPEG before, and now what begins with '{again}'")
-        opened = waiting.pop() if waiting else _open(place)
+        opened: Any = waiting.pop() if waiting else _open(place)
         if _is_file(opened):
             opened.close()
             raise Ended  # a live HLS playlist that was finished while we read it

@@ -225,7 +225,8 @@ def _length(container: Any, stream: Any) -> int:
     if not container.format.name.startswith("mov"):  # others fill their index as they go
         return int(stream.frames)
     left_out = sum(entry.is_discard for entry in getattr(stream, "index_entries", ()))
-    return min(int(stream.frames), _promised(stream) or int(stream.frames)) - left_out
+    frames = int(stream.frames)
+    return min(frames, _promised(stream) or frames) - int(left_out)
 
 
 def reason_of(error: Exception) -> str:

@@ -396,7 +396,7 @@ def _processor_config(name: str) -> dict[str, Any]:
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-            settings = read_json(Path(found), dict[str, Any], error=ModelError) if found else {}
+            settings: dict[str, Any] = read_json(Path(found), dict[str, Any], error=ModelError) if found else {}
         # transformers 5 writes one file for all of a model's processors.
         settings = settings.get("image_processor", settings if file.startswith("pre") else {})
         if settings:

@@ -40,7 +40,7 @@ _RESNET_PATCH = 32  # a ModifiedResNet makes one cell of 32x32 pixels
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Where an open_clip model comes from.
 
     Attributes:
@@ -73,7 +73,7 @@ class Loaded:
     """
 
     model: Any
-    source: Source
+    source: WeightSource
     options: ModelOptions
     context_length: int
     notes: list[str] = field(default_factory=list)
@@ -129,7 +129,7 @@ def preprocess_of(loaded: Loaded, options: ModelOptions, *, random: bool) -> Pre
     return preprocess_spec({**known, **given})
 
 
-def _of_the_tags(source: Source, given: Mapping[str, Any], notes: list[str], *, random: bool) -> dict[str, Any]:
+def _of_the_tags(source: WeightSource, given: Mapping[str, Any], notes: list[str], *, random: bool) -> dict[str, Any]:
     """The preprocessing that all tags of the architecture share; what they do not share has to be given."""
     open_clip = require("open_clip", purpose="load an open_clip model")
     name = source.name
@@ -213,7 +213,7 @@ def wants_quick_gelu(name: str, tag: str) -> bool:
 # Where it comes from
 
 
-def _source(name: str, pretrained: str | None) -> Source:
+def _source(name: str, pretrained: str | None) -> WeightSource:
     tag = None if pretrained in {None, "none"} else pretrained
     if name.startswith((FOLDER, HUB)):
         return _of_config(name, pretrained)
@@ -224,24 +224,24 @@ def _source(name: str, pretrained: str | None) -> Source:
         raise ModelError(f"expected an open_clip model name, got {name!r}: did you mean one of {', '.join(near)}?")
     config = open_clip.get_model_config(name)
     if tag is None:
-        return Source(name, None, config, None, None)
+        return WeightSource(name, None, config, None, None)
     if open_clip.is_pretrained_cfg(name, tag):
         stated = open_clip.get_pretrained_cfg(name, tag)
         with downloads(f"{name} with weights {tag}"):
             weights = Path(open_clip.factory.download_pretrained(stated))
         # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
         # (roberta-ViT-B-32).
-        return Source(name, tag, config, weights, stated, quick_gelu=wants_quick_gelu(name, tag))
+        return WeightSource(name, tag, config, weights, stated, quick_gelu=wants_quick_gelu(name, tag))
     if not Path(tag).is_file():
         tags = _tags(name)
         available = f"one of {', '.join(tags)}" if tags else "a checkpoint file (open_clip has no weights for it)"
         raise ModelError(
             f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
         )
-    return Source(name, tag, config, Path(tag), None)
+    return WeightSource(name, tag, config, Path(tag), None)
 
 
-def _of_config(name: str, pretrained: str | None) -> Source:
+def _of_config(name: str, pretrained: str | None) -> WeightSource:
     """A folder or hub name with ``open_clip_config.json``; its own weights unless others are asked for."""
     tag = None if pretrained in {None, "none"} else pretrained
     if tag and not Path(tag).is_file():
@@ -266,7 +266,7 @@ def _of_config(name: str, pretrained: str | None) -> Source:
         raise ModelError(f"expected model_cfg with {', '.join(sorted(needed))} in {file}: get the whole model")
     if not isinstance(stated, dict | None):
         raise ModelError(f"expected preprocess_cfg in {file} as an object, got {type(stated).__name__}")
-    return Source(name, tag, config, Path(tag) if tag else weights, stated)
+    return WeightSource(name, tag, config, Path(tag) if tag else weights, stated)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -290,7 +290,7 @@ def _tags(name: str) -> list[str]:
 
 
 def _build(
-    source: Source,
+    source: WeightSource,
     options: ModelOptions,
     *,
     seed: int = 0,
@@ -321,7 +321,7 @@ def _build(
     return Loaded(model, source, options, context or int(source.config["text_cfg"].get("context_length", 77)))
 
 
-def _with_weights(source: Source, state: dict[str, Tensor], options: ModelOptions) -> Loaded:
+def _with_weights(source: WeightSource, state: dict[str, Tensor], options: ModelOptions) -> Loaded:
     """The network at the sizes that the weights have, with the weights in it."""
     bias, notes = _bias(source, state, options)
     loaded = _build(source, options, logit_bias=bias)
@@ -355,7 +355,7 @@ def _with_weights(source: Source, state: dict[str, Tensor], options: ModelOption
     return loaded
 
 
-def _bias(source: Source, state: dict[str, Tensor], options: ModelOptions) -> tuple[float | None, list[str]]:
+def _bias(source: WeightSource, state: dict[str, Tensor], options: ModelOptions) -> tuple[float | None, list[str]]:
     """What to make the model with, that its scores have a bias where the weights have one; and what there is to say."""
     has = source.config.get("init_logit_bias") is not None
     where = source.tag or source.weights
@@ -448,7 +448,8 @@ def _grid(visual: Any) -> _Grid | None:
         before = visual.positional_embedding.shape[-2] - rows * columns
         return _Grid("visual.positional_embedding", before, _pair(visual.patch_size))
     trunk = getattr(visual, "trunk", None)
-    embed, positions = getattr(trunk, "patch_embed", None), getattr(trunk, "pos_embed", None)
+    embed: Any = getattr(trunk, "patch_embed", None)
+    positions = getattr(trunk, "pos_embed", None)
     if isinstance(positions, Tensor) and getattr(embed, "grid_size", None):
         rows, columns = embed.grid_size
         return _Grid("visual.trunk.pos_embed", positions.shape[-2] - rows * columns, _pair(embed.patch_size))
@@ -467,7 +468,7 @@ def _check_size(loaded: Loaded, options: ModelOptions) -> None:
         )
 
 
-def _activation(source: Source, options: ModelOptions) -> list[str]:
+def _activation(source: WeightSource, options: ModelOptions) -> list[str]:
     """What to say of weights in a file whose architecture has tags that were trained with the other activation."""
     if source.stated is not None or source.name.startswith((FOLDER, HUB)) or options.quick_gelu:
         return []
@@ -481,7 +482,7 @@ def _activation(source: Source, options: ModelOptions) -> list[str]:
     ]
 
 
-def _big_vision(source: Source, options: ModelOptions) -> Loaded:
+def _big_vision(source: WeightSource, options: ModelOptions) -> Loaded:
     """Google's own files, which open_clip reads into a model of the same sizes and no other."""
     assert source.weights
     loaded = _build(source, options)
@@ -497,7 +498,7 @@ def _big_vision(source: Source, options: ModelOptions) -> Loaded:
     return loaded
 
 
-def _context(source: Source) -> int:
+def _context(source: WeightSource) -> int:
     return int(source.config["text_cfg"].get("context_length", 77))
 
 
