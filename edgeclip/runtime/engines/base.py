@@ -288,10 +288,12 @@ def check_threads(threads: int | None) -> None:
         InputError: below 1, or several times the cores that this process may use.
     """
     most = max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())
-    if threads is not None and not 1 <= threads <= most:
+    if threads is not None and threads < 1:
+        raise InputError(f"expected threads of at least 1, got {threads}")
+    if threads is not None and threads > most:
         raise InputError(
-            f"expected threads of at least 1 and at most {most} here, got {threads}: more than there are cores "
-            f"({usable_cores()}) are no faster"
+            f"expected threads of at most {most} here, got {threads}: more than there are cores ({usable_cores()}) are "
+            "no faster"
         )
 
 
