@@ -213,7 +213,7 @@ def mjpeg_stream(
         first_within_s: how long its first picture may take.
 
     Raises:
-        SourceError: what comes is in parts as a camera's, but no JPEG is among them.
+        SourceError: nothing comes, or it is in parts as a camera's, but no JPEG is among them.
     """
     received, splitter = _bytes(container, stall_s), Splitter()
     head, pictures = b"", list[bytes]()
@@ -227,6 +227,10 @@ def mjpeg_stream(
                 data = b""
             pictures += splitter.feed(data) if data else splitter.rest()
             head += data if len(head) < _HEAD else b""
+            if not head:
+                raise SourceError(
+                    f"expected a video stream at {name}, got an answer without content: check the address"
+                )
             shown = printable(head[:80].decode("latin-1"), lines=False)
             parts = head.lstrip().startswith(b"--")
             if not parts and (container.size > 0 or not _may_be_jpegs(head) or not (data or pictures)):
