@@ -173,9 +173,8 @@ class MjpegStream(Connection):
                 raise self._over
             return None
         picture = self._pictures.popleft()
-        if not picture.rstrip(b"\r\n").endswith(
-            END
-        ):  # cut, most likely, and counted whether or not anyone would have taken it
+        cut = not picture.rstrip(b"\r\n").endswith(END)
+        if cut:  # most likely; counted whether or not anyone would have taken it
             decode(self._check, picture)
         return Received(picture, time.perf_counter())
 
