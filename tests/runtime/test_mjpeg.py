@@ -239,8 +239,18 @@ def test_a_file_over_http_is_played_once_whatever_its_server_can_do(film: bytes)
             assert source.reconnects == 0
 
 
+@pytest.mark.parametrize("more", [(), (b"Transfer-Encoding: chunked",)], ids=["hangs up", "in chunks"])
+def test_a_photograph_without_a_length_is_one_frame(more: tuple[bytes, ...]) -> None:
+    """As a camera's snapshot; it is not asked for again and again."""
+    parts = [chunk(PICTURES[3]), b"0\r\n\r\n"] if more else [PICTURES[3]]
+    with answering(*parts, head=head(b"image/jpeg", *more)) as server, open_source(server.url, options=QUICK) as source:
+        assert not source.live
+        assert len(list(source)) == 1
+        assert source.failed == 0
+
+
 def test_a_recording_of_a_cameras_parts_is_played_once(tmp_path: Path) -> None:
-    (tmp_path / "recorded.mjpg").write_bytes(b"".join(map(part, PICTURES)))
+    (tmp_path / "recorded.mjpg").write_bytes(b"".join(map(part, PICTURES))[:-4])  # and its end is cut off
     with file_server(tmp_path) as url, open_source(f"{url}/recorded.mjpg", options=QUICK) as source:
         taken = list(source)
     assert len(taken) + source.dropped == len(PICTURES)

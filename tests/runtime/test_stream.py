@@ -26,9 +26,11 @@ from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import crop, parse_tiles
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sinks.video import OverlaySink
 from edgeclip.runtime.sources.open import Frame, Source, open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from tests.conftest import make_table
+from tests.runtime.test_sources import encode
 
 pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
 
@@ -324,6 +326,17 @@ def test_tiles_say_what_their_crops_say(start: Callable[..., Stream], photograph
         assert view.label == alone.label
         assert view.score == pytest.approx(alone.score, abs=1e-3)
     assert record.label == record.views[0].label
+
+
+def test_a_video_that_becomes_too_small_for_a_while_goes_on(start: Callable[..., Stream], tmp_path: Path) -> None:
+    """As a camera that falls back to a substream: what is below the least region counts as failed."""
+    path = encode(tmp_path / "drops.ts", [(160, 120), (40, 32), (160, 120)], frames=10)
+    overlay = tmp_path / "shown.mp4"
+    stream = start(path, regions=parse_tiles("6x5"), sinks=(OverlaySink(overlay),))
+    assert [record.frame for record in stream] == [*range(10), *range(20, 30)]
+    assert (stream.account.read, stream.account.failed) == (20, 10)
+    with open_source(str(overlay)) as shown:
+        assert sum(1 for _ in shown) == 20
 
 
 def test_several_tables_come_from_one_pass(start: Callable[..., Stream], bundle: Bundle, video: Path) -> None:

@@ -59,7 +59,8 @@ class SourceOptions:
         open_timeout_s: how long opening a network stream, or opening it again, may take.
         stall_s: a live source that gives no frame for so long counts as lost; None for 5 s (20 s for HLS, which
             comes in segments).
-        reconnect: whether a live source that was lost is opened again; None for yes, but not for a GStreamer pipeline.
+        reconnect: whether a live source that was lost is opened again; None for yes, but not for a GStreamer pipeline,
+            nor for what over HTTP begins again as it did before, which is a file.
         give_up_s: a live source that has been lost for so long ends the run with an error; None tries for ever.
         backoff_s: the first and the longest wait before opening again; it doubles between them, less up to a half.
     """

@@ -62,6 +62,11 @@ class Splitter:
             yield bytes(self._data)
         self._take(len(self._data))
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes came after the last picture."""
+        return bool(self._data)
+
     def _next(self) -> bytes | None:
         if not self._at and not self._start():
             return None
@@ -144,6 +149,7 @@ class MjpegStream(Connection):
     ) -> None:
         self._container, self._received, self._splitter = container, received, splitter
         self._pictures = deque(pictures)
+        self._over: Exception | None = None
         self._jpeg, self._check = JpegDecoder(), JpegDecoder()  # for the consumer, and for the reading thread
         self._upright = Upright(name)
         self.stall_s = stall_s
@@ -156,17 +162,19 @@ class MjpegStream(Connection):
 
     def read(self) -> Received | None:
         """The next picture, not decoded."""
-        if not self._pictures:
+        if not self._pictures and self._over is None:
             try:
                 self._pictures.extend(self._splitter.feed(next(self._received)))
             except (StopIteration, Lost, Ended) as end:
+                self._over = Lost("the stream ended") if isinstance(end, StopIteration) else end
                 self._pictures.extend(self._splitter.rest())
-                if not self._pictures:
-                    raise Ended if isinstance(end, Ended) else Lost(str(end) or "the stream ended") from None
         if not self._pictures:
+            if self._over is not None:
+                raise self._over
             return None
         picture = self._pictures.popleft()
-        if not picture.endswith(END):  # cut, most likely, and counted whether or not anyone would have taken it
+        cut = not picture.rstrip(b"\r\n").endswith(END)
+        if cut:  # most likely; counted whether or not anyone would have taken it
             decode(self._check, picture)
         return Received(picture, time.perf_counter())
 
@@ -213,7 +221,7 @@ def mjpeg_stream(
         first_within_s: how long its first picture may take.
 
     Raises:
-        SourceError: what comes is in parts as a camera's, but no JPEG is among them.
+        SourceError: nothing comes, or it is in parts as a camera's, but no JPEG is among them.
     """
     received, splitter = _bytes(container, stall_s), Splitter()
     head, pictures = b"", list[bytes]()
@@ -227,17 +235,22 @@ def mjpeg_stream(
                 data = b""
             pictures += splitter.feed(data) if data else splitter.rest()
             head += data if len(head) < _HEAD else b""
+            if not head:
+                raise SourceError(
+                    f"expected a video stream at {name}, got an answer without content: check the address"
+                )
             shown = printable(head[:80].decode("latin-1"), lines=False)
             parts = head.lstrip().startswith(b"--")
-            if not parts and (container.size > 0 or not _may_be_jpegs(head) or not (data or pictures)):
-                return shown
-            if pictures:
-                camera = MjpegStream(name, container, received, splitter, pictures, transport, stall_s)
-            elif not data or time.perf_counter() > until:
+            ended, late = not data, time.perf_counter() > until
+            if parts and (ended or late) and not pictures:
                 raise SourceError(
                     f"expected pictures from {name}, got a stream in parts without a JPEG in it: it begins with "
                     f"'{shown}'; ask the camera for MJPEG"
                 )
+            if not parts and (ended or late or container.size > 0 or not _may_be_jpegs(head)):
+                return shown  # a single picture that ends is a photograph
+            if pictures and (parts or len(pictures) > 1 or splitter.has_more):
+                camera = MjpegStream(name, container, received, splitter, pictures, transport, stall_s)
     finally:
         if camera is None:
             container.close()

@@ -56,6 +56,7 @@ class Upright:
         self._container: Fraction | None = None
         self._seen: Fraction | None = None
         self._stretched = False
+        self._told = False
         self._graph: av.filter.Graph | None = None
         self._graph_of: tuple[int, int, str] | None = None
         if stream is not None:
@@ -70,7 +71,9 @@ class Upright:
             return
         self._seen = ratio
         if not 1 / _MOST_STRETCHED <= ratio <= _MOST_STRETCHED:
-            _log.warning(
+            told, self._told = self._told, True
+            _log.log(
+                logging.DEBUG if told else logging.WARNING,
                 "%s states pixels of %d:%d, which is taken for a mistake: they are shown as square",
                 *(self._name, ratio.numerator, ratio.denominator),
             )
