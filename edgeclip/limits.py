@@ -26,6 +26,7 @@ class Limit(NamedTuple):
 # The environment's variable is EDGECLIP_MAX_ and the name in capitals.
 LIMITS = {
     "image_pixels": Limit(100_000_000, "pixels in an image or frame"),
+    "mjpeg_bytes": Limit(32 << 20, "bytes in one picture"),
     "image_bytes": Limit(1 << 30, "bytes in an image file"),
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
     "tar_members": Limit(100_000, "files in a tar"),

@@ -6,18 +6,54 @@ below.
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.text import Text
+from typer.core import TyperGroup
 
 from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
-from edgeclip.cli.common import console, notices
+from edgeclip.cli.common import NoticesLog, console, notices
 from edgeclip.errors import EdgeclipError
+from edgeclip.printable import printable
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.version import __version__
 
+
+class _Verbs(TyperGroup):
+    """The verbs; what typer says of a command line that is wrong repeats its words, which may hold anything."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _said_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _said_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said_safely() -> Iterator[None]:
+    try:
+        yield
+    except _ClickError as error:
+        said = error.format_message()
+        said = printable(without_password(said) if "://" in said else said)
+        error.format_message = lambda: said
+        raise
+
+
+# Typer brings a click of its own or takes another's, by its version; this is the base of its errors in both.
+_ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
 app = typer.Typer(
+    cls=_Verbs,
     name="edgeclip",
     help="CLIP-style models on the edge: train, export with proof, label camera streams zero-shot.",
     no_args_is_help=True,
@@ -52,16 +88,24 @@ app.add_typer(calibrate.app, name="calibrate")
 def main() -> None:
     """Run the command line; an expected error is one sentence on stderr and the error's exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    logging.getLogger().addHandler(NoticesLog())
     try:
         app()
     except EdgeclipError as error:
-        notices.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_error(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        notices.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _print_error(error)
         sys.exit(EdgeclipError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - Python would print the same, but an error's text as it is
+        notices.print(traceback.format_exc(), highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _print_error(error: Exception) -> None:
+    notices.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -75,9 +119,3 @@ def _options(
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

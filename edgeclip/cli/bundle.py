@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgeclip.bundle import Bundle
 from edgeclip.cli.common import BundleArgument, console
@@ -24,7 +25,7 @@ def verify(bundle: BundleArgument) -> None:
     """Check every file of a bundle against its sha256, and every table against the encoder."""
     opened = Bundle.open(bundle)
     for relative in opened.verify():
-        console.print(f"[green]ok[/]  {relative}", highlight=False)
+        console.print(Text.assemble(("ok", "green"), f"  {relative}"), soft_wrap=True)
     for entry in opened.manifest.tables:
         opened.table(entry.name)
     console.print(f"{len(opened.manifest.files)} files match; model {opened.manifest.model.id}", highlight=False)

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, summary
@@ -166,7 +167,7 @@ def _print_result(
     table = Table("scene", "label of most frames", "", "frames right", box=None, header_style="bold", padding=(0, 2))
     for record in records:
         right = record["label"] == record["truth"]
-        mark = "[green]right[/]" if right else "[red]wrong[/]"
+        mark = Text("right", "green") if right else Text("wrong", "red")
         table.add_row(str(record["truth"]), str(record["label"]), mark, f"{record['frames_right']:.0%}")
     console.print(table)
     scenes_right = sum(record["label"] == record["truth"] for record in records)

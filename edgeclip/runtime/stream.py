@@ -11,7 +11,6 @@ import atexit
 import logging
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -385,10 +384,21 @@ class Stream:
 
 
 def _name_apart(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """The sources with names that differ: a second ``yard`` becomes ``yard 2``."""
-    seen: Counter[str] = Counter()
+    """The sources with names that differ: a second ``yard`` becomes ``yard 2``, or ``yard 3`` where one is called that.
+
+    Raises:
+        InputError: one source twice.
+    """
+    if len({id(source) for source in sources}) < len(sources):
+        raise InputError("expected each source once, got one twice: open it once for each time")
+    given = {source.name for source in sources}
+    taken: set[str] = set()
     for source in sources:
-        seen[source.name] += 1
-        if seen[source.name] > 1:
-            source.name = f"{source.name} {seen[source.name]}"
+        plain = source.name or "unnamed"  # a record without a name is the only source's
+        name, count = plain, 1
+        while name in taken or (count > 1 and name in given):
+            count += 1
+            name = f"{plain} {count}"
+        taken.add(name)
+        source.name = name
     return tuple(sources)

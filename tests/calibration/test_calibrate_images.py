@@ -39,14 +39,14 @@ RATE = 5
 Exact = dict[str, bytes]
 
 
-def film(path: Path, frames: Sequence[Image]) -> Path:
-    """A video at 5 frames/s."""
+def film(path: Path, frames: Sequence[Image], first: int = 0) -> Path:
+    """A video at 5 frames/s, whose clock begins at ``first``, in frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         for index, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            frame.pts, frame.time_base = first + index, Fraction(1, RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -208,6 +208,13 @@ def test_a_frame_like_the_one_before_is_not_encoded_and_counts_all_the_same(bund
     assert not any(look.changed for look in looks[1:100])  # the view that does not move
     assert all(look.row is looks[0].row for look in looks[:100])
     assert sum(look.changed for look in looks) > 200
+
+
+def test_so_many_seconds_of_a_recording_are_counted_from_its_first_frame(tmp_path: Path) -> None:
+    """A recorder's segment has the recorder's clock, an hour in, say."""
+    path = film(tmp_path / "segment.mkv", [np.full((48, 64, 3), 9 * n, np.uint8) for n in range(20)], 3600 * RATE)
+    with Footage([str(path)], every_s=0.0, duration_s=2.0) as footage:
+        assert [frame.index for frame in footage] == list(range(2 * RATE))
 
 
 def test_the_footages_sample_is_uniform_and_in_its_order() -> None:

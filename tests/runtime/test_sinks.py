@@ -191,6 +191,17 @@ def test_slugs_are_fit_for_topics_and_differ() -> None:
     assert all(value and set(value).isdisjoint("/+# ß") for value in made.values())
 
 
+def test_a_slug_follows_its_name_and_not_the_order() -> None:
+    names = ["front door", "front/door", "front_door", "Cat", "cat", "x" * 200, "x" * 201, "é", "ü"]
+    made = slugs(names)
+    assert len({own.casefold() for own in made.values()}) == len(names)
+    assert slugs(reversed(names)) == made
+    assert (made["front_door"], made["cat"]) == ("front_door", "cat")
+    assert slugs([*names, made["front door"]])[made["front door"]] == made["front door"]
+    assert len(set(slugs([*names, made["front door"]]).values())) == len(names) + 1
+    assert max(map(len, made.values())) < 100
+
+
 # --- isolation --------------------------------------------------------------------------------------------------------
 
 

@@ -134,16 +134,16 @@ class Footage:
         limit_s = self._duration_s or (_LIVE_S if source.live else math.inf)
         began = datetime.now(timezone.utc) if source.live else video_start(Path(text)) if Path(text).is_file() else None
         length_s = source.total / source.fps if source.total and source.fps else None
-        due_s = -math.inf
+        due_s, first_s = -math.inf, None
         for frame in source:
-            if frame.time_s >= limit_s:
+            first_s = frame.time_s if first_s is None else first_s
+            at_s = frame.time_s - first_s  # a recording's clock need not begin at 0
+            if at_s >= limit_s:
                 break
             if frame.time_s < due_s - _SLACK_S:
                 continue
             due_s = frame.time_s + self._every_s
-            moment = (
-                of_the_day(began + timedelta(seconds=frame.time_s)) if began else of_the_video(frame.time_s, length_s)
-            )
+            moment = of_the_day(began + timedelta(seconds=at_s)) if began else of_the_video(at_s, length_s)
             yield FootageFrame(number, frame.index, frame.time_s, frame.pixels, moment)
         self.failed[number] = source.failed
 

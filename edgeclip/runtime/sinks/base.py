@@ -6,12 +6,14 @@ To add a sink: subclass ``Sink`` in a file of its own and fill ``write``; ``open
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import queue
 import re
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +31,7 @@ _log = logging.getLogger("edgeclip")
 
 _QUEUED_RECORDS = 1024
 _QUEUED_FRAMES = 4  # with their pixels: a 1080p frame is 3 MB
+_LONGEST_SLUG = 80
 _STUCK_S = 30.0  # a sink that is waited for and takes nothing for so long hangs
 _END_S = 10.0
 _END_WAITED_FOR_S = 60.0  # such a sink may have work queued that must not be lost
@@ -200,24 +203,40 @@ def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names fit for files, topics and identifiers, by the name that each stands for.
+    """Names fit for files, topics and identifiers, by the name that each stands for, whatever their order.
 
-    They are of letters, digits, ``.``, ``_`` and ``-`` only, never empty, never twice.
+    They are of letters, digits, ``.``, ``_`` and ``-`` only, of 80 at most, never empty, never twice, also where
+    capitals do not count: those that would be alike end in a hash of their name.
 
-    >>> slugs(["yard", "front door", "front/door"])
-    {'yard': 'yard', 'front door': 'front_door', 'front/door': 'front_door_2'}
+    >>> slugs(["yard", "front door"])
+    {'yard': 'yard', 'front door': 'front_door'}
+    >>> slugs(["front_door", "front door"])
+    {'front_door': 'front_door', 'front door': 'front_door-7279998f9446'}
     """
+    plain = {name: slug(name) for name in names}
+    alike = Counter(short.casefold() for short in plain.values())
+    kept = {name for name, short in plain.items() if alike[short.casefold()] == 1 or name == short.casefold()}
+    used = {plain[name].casefold() for name in kept}
     made: dict[str, str] = {}
-    used: set[str] = set()
-    for name in names:
-        plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.") or "unnamed"
-        own, count = plain, 1
-        while own in used:
-            count += 1
-            own = f"{plain}_{count}"
-        used.add(own)
+    for name, short in plain.items():
+        own = short if name in kept else hashed(short, name)
+        if name not in kept:
+            while own.casefold() in used:  # somebody has called another one just so
+                own = hashed(own, name)
+            used.add(own.casefold())
         made[name] = own
     return made
+
+
+def slug(name: str) -> str:
+    """A name with everything replaced that is not fit for files, topics and identifiers; others may become the same."""
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.")[:_LONGEST_SLUG] or "unnamed"
+
+
+def hashed(short: str, *names: str) -> str:
+    """A slug that only these names have: the short form with a hash of them all."""
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{short[:_LONGEST_SLUG]}-{digest[:12]}"
 
 
 def _reason(error: Exception) -> str:

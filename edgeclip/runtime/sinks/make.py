@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -32,10 +32,10 @@ class SinkOptions:
     jsonl_rotate_mb: float | None = None
     csv: Path | None = None
     overlay: Path | None = None
-    mqtt: str | None = None
+    mqtt: str | None = field(default=None, repr=False)  # with a password
     ha_discovery: bool = True
     prometheus: str | None = None
-    webhook: str | None = None
+    webhook: str | None = field(default=None, repr=False)  # often a secret as a whole
 
 
 def make_sinks(options: SinkOptions) -> list[Sink]:

@@ -25,6 +25,7 @@ _log = logging.getLogger("edgeclip")
 
 _STALL_S = 5.0
 _CLOSE_WAIT_S = 1.0
+_FRUITLESS = 3  # connections without a frame, where there never was one
 Item = TypeVar("Item")
 
 
@@ -136,6 +137,7 @@ class LiveSource(Source):
         self._slot: LatestFrame[_Pending] = LatestFrame()
         self._failed = threading.Lock()  # frames fail in the reading thread and in the consumer's
         self._failure: Exception | None = None
+        self._only_bad: bool | None = None  # whether no frame that was taken could be decoded; None before the first
         self._connection: Connection | None = connect(self._stopping)
         self.fps, self.total = self._connection.fps, self._connection.total
         self._about = self._connection.about
@@ -159,7 +161,9 @@ class LiveSource(Source):
                 pixels = pending.connection.finish(pending.received.raw)
             except BadFrame:
                 self._count_failed()
+                self._only_bad = self._only_bad is not False
                 continue
+            self._only_bad = False
             yield Frame(pending.number, pending.time_s, pixels, captured=pending.received.captured)
         if self._failure is not None:
             raise SourceError(f"{self.name} stopped giving frames: {self._failure}") from self._failure
@@ -219,6 +223,7 @@ class LiveSource(Source):
         started = last = time.perf_counter()  # last: when there was a frame, or the first connection
         index = 0
         attempts = 0  # since there was a frame
+        fruitless = 0  # connections before the first frame that could be decoded
         while not self._stopping.is_set():
             try:
                 if self._connection is None:
@@ -242,6 +247,9 @@ class LiveSource(Source):
                     return
                 if not self._reconnect:
                     raise
+                fruitless += isinstance(loss, Lost) and (index == 0 or self._only_bad is True)
+                if fruitless == _FRUITLESS:
+                    raise SourceError(f"no whole frame came in {_FRUITLESS} connections ({loss})") from loss
                 self._wait(loss, attempts, time.perf_counter() - last)
                 attempts += 1
 
