@@ -32,6 +32,7 @@ from edgeclip.runtime.regions import Region
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
 from edgeclip.runtime.stream import Stream, StreamOptions
+from tests.servers import file_server
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -132,6 +133,11 @@ def test_the_first_tile_never_passes_for_the_picture(tmp_path: Path) -> None:
         with open_source(str(tmp_path / name)) as source:
             assert isinstance(source, ImageSource)
             assert [frame.rgb().shape for frame in source] == [(120, 170, 3)]
+
+
+def test_a_picture_in_tiles_over_http_is_refused() -> None:
+    with file_server(INPUTS) as address, pytest.raises(SourceError, match="HEIF picture in 6 parts: save it as a file"):
+        open_source(f"{address}/grid_turned.heic")
 
 
 def test_a_heif_of_odd_sides_is_cropped_to_them() -> None:
