@@ -111,10 +111,11 @@ def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mo
     most = {"max_pixels": str(2 * limit("image_pixels"))}
     found: dict[int, Image] = {}
     try:
-        with av.open(io.BytesIO(data), format=form, options=most) as container:
+        with av.open(io.BytesIO(data), format=form, options=most) as opened:
+            container: Any = opened
             streams = [each for each in container.streams.video if wanted is None or each.id in wanted]
             for stream in streams:
-                context: Any = stream.codec_context
+                context = stream.codec_context
                 if context is None:
                     raise SourceError(_refusal(name, "no decoder for it"))
                 context.options = most
@@ -211,7 +212,7 @@ class _Meta:
                 yield partial(np.rot90, k=self._data[box.start] & 3)
             elif box.kind == b"imir":
                 turns = True
-                yield np.fliplr if self._data[box.start] & 1 else np.flipud
+                yield partial(np.flip, axis=self._data[box.start] & 1)
         if turns:  # what its EXIF says then is what the camera's file said that it was made of
             return
         for exif in self.about.get(item, ()):

@@ -264,7 +264,8 @@ def _pnm(data: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg_2000(data: bytes) -> tuple[int, int, int]:
-    at, stated = 0, None
+    at = 0
+    stated: tuple[int, int] | None = None
     if not data.startswith(b"\xff\x4f"):
         for box in boxes(data, 0, len(data)):
             at = box.start
@@ -322,4 +323,4 @@ KINDS = (
     _kind("JPEG 2000", "jp2 j2k j2c jpx", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", _jpeg_2000),
     _kind("HEIF", "heic heif hif avif", rb"....ftyp(?:hei[cx]|hev[cx]|mif[12]|msf1|avi[fs]|avio|jpeg)", _heif),
 )
-IMAGE_SUFFIXES = frozenset().union(*(kind.suffixes for kind in KINDS))
+IMAGE_SUFFIXES = frozenset(suffix for kind in KINDS for suffix in kind.suffixes)
