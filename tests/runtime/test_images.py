@@ -121,6 +121,20 @@ def test_a_picture_in_tiles_is_put_together_cropped_and_turned(name: str) -> Non
     assert_like(read_image(INPUTS / name), np.fliplr(np.rot90(smooth())))
 
 
+def test_tiles_that_do_not_fill_their_picture_are_refused() -> None:
+    data = (INPUTS / "grid_turned.avif").read_bytes()
+    grid, tiles = data.index(b"idat") + 4, data.index(b"dimg") + 4
+    assert data[grid + 2 : grid + 4] == bytes((2, 1))  # rows and columns, less one
+    for rows, columns in ((0, 5), (5, 0)):  # as many, laid otherwise: they do not fill it
+        laid = data[: grid + 2] + bytes((rows, columns)) + data[grid + 4 :]
+        with pytest.raises(SourceError, match="do not fill it"):
+            decode_image(laid, name="x")
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        decode_image(data[: grid + 2] + b"\xff\xff" + data[grid + 4 :], name="x")
+    same = data[: tiles + 4] + data[tiles + 4 : tiles + 6] * 6 + data[tiles + 16 :]
+    assert decode_image(same, name="x").shape == (120, 170, 3)
+
+
 def test_the_first_tile_never_passes_for_the_picture(tmp_path: Path) -> None:
     data = (INPUTS / "grid_turned.heic").read_bytes()
     at = data.index(b"dimg")
