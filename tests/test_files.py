@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from edgeclip import files
-from edgeclip.files import sha256_file
+from edgeclip.files import sha256_file, sha256_json, write_json
 
 
 def settled(path: Path, content: bytes) -> Path:
@@ -39,3 +40,12 @@ def test_a_file_that_changes_within_a_tick_of_the_clock_is_read_each_time(tmp_pa
     for number in range(50):
         path.write_bytes(b"%d" % number)
         assert sha256_file(path) == hashlib.sha256(b"%d" % number).hexdigest()
+
+
+def test_json_is_written_whatever_bytes_a_name_has(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_json(tmp_path / "a.json", {name: [name, 1, {"path": (name,)}]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "caf\\xe9.jpg": ["caf\\xe9.jpg", 1, {"path": ["caf\\xe9.jpg"]}]
+    }
+    assert sha256_json([name]) != sha256_json(["caf.jpg"])

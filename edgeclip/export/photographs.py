@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import SourceError
 from edgeclip.extras import require
+from edgeclip.printable import path_text
 from edgeclip.runtime.images import Image, list_images, read_image
 
 # Colour photographs of things, for checks that want realistic input.
@@ -59,4 +60,4 @@ def photographs(folder: Path | None = None) -> list[Photograph]:
     paths = list_images(folder) if folder.is_dir() else []
     if not paths:
         raise SourceError(f"expected a folder of photographs, got {folder} without an image: give another folder")
-    return [(path.name, read_image(path)) for path in paths]
+    return [(path_text(path.name), read_image(path)) for path in paths]

@@ -88,13 +88,13 @@ def decode_heif(data: bytes, *, name: str) -> Image:
     first = found[picture.tiles[0]]
     height, width = first.shape[:2]
     if len(picture.tiles) > 1:
-        rows = len(picture.tiles) // picture.columns
-        if any(tile.shape != first.shape for tile in found.values()) or (
-            width * picture.columns < picture.width or height * rows < picture.height
-        ):
+        columns, rows = picture.columns, len(picture.tiles) // picture.columns
+        fills = (columns - 1) * width < picture.width <= columns * width
+        fills &= (rows - 1) * height < picture.height <= rows * height
+        if not fills or any(tile.shape != first.shape for tile in found.values()):
             raise SourceError(f"{name} is a HEIF picture whose tiles do not fill it: convert it to JPEG")
-        grid = np.stack([found[tile] for tile in picture.tiles]).reshape(rows, picture.columns, height, width, 3)
-        first = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, picture.columns * width, 3)
+        grid = np.stack([found[tile] for tile in picture.tiles]).reshape(rows, columns, height, width, 3)
+        first = grid.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
     image = first[: picture.height, : picture.width]
     for change in picture.changes:
         image = change(image)
@@ -110,12 +110,14 @@ def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mo
     """The first frame of each stream whose number is wanted, of the first stream if None."""
     # A stream may hold more than its header says. FFmpeg counts a row's padding too, so a whole picture needs more.
     most = {"max_pixels": str(2 * limit("image_pixels"))}
+    left = 4 * limit("image_pixels")  # of all tiles, which reach beyond the picture by one at most
     found: dict[int, Image] = {}
     try:
-        with av.open(io.BytesIO(data), format=form, options=most) as container:
+        with av.open(io.BytesIO(data), format=form, options=most) as opened:
+            container: Any = opened
             streams = [each for each in container.streams.video if wanted is None or each.id in wanted]
             for stream in streams:
-                context: Any = stream.codec_context
+                context = stream.codec_context
                 if context is None:
                     raise SourceError(_refusal(name, "no decoder for it"))
                 context.options = most
@@ -124,6 +126,8 @@ def _decoded(data: bytes, wanted: set[int] | None, name: str, *, form: str = "mo
                 if packet.stream.id in found:
                     continue
                 for frame in packet.decode():
+                    if (left := left - frame.width * frame.height) < 0:
+                        raise SourceError(_refusal(name, "its tiles are larger than it"))
                     found.setdefault(packet.stream.id, frame.to_ndarray(format="rgb24"))
                 if len(found) == len(streams):
                     break
@@ -212,7 +216,7 @@ class _Meta:
                 yield partial(np.rot90, k=self._data[box.start] & 3)
             elif box.kind == b"imir":
                 turns = True
-                yield np.fliplr if self._data[box.start] & 1 else np.flipud
+                yield partial(np.flip, axis=self._data[box.start] & 1)
         if turns:  # what its EXIF says then is what the camera's file said that it was made of
             return
         for exif in self.about.get(item, ()):

@@ -21,9 +21,10 @@ Image = npt.NDArray[np.uint8]
 _HEAD = 64  # bytes that tell every kind
 _ORIENTATION, _WIDTH, _HEIGHT = 274, 256, 257  # tags of TIFF, and so of EXIF
 _EXIF = b"Exif\x00\x00"
-# Markers of JPEG that begin a segment, and the end. What follows a scan is searched too: 0xFF is followed by 0 in it,
-# or by the number of a restart.
-_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xef\xfe])")
+# Markers of JPEG that begin a segment, and the end.
+_IS_MARKER = np.zeros(256, np.bool_)
+_IS_MARKER[[*range(0xC0, 0xD0), *range(0xD9, 0xF0), 0xFE]] = True
+_BLOCK = 1 << 20
 _END, _APP1 = 0xD9, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
@@ -53,7 +54,7 @@ class ImageKind(NamedTuple):
         name: for people.
         suffixes: of its files, in small letters.
         start: what its bytes match from their start.
-        read: bytes to (width, height, orientation); struct.error where they end too early.
+        read: bytes to (width, height, orientation); struct.error or IndexError where they end too early.
     """
 
     name: str
@@ -89,7 +90,7 @@ def read_header(data: bytes, *, name: str) -> Header:
         )
     try:
         return Header(kind.name, *kind.read(data))
-    except struct.error:
+    except (struct.error, IndexError):
         raise SourceError(
             f"{name} is a truncated or damaged {kind.name} ({len(data):,} bytes): copy it again"
         ) from None
@@ -158,8 +159,10 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
 def _jpeg(data: bytes) -> tuple[int, int, int]:
     width = height = 0
     orientation, at = 1, 2
-    while (found := _MARKER.search(data, at)) is not None:
-        marker, at = found[1][0], found.end()
+    for place, marker in _markers(data):
+        if place < at:  # within a segment, such as a thumbnail's
+            continue
+        at = place + 2
         if marker == _END:  # what follows is no part of it: padding, or a phone's film
             return width, height, orientation
         (length,) = struct.unpack_from(">H", data, at)
@@ -169,6 +172,17 @@ def _jpeg(data: bytes) -> tuple[int, int, int]:
             orientation = exif_orientation(data[at + 2 : at + length])
         at += length
     raise struct.error("no end marker")
+
+
+def _markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where 0xFF and a marker stand, anywhere; in a scan 0xFF is followed by 0, or by the number of a restart."""
+    raw = np.frombuffer(data, np.uint8)
+    for start in range(0, len(raw) - 1, _BLOCK):
+        block = raw[start : start + _BLOCK + 1]
+        places = np.flatnonzero(block[:-1] == 0xFF)
+        markers = block[places + 1]
+        known = _IS_MARKER[markers]
+        yield from zip((places[known] + start).tolist(), markers[known].tolist(), strict=True)
 
 
 def _png(data: bytes) -> tuple[int, int, int]:
@@ -217,11 +231,11 @@ def _bmp(data: bytes) -> tuple[int, int, int]:
 def _gif(data: bytes) -> tuple[int, int, int]:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _palette(flags)
-    while (mark := _byte(data, at)) == 0x21:  # an extension
+    while (mark := data[at]) == 0x21:  # an extension
         at = _after_blocks(data, at + 2)
     if mark != 0x2C:
         raise struct.error("no picture")
-    _after_blocks(data, at + 11 + _palette(_byte(data, at + 9)))  # the first picture is the one that is read
+    _after_blocks(data, at + 11 + _palette(data[at + 9]))  # the first picture is the one that is read
     return width, height, 1
 
 
@@ -230,14 +244,9 @@ def _palette(flags: int) -> int:
 
 
 def _after_blocks(data: bytes, at: int) -> int:
-    while length := _byte(data, at):
+    while length := data[at]:
         at += 1 + length
     return at + 1
-
-
-def _byte(data: bytes, at: int) -> int:
-    value: int = struct.unpack_from("B", data, at)[0]
-    return value
 
 
 def _tiff(data: bytes) -> tuple[int, int, int]:
@@ -255,7 +264,8 @@ def _pnm(data: bytes) -> tuple[int, int, int]:
 
 
 def _jpeg_2000(data: bytes) -> tuple[int, int, int]:
-    at, stated = 0, None
+    at = 0
+    stated: tuple[int, int] | None = None
     if not data.startswith(b"\xff\x4f"):
         for box in boxes(data, 0, len(data)):
             at = box.start
@@ -313,4 +323,4 @@ KINDS = (
     _kind("JPEG 2000", "jp2 j2k j2c jpx", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n", _jpeg_2000),
     _kind("HEIF", "heic heif hif avif", rb"....ftyp(?:hei[cx]|hev[cx]|mif[12]|msf1|avi[fs]|avio|jpeg)", _heif),
 )
-IMAGE_SUFFIXES = frozenset().union(*(kind.suffixes for kind in KINDS))
+IMAGE_SUFFIXES = frozenset(suffix for kind in KINDS for suffix in kind.suffixes)

@@ -198,5 +198,7 @@ def test_the_command_measures_writes_and_compares(golden_bundle: Path, tmp_path:
     assert "95 %" in edgeclip("bench", "--compare", tmp_path / "a.json", tmp_path / "a.json")
     (tmp_path / "c.json").write_text("{}")
     assert "edgeclip bench --json" in refused("bench", "--compare", tmp_path / "a.json", tmp_path / "c.json")
-    assert "WxH" in refused("bench", golden_bundle, "--frame", "large")
+    for size in ("large", "²x3", "9" * 5000 + "x1", "1920x1080x"):
+        assert "WxH" in refused("bench", golden_bundle, "--frame", size)
+    assert "100,000,000 pixels" in refused("bench", golden_bundle, "--frame", "99999x99999").replace("\n", " ")
     assert "starter" in refused("bench")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,6 +207,13 @@ def test_the_usual_names_fit_folders_by_name_or_by_order(tmp_path: Path) -> None
     found = class_prompts(["n01", "n02"], sets, class_set="pets")
     assert [(item.label, item.names) for item in found] == [("n01", ("Abyssinian",)), ("n02", ("beagle",))]
     assert class_prompts(["air_plane"], sets, class_set="cifar10")[0].names == ("air plane",)
+    composed, apart = (unicodedata.normalize(form, "Löwe") for form in ("NFC", "NFD"))  # as disks and lists spell it
+    for folder, name in ((composed, apart), (apart, composed)):
+        sets.write_text(json.dumps({"pets": [name, "cat"]}))
+        assert [item.names for item in class_prompts([folder], sets, class_set="pets")] == [(name,)]
+        sets.write_text(json.dumps({name: "lion"}))
+        assert [item.names for item in class_prompts([composed], sets)] == [("lion",)]
+    sets.write_text(json.dumps({"pets": ["Abyssinian", "beagle"], "imagenet1k": ["tench"] * 1000}))
     for chosen, message in (("pets", "got the 2 of pets"), ("dogs", "out of pets, imagenet1k")):
         with pytest.raises(InputError, match=message):
             class_prompts(["a", "b", "c"], sets, class_set=chosen)

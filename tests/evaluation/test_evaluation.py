@@ -70,6 +70,8 @@ def test_the_starter_knows_a_cat_from_a_motorcycle(labelled: Path, variant: str)
     result = evaluate_folder(Bundle.open("starter"), labelled, templates=load_templates("simple"), variant=variant)
     assert (result.top1, result.top5, result.n, result.failed, result.classes) == (1.0, 1.0, 3, 1, 3)
     assert result.machine["cores_usable"] >= 1
+    (failure,) = result.failures
+    assert failure.startswith(f"expected an image, got {labelled / 'cat' / 'damaged.jpg'}")
 
 
 def test_the_starter_beats_the_stand_in() -> None:

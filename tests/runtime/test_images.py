@@ -31,7 +31,9 @@ from edgeclip.runtime.images import (
 from edgeclip.runtime.regions import Region
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
+from edgeclip.runtime.sources.video import open_container, video_stream
 from edgeclip.runtime.stream import Stream, StreamOptions
+from tests.servers import file_server
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
@@ -119,6 +121,20 @@ def test_a_picture_in_tiles_is_put_together_cropped_and_turned(name: str) -> Non
     assert_like(read_image(INPUTS / name), np.fliplr(np.rot90(smooth())))
 
 
+def test_tiles_that_do_not_fill_their_picture_are_refused() -> None:
+    data = (INPUTS / "grid_turned.avif").read_bytes()
+    grid, tiles = data.index(b"idat") + 4, data.index(b"dimg") + 4
+    assert data[grid + 2 : grid + 4] == bytes((2, 1))  # rows and columns, less one
+    for rows, columns in ((0, 5), (5, 0)):  # as many, laid otherwise: they do not fill it
+        laid = data[: grid + 2] + bytes((rows, columns)) + data[grid + 4 :]
+        with pytest.raises(SourceError, match="do not fill it"):
+            decode_image(laid, name="x")
+    with pytest.raises(SourceError, match="truncated or damaged"):
+        decode_image(data[: grid + 2] + b"\xff\xff" + data[grid + 4 :], name="x")
+    same = data[: tiles + 4] + data[tiles + 4 : tiles + 6] * 6 + data[tiles + 16 :]
+    assert decode_image(same, name="x").shape == (120, 170, 3)
+
+
 def test_the_first_tile_never_passes_for_the_picture(tmp_path: Path) -> None:
     data = (INPUTS / "grid_turned.heic").read_bytes()
     at = data.index(b"dimg")
@@ -132,6 +148,14 @@ def test_the_first_tile_never_passes_for_the_picture(tmp_path: Path) -> None:
         with open_source(str(tmp_path / name)) as source:
             assert isinstance(source, ImageSource)
             assert [frame.rgb().shape for frame in source] == [(120, 170, 3)]
+
+
+def test_a_picture_in_tiles_over_http_is_refused() -> None:
+    with file_server(INPUTS) as address, pytest.raises(SourceError):  # a server without ranges
+        open_source(f"{address}/grid_turned.heic")
+    refused = pytest.raises(SourceError, match="HEIF picture in 6 parts: save it as a file")
+    with open_container(str(INPUTS / "grid_turned.heic")) as container, refused:  # what FFmpeg finds where it can seek
+        video_stream(container, "x")
 
 
 def test_a_heif_of_odd_sides_is_cropped_to_them() -> None:

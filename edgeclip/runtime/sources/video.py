@@ -25,6 +25,9 @@ from edgeclip.runtime.sources.upright import Upright
 
 _log = logging.getLogger("edgeclip")
 
+# What a still picture in HEIF says that it is. Files of that kind are put together by the reader of images.
+_STILLS = frozenset({"heic", "heix", "mif1", "avif"})
+
 
 def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
     """Open a video file, losslessly or, in real time, as a camera.
@@ -198,11 +201,13 @@ def video_stream(container: Any, name: str) -> Any:
         name: of the source, for the error.
 
     Raises:
-        SourceError: there is none, or its pictures are too large.
+        SourceError: there is none, its pictures are too large, or it is a part of a larger picture.
     """
     streams = container.streams.video
     if not streams:
         raise SourceError(f"expected a video, got {name}, which has no video stream")
+    if len(streams) > 1 and container.metadata.get("major_brand") in _STILLS:
+        raise SourceError(f"{name} is a HEIF picture in {len(streams)} parts: save it as a file, and label that")
     for stream in streams:
         codec = stream.codec_context
         if codec is not None:
