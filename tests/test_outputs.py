@@ -371,6 +371,15 @@ def test_a_user_without_home_name_or_rights_goes_on_without_a_cache(everyones: P
 
 
 @as_root
+def test_a_library_that_looks_for_a_home_is_loaded_without_one() -> None:
+    """OpenVINO does when it is imported; only the user's name is another here, so that its files can be read."""
+    pytest.importorskip("openvino")
+    code = "import os, edgeclip.extras; os.environ.pop('HOME', None); os.setreuid(54321, 0)\n"
+    done = python(code + "print(edgeclip.extras.require('openvino', purpose='test').__name__)")
+    assert done.stdout == "openvino\n", done.stderr
+
+
+@as_root
 def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
     real, place = tmp_path / "real", tmp_path / "cache"
     (real / "proofs").mkdir(parents=True)

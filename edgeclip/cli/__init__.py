@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeclip.errors import EdgeclipError
+from edgeclip.extras import name_a_home
 from edgeclip.printable import printable
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Run the command line; an expected error is one sentence on stderr and the error's exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    name_a_home()
     for stream in (sys.stdout, sys.stderr):
         # Names come from anywhere, and a terminal may know ASCII only: what it cannot show is written out.
         with contextlib.suppress(AttributeError, ValueError):  # no stream, or none that encodes
