@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[object]:
+def mount() -> Iterator[Callable[..., None]]:
     """``mount(*arguments)`` for the time of a test."""
     mounted: list[str] = []
 
@@ -177,7 +177,7 @@ def test_the_owner_of_a_file_that_is_there_stays(tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mount: Callable[..., None]) -> None:
     real, place = tmp_path / "real with blank", tmp_path / "inside" / "place here"
     real.write_text("old and longer than what comes")
     place.parent.mkdir()
@@ -192,7 +192,7 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mo
 
 
 @as_root
-def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mount: Callable[..., None]) -> None:
     place = tmp_path / "volume"
     place.mkdir()
     mount("-t", "tmpfs", "none", str(place))
@@ -203,7 +203,7 @@ def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mo
 
 
 @as_root
-def test_a_place_that_may_only_be_read_is_found_before_the_work(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_place_that_may_only_be_read_is_found_before_the_work(tmp_path: Path, mount: Callable[..., None]) -> None:
     place = tmp_path / "volume"
     place.mkdir()
     mount("-t", "tmpfs", "-o", "ro", "none", str(place))
@@ -252,7 +252,7 @@ def test_several_files_come_together_or_not_at_all(tmp_path: Path, there: bool) 
 
 
 @as_root
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, mount: Callable[..., None]) -> None:
     mount("-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path))
     with pytest.raises(InputError, match=r"cannot write .*x \(No space left on device\): make room"):
         write_text(tmp_path / "x", "x" * 200_000)
@@ -380,7 +380,7 @@ def test_a_library_that_looks_for_a_home_is_loaded_without_one() -> None:
 
 
 @as_root
-def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, mount: Callable[..., None]) -> None:
     real, place = tmp_path / "real", tmp_path / "cache"
     (real / "proofs").mkdir(parents=True)
     (real / "proofs" / "known").write_text("proved")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -50,8 +51,8 @@ def main() -> None:
     name_a_home()
     for stream in (sys.stdout, sys.stderr):
         # Names come from anywhere, and a terminal may know ASCII only: what it cannot show is written out.
-        with contextlib.suppress(AttributeError, ValueError):  # no stream, or none that encodes
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         from edgeclip.cli.verbs import app
 
