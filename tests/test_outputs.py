@@ -197,8 +197,10 @@ def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mo
     place.mkdir()
     mount("-t", "tmpfs", "none", str(place))
     (place / "old").touch()
-    with atomic_folder(place, overwrite=True) as folder:
-        (folder / "new").mkdir()
+    with workshop(place) as of_somebody_else:
+        with atomic_folder(place, overwrite=True) as folder:
+            (folder / "new").mkdir()
+        assert of_somebody_else.exists()
     assert [path.name for path in place.iterdir()] == ["new"]
 
 
@@ -242,9 +244,14 @@ def test_several_files_come_together_or_not_at_all(tmp_path: Path, there: bool) 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert out.exists() == there
+    if there:
+        (tmp_path / "real").touch()
+        (out / "a").unlink()
+        (out / "a").symlink_to("../real")
     with atomic_files(out) as folder:
         (folder / "a").write_text("new")
     assert (out / "a").read_text() == "new"
+    assert (out / "a").is_symlink() == there
     assert sorted(path.name for path in out.iterdir()) == (["a", "other"] if there else ["a"])
 
 
