@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -57,6 +59,7 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> Any:
     Raises:
         MissingExtraError: the module, or something that it imports, is not installed.
     """
+    name_a_home()
     try:
         imported: ModuleType = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -65,6 +68,17 @@ def require(module: str, *, purpose: str, extra: str | None = None) -> Any:
             f"{error.name or module} is needed to {purpose} but is not installed: run pip install 'edgeclip[{extra}]'"
         ) from error
     return imported
+
+
+def name_a_home() -> None:
+    """Give a user without a home the name of one that is not there.
+
+    Libraries look for it when they are imported (OpenVINO does), and fail where there is not even a name.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/nonexistent"  # Debian's word for it
 
 
 def _extra_of(module: str) -> str:

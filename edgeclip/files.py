@@ -257,7 +257,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False, holds: Sequence[str] =
     if not within:
         _make_folder(target.parent, path)
     with _finishes(path), workshop(target if within else target.parent, path.stem) as work:
-        temporary = work / path.name
+        temporary = work / target.name
         temporary.mkdir()
         yield temporary
         _swap(temporary, target, work / _OLD, within=within)
@@ -272,17 +272,21 @@ def _swap(new: Path, target: Path, old: Path, *, within: bool) -> None:
                 target.rename(old / target.name)
             new.rename(target)
             return
-        for entry in list(target.iterdir()):
-            if entry != old.parent:
-                entry.rename(old / entry.name)
-        for entry in list(new.iterdir()):
+        for entry in _contents(target):
+            entry.rename(old / entry.name)
+        for entry in _contents(new):
             entry.rename(target / entry.name)
     except OSError as error:
         if within:
-            for entry in [entry for entry in target.iterdir() if entry != old.parent]:
+            for entry in _contents(target):
                 entry.rename(new / entry.name)
         _bring_back(old.parent)
         raise InputError(f"cannot write {target} ({error.strerror}): choose another place") from error
+
+
+def _contents(folder: Path) -> list[Path]:
+    """What is in a folder, but for what somebody works in."""
+    return [entry for entry in folder.iterdir() if not _PART.fullmatch(entry.name)]
 
 
 @contextlib.contextmanager
@@ -407,7 +411,7 @@ def atomic_files(folder: Path) -> Iterator[Path]:
         with _finishes(folder), workshop(target) as work:
             yield work
             for entry in list(work.iterdir()):
-                entry.replace(target / entry.name)
+                _put(entry, find_output(target / entry.name))
     finally:
         if made:
             with contextlib.suppress(OSError):  # it holds something, as it does but for a failure

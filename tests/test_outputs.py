@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[object]:
+def mount() -> Iterator[Callable[..., None]]:
     """``mount(*arguments)`` for the time of a test."""
     mounted: list[str] = []
 
@@ -177,7 +177,7 @@ def test_the_owner_of_a_file_that_is_there_stays(tmp_path: Path) -> None:
 
 
 @as_root
-def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mount: Callable[..., None]) -> None:
     real, place = tmp_path / "real with blank", tmp_path / "inside" / "place here"
     real.write_text("old and longer than what comes")
     place.parent.mkdir()
@@ -192,18 +192,20 @@ def test_a_file_that_is_mounted_by_itself_is_written_in_place(tmp_path: Path, mo
 
 
 @as_root
-def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_that_is_mounted_by_itself_gets_the_contents(tmp_path: Path, mount: Callable[..., None]) -> None:
     place = tmp_path / "volume"
     place.mkdir()
     mount("-t", "tmpfs", "none", str(place))
     (place / "old").touch()
-    with atomic_folder(place, overwrite=True) as folder:
-        (folder / "new").mkdir()
+    with workshop(place) as of_somebody_else:
+        with atomic_folder(place, overwrite=True) as folder:
+            (folder / "new").mkdir()
+        assert of_somebody_else.exists()
     assert [path.name for path in place.iterdir()] == ["new"]
 
 
 @as_root
-def test_a_place_that_may_only_be_read_is_found_before_the_work(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_place_that_may_only_be_read_is_found_before_the_work(tmp_path: Path, mount: Callable[..., None]) -> None:
     place = tmp_path / "volume"
     place.mkdir()
     mount("-t", "tmpfs", "-o", "ro", "none", str(place))
@@ -242,9 +244,14 @@ def test_several_files_come_together_or_not_at_all(tmp_path: Path, there: bool) 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert out.exists() == there
+    if there:
+        (tmp_path / "real").touch()
+        (out / "a").unlink()
+        (out / "a").symlink_to("../real")
     with atomic_files(out) as folder:
         (folder / "a").write_text("new")
     assert (out / "a").read_text() == "new"
+    assert (out / "a").is_symlink() == there
     assert sorted(path.name for path in out.iterdir()) == (["a", "other"] if there else ["a"])
 
 
@@ -252,7 +259,7 @@ def test_several_files_come_together_or_not_at_all(tmp_path: Path, there: bool) 
 
 
 @as_root
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, mount: Callable[..., None]) -> None:
     mount("-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path))
     with pytest.raises(InputError, match=r"cannot write .*x \(No space left on device\): make room"):
         write_text(tmp_path / "x", "x" * 200_000)
@@ -371,7 +378,16 @@ def test_a_user_without_home_name_or_rights_goes_on_without_a_cache(everyones: P
 
 
 @as_root
-def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, mount) -> None:  # type: ignore[no-untyped-def]
+def test_a_library_that_looks_for_a_home_is_loaded_without_one() -> None:
+    """OpenVINO does when it is imported; only the user's name is another here, so that its files can be read."""
+    pytest.importorskip("openvino")
+    code = "import os, edgeclip.extras; os.environ.pop('HOME', None); os.setreuid(54321, 0)\n"
+    done = python(code + "print(edgeclip.extras.require('openvino', purpose='test').__name__)")
+    assert done.stdout == "openvino\n", done.stderr
+
+
+@as_root
+def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, mount: Callable[..., None]) -> None:
     real, place = tmp_path / "real", tmp_path / "cache"
     (real / "proofs").mkdir(parents=True)
     (real / "proofs" / "known").write_text("proved")

@@ -6,16 +6,20 @@ is said in a sentence.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import io
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeclip.errors import EdgeclipError
+from edgeclip.extras import name_a_home
 from edgeclip.printable import printable
 
 if TYPE_CHECKING:
@@ -47,35 +51,50 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Run the command line; an expected error is one sentence on stderr and the error's exit code."""
+    before = set(threading.enumerate())
     signal.signal(signal.SIGTERM, _interrupt)
+    name_a_home()
     for stream in (sys.stdout, sys.stderr):
         # Names come from anywhere, and a terminal may know ASCII only: what it cannot show is written out.
-        with contextlib.suppress(AttributeError, ValueError):  # no stream, or none that encodes
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    code = _run()
+    # A thread that was left behind in a library (a camera that hangs) must not have it torn down under it.
+    if any(thread.name.startswith("edgeclip-") for thread in set(threading.enumerate()) - before):
+        atexit._run_exitfuncs()
+        _leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code; what keeps a verb from its end is said."""
     try:
         from edgeclip.cli.common import NoticesLog
         from edgeclip.cli.verbs import app
 
         logging.getLogger().addHandler(NoticesLog())
         app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except EdgeclipError as error:
         _say(str(error))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _say(f"{error.strerror or error}{where}: {_TO_DO.get(error.errno or 0, 'check that place and your rights')}")
-        sys.exit(EdgeclipError.exit_code)
+        return EdgeclipError.exit_code
     except Exception as error:  # noqa: BLE001 - said, or printed as Python would
         if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)):
             print(printable(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
-            sys.exit(1)
+            return 1
         _say(
             f"not enough memory ({str(error) or 'none is left'}): raise the limit of this process (ulimit -v, or its "
             "container's), use fewer threads, or a smaller model"
         )
         _leave(EdgeclipError.exit_code)
+    return 0
 
 
 def _say(message: str) -> None:

@@ -129,7 +129,11 @@ def label(
         str | None, typer.Option(help="Inference engine. (the fastest proved here)", rich_help_panel=_RUN)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads for the encoder (all).", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(
+            help="CPU threads for the encoder. (the cores or the container's quota)",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     preprocess: Annotated[
         str, typer.Option(help="auto (the fastest that agrees with exact here), exact or fast.", rich_help_panel=_RUN)

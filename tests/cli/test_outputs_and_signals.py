@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from edgeclip.runtime.images import write_image
 EDGECLIP = [sys.executable, "-m", "edgeclip"]
 
 
-def started(*arguments: object, **more: object) -> subprocess.Popen[str]:
+def started(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     command = [*EDGECLIP, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[float, str, str]:
@@ -59,10 +59,10 @@ def silent_server(first: bytes = b"") -> Iterator[tuple[int, list[socket.socket]
             caller.close()
 
 
-def until(happened: object, process: subprocess.Popen[str]) -> None:
+def until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
     """Wait for something outside."""
     deadline = time.monotonic() + 60
-    while not happened():  # type: ignore[operator]
+    while not happened():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

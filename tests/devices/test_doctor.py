@@ -317,10 +317,14 @@ def test_a_recording_says_what_its_folder_said(name: str, tmp_path: Path) -> Non
     assert examine(tmp_path / "machine.tar").findings == report.findings
 
 
-def test_what_stops_edgeclip_is_said_and_is_the_exit_code() -> None:
-    done = run(EDGECLIP_CACHE="/proc/nothing")
+def test_what_stops_edgeclip_is_said_and_is_the_exit_code(tmp_path: Path) -> None:
+    """A cache that cannot be written does not: what it would keep is made anew."""
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1 is missing')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = run(EDGECLIP_CACHE="/proc/nothing", PYTHONPATH=path)
     assert done.returncode == 1
     assert "edgeclip cannot run here" in done.stdout
+    assert "libGL.so.1 is missing" in done.stdout
     assert "export EDGECLIP_CACHE=" in done.stdout
 
 

@@ -398,6 +398,14 @@ def test_rows_are_of_their_graph_and_their_image(tiny_bundle: Path, many: Path, 
         image_embeddings(other, "fp32", [Item("x", b"hello")])
 
 
+def test_a_store_that_cannot_be_written_keeps_nothing_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    store = EmbeddingStore(Path("/proc/nothing/x.rows"), 4, "ab" * 32)
+    for _ in range(2):
+        store.add(["11" * 32], np.ones((1, 4), np.float32))
+    assert store.get("11" * 32) is None
+    assert [record.getMessage().count("not kept in the cache") for record in caplog.records] == [1]
+
+
 def test_two_writers_share_a_store(tmp_path: Path) -> None:
     key, rows = "ab" * 32, np.eye(4, dtype=np.float32)
     first, second = (EmbeddingStore(tmp_path / "x.rows", 4, key) for _ in range(2))

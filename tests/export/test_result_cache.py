@@ -155,7 +155,7 @@ def test_a_full_disk_fails_no_run(
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> int:
-        if path.parent == cache:
+        if cache in path.parents:
             raise OSError(28, "No space left on device")
         return write(path, content)
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from edgeclip.runtime.images import Image
 from edgeclip.runtime.records import Scored
 from edgeclip.runtime.sinks import lettering
 from edgeclip.runtime.sinks.lettering import text_size, write_text_on
@@ -18,7 +19,7 @@ from edgeclip.runtime.sinks.overlay import draw_labels
 NOBODY_HAS = "\U00010600"  # Linear A
 
 
-def written(text: str) -> np.ndarray:
+def written(text: str) -> Image:
     image = np.zeros((60, 600, 3), np.uint8)
     write_text_on(image, text, (5, 40), 1.0, (255, 255, 255), 1)
     return image

@@ -131,9 +131,9 @@ def disk(facts: Facts) -> Iterator[Finding]:
             "disk",
             "problem",
             f"{found.folder} cannot be written",
-            "proofs and engines are kept there, and nothing runs without a proof: choose another folder",
+            "proofs and engines are kept there, and are made anew at every start where they cannot be: choose another "
+            "folder",
             fix,
-            stops=True,
         )
     elif found.free_gib < _DISK_GIB[1]:
         full = found.free_gib < _DISK_GIB[0]

@@ -19,6 +19,7 @@ import msgspec
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.machine.tree import without_home
 from edgeclip.devices.machine.try_library import LibraryTrial, Tried, trials
+from edgeclip.errors import InputError
 from edgeclip.files import cache_place
 
 # Packages that bring the same module, of which the last one installed wins.
@@ -108,7 +109,7 @@ def read_software(devices: Iterable[str] = ()) -> Software:
         packages=installed_versions(name for names in _SAME_MODULE for name in names),
         missing_groups=_missing_groups(),
         closed_devices=tuple(path for path in devices if not os.access(path, os.R_OK | os.W_OK)),
-        disk=_disk(cache_place()),
+        disk=_disk(_cache()),
     )
 
 
@@ -167,6 +168,13 @@ def _missing_groups() -> tuple[str, ...]:
         except KeyError:  # this system has no such group
             continue
     return tuple(missing)
+
+
+def _cache() -> Path:
+    try:
+        return cache_place()
+    except InputError:  # no home: a folder of the process will stand in
+        return Path(tempfile.gettempdir())
 
 
 def _disk(folder: Path) -> Disk | None:

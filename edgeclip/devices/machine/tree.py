@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path, PurePosixPath
 
 from edgeclip.errors import InputError
-from edgeclip.files import atomic_file
+from edgeclip.files import atomic_file, home_folder
 from edgeclip.tars import plain_files
 
 _LARGEST = 1 << 20
@@ -160,7 +160,7 @@ def field(text: str | None, key: str) -> str | None:
 
 def without_home(text: str) -> str:
     """A text in which ``~`` stands for home folders, whose names are those of users."""
-    home = str(Path.home())
+    home = str(home_folder() or "")
     return _HOME.sub("~", text.replace(home, "~") if len(home) > 1 else text)
 
 

@@ -17,7 +17,7 @@ from typing import IO
 import msgspec
 
 from edgeclip.errors import InputError
-from edgeclip.files import atomic_file
+from edgeclip.files import atomic_file, sweep
 from edgeclip.outputs import find_output
 from edgeclip.runtime.records import LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
@@ -178,6 +178,7 @@ class LineFile:
             elif follow:
                 self.path = output.target
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                sweep(self.path.parent)
                 if self._rotate_bytes and self.path.exists() and self.path.stat().st_size:
                     self._shift()  # what an earlier run left is kept like any other earlier file
                 self._start(self._unbuffered())

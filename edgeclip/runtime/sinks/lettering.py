@@ -48,8 +48,8 @@ def text_size(text: str, scale: float, thickness: int) -> tuple[int, int, int]:
     if text.isascii():
         (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
         return int(width), int(height), int(below)
-    widths, heights, depths = zip(*(_size(run, scale) for run in _runs(text)), strict=True)
-    return sum(widths), max(heights), max(depths)
+    sizes = [_size(run, scale) for run in _runs(text)]
+    return sum(width for width, _, _ in sizes), max(height for _, height, _ in sizes), max(below for *_, below in sizes)
 
 
 def write_text_on(image: Image, text: str, at: tuple[int, int], scale: float, colour: Colour, thickness: int) -> None:
@@ -140,7 +140,7 @@ def _cover(run: _Run, scale: float) -> tuple[npt.NDArray[np.float32], int, int]:
         write_text_on(canvas, run.text, (0, height + 1), scale, (255, 255, 255), 1)
         return canvas[..., :1].astype(np.float32) / np.float32(255), 0, -height - 1
     pillow = _pillow()
-    assert pillow
+    assert pillow, "a font is chosen only where it is there"
     font = _loaded(run.font, _pixels(scale))
     left, top, right, bottom = font.getbbox(run.text, anchor="ls")
     picture = pillow.Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
@@ -180,7 +180,7 @@ def _pillow() -> _Pillow | None:
 @lru_cache(maxsize=64)
 def _loaded(font: _Font, pixels: int) -> Any:
     pillow = _pillow()
-    assert pillow
+    assert pillow, "fonts are looked for only where it is there"
     return pillow.ImageFont.truetype(font.file, pixels, font.face)
 
 
