@@ -73,6 +73,8 @@ class PromptTable:
     decisions: tuple[Decisions, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2:
+            raise TableError(f"expected rows (C, D) in table {self.name!r}, got an array {self.embeddings.shape}")
         named = {*self.background, *self.thresholds}
         if strange := sorted(named.difference(self.labels) if named else ()):
             raise TableError(f"expected background rows and thresholds of classes of {self.name!r}, got {strange[:3]}")

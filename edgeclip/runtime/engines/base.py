@@ -252,11 +252,13 @@ def check_threads(threads: int | None) -> None:
     Raises:
         InputError: below 1, or several times the cores that this process may use.
     """
-    most = max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())
-    if threads is not None and not 1 <= threads <= most:
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"expected threads of at least 1, got {threads}")
+    if threads > (most := max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())):
         raise InputError(
-            f"expected threads of at least 1 and at most {most} here, got {threads}: more than there are cores "
-            f"({usable_cores()}) are no faster"
+            f"expected at most {most} threads for {usable_cores()} cores, got {threads}: more are no faster"
         )
 
 
