@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from edgeclip.calibration.choice.bins import Exposure
 from edgeclip.documents import read_json
 from edgeclip.errors import IntegrityError, SourceError
+from edgeclip.manifest import safe_path
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.tensors import open_tensors
@@ -147,7 +148,7 @@ class ChosenImages(Sequence[Image]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._items = [(folder / item.file, item.sha256) for item in read_record(folder).images]
+        self._items = [(folder / safe_path(item.file), item.sha256) for item in read_record(folder).images]
         for path, sha256 in self._items:
             _content(path, sha256)
 
@@ -168,8 +169,9 @@ class ChosenImages(Sequence[Image]):
 def _content(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"expected {path} of {RECORD}, got: {error.strerror}: choose again") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null in it
+        why = getattr(error, "strerror", None) or error
+        raise IntegrityError(f"expected {path} of {RECORD}, got: {why}: choose again") from error
     if (digest := hashlib.sha256(content).hexdigest()) != sha256:
         raise IntegrityError(
             f"expected {path} with sha256 {sha256[:12]}…, got {digest[:12]}…: it is not the image that was chosen; "
