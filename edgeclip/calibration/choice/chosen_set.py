@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from edgeclip.calibration.choice.bins import Exposure
 from edgeclip.documents import read_json
-from edgeclip.errors import IntegrityError, SourceError
+from edgeclip.errors import IntegrityError, SourceError, TableError
+from edgeclip.key_cache import require_unit
 from edgeclip.manifest import safe_path
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image, decode_image
@@ -195,6 +196,8 @@ def read_sample(folder: Path) -> FootageSample:
     try:
         with open_tensors(folder / SAMPLE, error=SourceError) as stored:
             rows = stored.array("rows", "F32", (None, None))
-            return FootageSample(rows, stored.array("exposures", "F32", (len(rows), 3)))
-    except SourceError as error:
+            exposures = stored.array("exposures", "F32", (len(rows), 3))
+        require_unit(rows, str(folder / SAMPLE))
+        return FootageSample(rows, exposures)
+    except (SourceError, TableError) as error:
         raise SourceError(f"expected a sample of the footage, got: {error}; choose the images again") from error
