@@ -6,29 +6,46 @@ sha256 in ``manifest.json``, and the manifest against its own digest.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from edgeclip.class_names import ClassesLike, TemplatesLike, as_classes, as_templates
 from edgeclip.decisions import Current, current_decisions
+from edgeclip.documents import read_json
 from edgeclip.errors import BundleError, InputError, IntegrityError, TableError, VariantError
 from edgeclip.extras import require
 from edgeclip.files import atomic_file, atomic_folder, cache_dir, sha256_file, sha256_json
-from edgeclip.manifest import MANIFEST, file_record, read_manifest, safe_path, write_manifest
+from edgeclip.locks import locked
+from edgeclip.manifest import (
+    MANIFEST,
+    check_consistent,
+    file_record,
+    plain_path,
+    read_manifest,
+    safe_path,
+    visible_files,
+    write_manifest,
+)
+from edgeclip.onnx_graph import check_graph
+from edgeclip.printable import printable
 from edgeclip.prompts import PromptTable, TextEncoder, check_table_name
-from edgeclip.spec import Manifest, TableEntry, Variant
+from edgeclip.spec import FileRecord, Manifest, TableEntry, Variant
+from edgeclip.tars import plain_files
 
 STARTER = "starter"
+# Hidden in a bundle's folder: who writes to it holds the one, and puts new files into the other.
+LOCK, STAGING = ".lock", ".adding"
 
 
 @dataclass(eq=False)
@@ -59,7 +76,7 @@ class Bundle:
             folder = Path(path)
             if folder.suffix == ".tar" and folder.is_file():
                 folder = _unpack(folder)
-        return cls(folder, read_manifest(folder))
+        return cls(folder, _manifest_in(folder))
 
     @property
     def is_starter(self) -> bool:
@@ -75,15 +92,18 @@ class Bundle:
         record = self.manifest.files.get(relative)
         if record is None:
             raise IntegrityError(f"{relative} is not listed in {self.path / MANIFEST}: make the bundle again")
-        path = self.path / safe_path(relative)
+        path = plain_path(self.path, relative)
         if not path.is_file():
             raise IntegrityError(f"{self.path} lacks {relative}: copy the bundle again")
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+            digest = sha256_file(path) if size == record.size else ""
+        except OSError as error:
+            raise IntegrityError(f"cannot read {path} ({error.strerror}): copy the bundle again") from error
         if size != record.size:
             raise IntegrityError(
                 f"{path} was altered: expected {record.size:,} bytes, got {size:,}; copy the bundle again"
             )
-        digest = sha256_file(path)
         if digest != record.sha256:
             raise IntegrityError(
                 f"{path} was altered: expected sha256 {record.sha256[:12]}…, got {digest[:12]}…; copy the bundle again"
@@ -93,22 +113,40 @@ class Bundle:
     def verify(self) -> Iterator[str]:
         """Check every listed file in turn, yielding each relative path once it has passed.
 
+        What another process adds or replaces meanwhile is looked at too. Hidden files are passed over, and so is what
+        a process that was killed while it wrote had noted: the next one that writes removes it.
+
         Raises:
             IntegrityError: at the first file that is missing or altered, or if the folder holds unlisted files.
         """
-        listed = set(self.manifest.files)
-        present = {
-            path.relative_to(self.path).as_posix()
-            for path in self.path.rglob("*")
-            if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
-        }
-        for relative in sorted(listed):
-            self.file(relative)
-            yield relative
-        if unlisted := sorted(present - listed):
-            raise IntegrityError(
-                f"{self.path} holds files that its manifest does not list ({', '.join(unlisted[:3])}): remove them"
-            )
+        passed: dict[str, FileRecord] = {}
+        while True:
+            try:
+                for relative, record in sorted(self.manifest.files.items()):
+                    if passed.get(relative) != record:
+                        self.file(relative)
+                        passed[relative] = record
+                        yield relative
+                self._check_nothing_unlisted()
+            except IntegrityError:
+                if not self._changed_meanwhile():
+                    raise
+            else:
+                return
+
+    def _check_nothing_unlisted(self) -> None:
+        present = set(visible_files(self.path)) - {MANIFEST}
+        if unlisted := sorted(present - self.manifest.files.keys() - set(_noted(self.path / LOCK))):
+            names = printable(", ".join(unlisted[:3]), lines=False)
+            raise IntegrityError(f"{self.path} holds files that its manifest does not list ({names}): remove them")
+
+    def _changed_meanwhile(self) -> bool:
+        """Whether the manifest on disk is another of the same model by now; then it is this bundle's."""
+        fresh = _manifest_in(self.path)
+        if fresh == self.manifest or fresh.model != self.manifest.model:
+            return False
+        self.manifest = fresh
+        return True
 
     def variant(self, name: str) -> Variant:
         """The variant called ``name``.
@@ -123,11 +161,24 @@ class Bundle:
         raise VariantError(f"{self.path.name} has no variant {name!r}: expected one of {available}")
 
     def variant_path(self, name: str) -> Path:
-        """Checked path of a variant's ONNX graph (its external data files are checked too)."""
+        """Checked path of a variant's ONNX graph; its external data files are checked too.
+
+        Raises:
+            VariantError: there is no such variant.
+            IntegrityError: a file is missing or altered, the graph reads one that the variant does not list, or asks
+                for more than ``check_graph`` allows.
+            EngineError: it is no ONNX file.
+        """
         variant = self.variant(name)
         for data_file in variant.data_files:
             self.file(data_file)
-        return self.file(variant.file)
+        path, folder = self.file(variant.file), PurePosixPath(variant.file).parent
+        for location in check_graph(path):
+            if str(folder / location) not in variant.data_files:
+                raise IntegrityError(
+                    f"{path} reads {location!r}, which the manifest does not list for {name}: make the bundle again"
+                )
+        return path
 
     def graph_digests(self, name: str) -> list[str]:
         """Sha256 of a variant's ONNX graph and of each external data file, as the manifest has them."""
@@ -147,6 +198,14 @@ class Bundle:
         Raises:
             TableError: no such table, or it belongs to another model.
         """
+        while True:
+            try:
+                return self._table(name)
+            except (IntegrityError, TableError):  # since the manifest was read it may have been replaced, or added
+                if not self._changed_meanwhile():
+                    raise
+
+    def _table(self, name: str | None) -> PromptTable:
         tables = {table.name: table for table in self.manifest.tables}
         if name is None:
             if len(tables) != 1:
@@ -262,25 +321,17 @@ class Bundle:
         elif target.exists() and not overwrite:
             raise InputError(f"{target} exists already: choose another output or overwrite it")
         table = self.encode_table(name, classes, templates, background=background, progress=progress)
-        earlier = self._earlier_table(name, target)
-        if earlier and earlier.decisions:
-            table = replace(table, decisions=earlier.decisions)
         if target is None:
-            self.add_table(table, overwrite=overwrite)
-        else:
-            table.save(target)
+            return self._write_table(table, overwrite=overwrite, keep_decisions=True)
+        if target.exists():
+            table = replace(table, decisions=PromptTable.load(target).decisions)
+        table.save(target)
         return table
 
     def _prompts(self, purpose: str) -> Any:
         """The module that makes tables: it is on the workstation's side, which a device does not have."""
         extra = "demo" if self.manifest.model.origin.loader == "edgeclip" else "export"
         return require("edgeclip.export.prompt_table", purpose=purpose, extra=extra)
-
-    def _earlier_table(self, name: str, file: Path | None) -> PromptTable | None:
-        """The table that is about to be replaced: its decisions stay, to be fitted again."""
-        if file:
-            return PromptTable.load(file) if file.exists() else None
-        return self.table(name) if any(entry.name == name for entry in self.manifest.tables) else None
 
     def require_writable(self) -> None:
         """Refuse a bundle that nothing can be added to.
@@ -300,26 +351,70 @@ class Bundle:
     def _check_table_addable(self, name: str, *, overwrite: bool) -> None:
         self.require_writable()
         self.manifest = read_manifest(self.path)  # another process, or another Bundle, may have added something
+        self._check_name_free(name, overwrite=overwrite)
+
+    def _check_name_free(self, name: str, *, overwrite: bool) -> None:
         if not overwrite and any(entry.name == name for entry in self.manifest.tables):
             raise TableError(f"{self.path.name} has a table {name!r} already: choose another name or overwrite it")
 
-    def add_table(self, table: PromptTable, *, overwrite: bool = False) -> Bundle:
+    def add_table(self, table: PromptTable, *, overwrite: bool = False, replaces: PromptTable | None = None) -> Bundle:
         """Write a table into the bundle and list it; at every moment the bundle on disk is valid. Returns the bundle.
 
-        Raises:
-            TableError: the name is taken and ``overwrite`` is false, or the table is of another model.
-            BundleError: the bundle is the shipped one, which is read-only.
-        """
-        check_table_name(table.name)
-        self._check_table_addable(table.name, overwrite=overwrite)
-        self.check_table(table)
-        relative = f"prompts/{table.name}.safetensors"
-        others = tuple(entry for entry in self.manifest.tables if entry.name != table.name)
-        entry = TableEntry(name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash)
-        return self._put(relative, table.save, tables=others, added=(entry,))
+        Args:
+            overwrite: replace a table of that name.
+            replaces: the table that this one was made from, if it is to take its place.
 
-    def add_file(self, relative: str, content: bytes) -> Bundle:
+        Raises:
+            TableError: the name is taken and ``overwrite`` is false, the table is of another model, or another process
+                has changed ``replaces`` meanwhile.
+            BundleError: the bundle is the shipped one, which is read-only, or cannot be written to.
+        """
+        self._write_table(table, overwrite=overwrite, replaces=replaces)
+        return self
+
+    def _write_table(
+        self,
+        table: PromptTable,
+        *,
+        overwrite: bool,
+        replaces: PromptTable | None = None,
+        keep_decisions: bool = False,
+    ) -> PromptTable:
+        """As ``add_table``; ``keep_decisions`` takes over those of the table that is there, to be fitted again."""
+        check_table_name(table.name)
+        self.check_table(table)
+        with self.writing() as changes:
+            self._check_name_free(table.name, overwrite=overwrite)
+            present = {entry.name: entry.content_hash for entry in self.manifest.tables}
+            if replaces is not None and present.get(table.name) != replaces.content_hash:
+                raise TableError(
+                    f"the table {table.name!r} of {self.path.name} was changed meanwhile, by another process perhaps: "
+                    "run this again"
+                )
+            if keep_decisions and table.name in present:
+                table = replace(table, decisions=self._table(table.name).decisions)
+            relative = self._free_name(f"prompts/{table.name}.safetensors")
+            table.save(changes.folder / relative)
+            others = tuple(entry for entry in self.manifest.tables if entry.name != table.name)
+            replaced = {entry.file for entry in self.manifest.tables if entry.name == table.name}
+            entry = TableEntry(
+                name=table.name, file=relative, classes=len(table.classes), content_hash=table.content_hash
+            )
+            changes.commit([relative], dropped=replaced, tables=(*others, entry))
+        return table
+
+    def _free_name(self, relative: str) -> str:
+        """``prompts/shelf.safetensors``, or ``prompts/shelf.2.safetensors`` where that is what will be replaced."""
+        path = PurePosixPath(relative)
+        names = (str(path.with_name(f"{path.stem}.{count}{path.suffix}")) for count in itertools.count(2))
+        taken = self.manifest.files
+        return next(name for name in itertools.chain([relative], names) if name not in taken)
+
+    def add_file(self, relative: str, content: bytes | Callable[[], bytes]) -> Bundle:
         """Write a small file, such as a report, into the bundle and list it, in place of one of that name.
+
+        Args:
+            content: what is in it, or what gives that once nobody else can change the bundle.
 
         Returns the bundle.
 
@@ -327,38 +422,40 @@ class Bundle:
             BundleError: the bundle cannot be written to, or the name is that of an encoder, a table or the manifest.
             IntegrityError: ``relative`` does not stay inside the bundle.
         """
-        self.require_writable()
-        self.manifest = read_manifest(self.path)
-        taken = {file for variant in self.manifest.variants for file in (variant.file, *variant.data_files)}
-        taken |= {entry.file for entry in self.manifest.tables} | {MANIFEST}
-        if str(safe_path(relative)) in taken:
-            raise BundleError(f"{relative} is a part of {self.path.name} that has its own way in: choose another name")
-
-        def save(path: Path) -> None:
-            with atomic_file(path) as temporary:
-                temporary.write_bytes(content)
-
-        return self._put(str(safe_path(relative)), save, tables=self.manifest.tables)
-
-    def _put(
-        self,
-        relative: str,
-        save: Callable[[Path], object],
-        *,
-        tables: tuple[TableEntry, ...],
-        added: tuple[TableEntry, ...] = (),
-    ) -> Bundle:
-        """Write a file and list it; what it replaces is unlisted first, so that the bundle on disk is always valid."""
-        files = {name: record for name, record in self.manifest.files.items() if name != relative}
-        if len(files) < len(self.manifest.files):
-            unlisted = msgspec.structs.replace(self.manifest, tables=tables, files=files)
-            self.manifest = write_manifest(self.path, unlisted)
-        path = self.path / relative
-        save(path)
-        listed = {**files, relative: file_record(path)}
-        manifest = msgspec.structs.replace(self.manifest, tables=(*tables, *added), files=listed)
-        self.manifest = write_manifest(self.path, manifest)
+        relative = str(safe_path(relative))
+        with self.writing() as changes:
+            taken = {file for variant in self.manifest.variants for file in (variant.file, *variant.data_files)}
+            taken |= {entry.file for entry in self.manifest.tables} | {MANIFEST}
+            if relative in taken:
+                raise BundleError(
+                    f"{relative} is a part of {self.path.name} that has its own way in: choose another name"
+                )
+            with atomic_file(changes.folder / relative) as temporary:
+                temporary.write_bytes(content() if callable(content) else content)
+            changes.commit([relative])
         return self
+
+    @contextmanager
+    def writing(self) -> Iterator[Changes]:
+        """Hold the bundle against other writers, its manifest as it is on disk; yields a way to change it.
+
+        Raises:
+            BundleError: the bundle cannot be written to, or another process is writing to it for minutes.
+        """
+        self.require_writable()
+        _manifest_in(self.path)  # before a lock is left in what is no bundle
+        try:
+            with locked(self.path / LOCK) as lock:
+                changes = Changes(self, lock)
+                changes.sweep()
+                try:
+                    yield changes
+                finally:
+                    changes.sweep()
+        except OSError as error:
+            raise BundleError(
+                f"cannot write to {self.path} ({error.strerror or error}): make room, or choose another place"
+            ) from error
 
     def to_tar(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole bundle, checked, as one ``.tar`` with fixed times and owners (same bytes every time)."""
@@ -370,9 +467,92 @@ class Bundle:
         target = Path(path)
         with atomic_file(target) as temporary, tarfile.open(temporary, "w") as archive:
             archive.add(self.path / MANIFEST, MANIFEST, filter=plain)
+            written = self.manifest
             for relative in self.verify():
                 archive.add(self.path / relative, relative, filter=plain)
+            if not written == self.manifest == read_manifest(self.path):
+                raise BundleError(f"{self.path} was changed while it was packed: pack it again")
         return target
+
+
+def _manifest_in(folder: Path) -> Manifest:
+    plain_path(folder, MANIFEST)  # not elsewhere
+    return check_consistent(read_manifest(folder), folder / MANIFEST)
+
+
+class Changes:
+    """Files that are added to a bundle, under its lock, so that a kill at any moment leaves a valid bundle.
+
+    New files are made in ``folder`` and noted in the lock; then they get their names, and the manifest, which is
+    renamed into place, lists them: that is the change. What it no longer lists goes last. A file that keeps its name is
+    unlisted first, with what names it.
+
+    Attributes:
+        folder: hidden, in the bundle; where new files are put under the paths that they will have.
+    """
+
+    def __init__(self, bundle: Bundle, lock: int) -> None:
+        self._bundle = bundle
+        self._lock = lock
+        self.folder = bundle.path / STAGING
+
+    def commit(self, added: Sequence[str], *, dropped: Iterable[str] = (), **entries: object) -> None:
+        """Move files from ``folder`` to their places and list them.
+
+        Args:
+            added: their paths, relative to the bundle.
+            dropped: paths of files that are listed no more.
+            entries: fields of the manifest that change: ``tables``, ``variants``, ``tools``.
+
+        Raises:
+            IntegrityError: a path leads through a symbolic link.
+        """
+        bundle, old = self._bundle, self._bundle.manifest
+        targets = [plain_path(bundle.path, relative) for relative in added]
+        records = {relative: file_record(self.folder / relative) for relative in added}
+        gone = set(dropped) - set(added)
+        kept = {relative: record for relative, record in old.files.items() if relative not in gone}
+        self._note([*added, *gone])
+        if replaced := old.files.keys() & set(added):
+            bundle.manifest = write_manifest(bundle.path, _without(old, replaced))
+        for relative, target in zip(added, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / relative).replace(target)
+        new = msgspec.structs.replace(old, files=kept | records, **entries)
+        bundle.manifest = write_manifest(bundle.path, new)
+
+    def sweep(self) -> None:
+        """Remove what was noted and is not listed: the files that were replaced, or what a killed process left."""
+        bundle = self._bundle
+        bundle.manifest = read_manifest(bundle.path)
+        for relative in _noted(bundle.path / LOCK):
+            if relative not in bundle.manifest.files and relative != MANIFEST:
+                with suppress(FileNotFoundError, IsADirectoryError, IntegrityError):
+                    plain_path(bundle.path, relative).unlink()
+        self._note([])
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _note(self, names: Sequence[str]) -> None:
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, msgspec.json.encode(names) if names else b"", 0)
+
+
+def _noted(lock: Path) -> list[str]:
+    """Files that a process which writes to the bundle, or was killed while it did, adds or removes."""
+    try:
+        return read_json(lock, list[str], error=BundleError) if lock.stat().st_size else []
+    except (OSError, BundleError):
+        return []  # nobody writes, or the note was not finished: then nothing was done
+
+
+def _without(manifest: Manifest, files: Collection[str]) -> Manifest:
+    """A manifest without some files and the variants and tables that need them."""
+    return msgspec.structs.replace(
+        manifest,
+        variants=tuple(each for each in manifest.variants if not {each.file, *each.data_files} & set(files)),
+        tables=tuple(entry for entry in manifest.tables if entry.file not in files),
+        files={name: record for name, record in manifest.files.items() if name not in files},
+    )
 
 
 @contextmanager
@@ -387,25 +567,38 @@ def create_bundle(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _unpack(archive_path: Path) -> Path:
     """Unpack a bundle ``.tar`` to the cache, once for each content; only plain files at safe paths are taken."""
-    target = cache_dir("bundles") / sha256_file(archive_path)
-    if target.is_dir():
-        return target
     try:
-        with tarfile.open(archive_path, "r:") as archive, atomic_folder(target) as folder:
-            for member in archive:
-                if member.isdir():
-                    continue
-                stream = archive.extractfile(member) if member.isreg() else None
-                if stream is None:
-                    raise IntegrityError(f"{archive_path} holds {member.name!r}, which is not a plain file")
-                path = folder / safe_path(member.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as out:
-                    shutil.copyfileobj(stream, out)
-            read_manifest(folder)
-    except tarfile.TarError as error:
-        raise IntegrityError(f"{archive_path} is not a readable tar ({error}): copy it again") from error
+        target = cache_dir("bundles") / sha256_file(archive_path)
+        if target.is_dir():
+            return target
+        with locked(target.with_name(f".{target.name}{LOCK}")):
+            if not target.is_dir():  # nor has another process unpacked it meanwhile
+                with atomic_folder(target) as folder:
+                    _unpack_into(folder, archive_path)
+    except OSError as error:
+        raise BundleError(
+            f"cannot unpack {archive_path} to the cache ({error.strerror or error}): make room, or set EDGECLIP_CACHE "
+            "to another folder"
+        ) from error
     return target
+
+
+def _unpack_into(folder: Path, archive_path: Path) -> None:
+    for name, read in plain_files(archive_path, error=IntegrityError):
+        relative = safe_path(name)
+        if any(part.startswith(".") for part in relative.parts):
+            continue  # none of a bundle's: what an archiver or a file manager adds
+        try:
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / relative).open("xb") as out:
+                while block := read(1 << 20):
+                    out.write(block)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise IntegrityError(f"{archive_path} holds {name!r} twice: pack the bundle's folder again") from error
+    try:
+        _manifest_in(folder)
+    except BundleError as error:  # of a folder that is gone when this is read
+        raise type(error)(str(error).replace(str(folder), str(archive_path))) from error
 
 
 def open_bundle(bundle: BundleLike) -> Bundle:

@@ -1,14 +1,18 @@
-"""A JSON or text file in, its value or text out: with or without a byte order mark, of bounded size and depth."""
+"""A JSON or text file in, its value or text out: with or without a byte order mark, of bounded size and depth.
+
+And a value in, JSON out.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.limits import check_limit
+from edgeclip.printable import path_text
 
 _BOM = b"\xef\xbb\xbf"
 _T = TypeVar("_T")
@@ -57,6 +61,22 @@ def decode_json(raw: bytes | str, kind: type[_T], *, where: str, error: type[Edg
         raise error(f"{where} is nested too deeply: make it anew") from problem
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise error(f"{where} is not JSON of the expected form ({problem})") from problem
+
+
+def encode_json(value: Any, *, order: Literal["deterministic", "sorted"] | None = None) -> bytes:
+    r"""A value as JSON; the bytes of a file name that are no UTF-8 are written out in it as ``\xff``."""
+    try:
+        return msgspec.json.encode(value, order=order)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_encodable(msgspec.to_builtins(value)), order=order)
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return path_text(value)
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path, kind: type[_T], *, error: type[EdgeclipError] = InputError) -> _T:

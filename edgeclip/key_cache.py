@@ -89,8 +89,8 @@ class KeyCache:
     def sha256(self) -> str:
         """Digest of keys, labels and both numbers."""
         digest = hashlib.sha256(f"{self.keys.shape} {self.alpha!r} {self.beta!r}".encode())
-        digest.update(np.ascontiguousarray(self.keys))
-        digest.update(np.ascontiguousarray(self.labels, np.int64))
+        digest.update(np.ascontiguousarray(self.keys).data)
+        digest.update(np.ascontiguousarray(self.labels, np.int64).data)
         return digest.hexdigest()
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:

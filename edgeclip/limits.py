@@ -26,9 +26,17 @@ class Limit(NamedTuple):
 # The environment's variable is EDGECLIP_MAX_ and the name in capitals.
 LIMITS = {
     "image_pixels": Limit(100_000_000, "pixels in an image or frame"),
+    "mjpeg_bytes": Limit(32 << 20, "bytes in one picture"),
+    "image_bytes": Limit(1 << 30, "bytes in an image file"),
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
     "tar_members": Limit(100_000, "files in a tar"),
     "tar_bytes": Limit(16 << 30, "bytes unpacked from a tar"),
+    "recording_bytes": Limit(256 << 20, "bytes unpacked from a recording of a machine's files"),
+    "shard_file_bytes": Limit(256 << 20, "bytes in one file of a training shard"),
+    "graph_bytes": Limit(1 << 30, "bytes in tensors that an ONNX graph makes of nothing"),
+    "graph_rounds": Limit(100_000, "rounds of the loops in an ONNX graph"),
+    "first_run_bytes": Limit(4 << 30, "bytes of memory, beside its weights, for a graph's first inference"),
+    "first_run_s": Limit(60, "seconds, beside what loading its weights takes, for a graph's first inference"),
     "table_bytes": Limit(2 << 30, "bytes in a prompt table or other .safetensors file of a bundle"),
     "table_header_bytes": Limit(32 << 20, "bytes of class names and other text in a .safetensors file's header"),
 }

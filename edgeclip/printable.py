@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 
 _KEPT = frozenset("\n\t")
@@ -17,6 +18,15 @@ def printable(text: str, *, lines: bool = True) -> str:
         lines: keep line breaks and tabs; if not, they are written out too, as in a name.
     """
     return "".join(_shown(character, lines) for character in text)
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    r"""A path as text that can be encoded and sent: a byte of it that is no UTF-8 is written out as ``\xff``."""
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:  # it names no file
+        raw = os.fspath(path).encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def _shown(character: str, lines: bool) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +33,12 @@ from edgeclip.tensors import open_tensors
 _Names = Annotated[list[str], msgspec.Meta(min_length=1)]  # a label, and the names of its class
 
 TABLE_FORMAT = "edgeclip.prompt-table.1"
+ALIKE = 0.9999  # cosine from which two rows say the same; singular and plural of a word are at 0.99
+_ALIKE_BLOCK = 1024  # rows compared with all others at once
+_VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # choose between two pictures of one emoji
+_SHOWN = 5  # labels that a message names
+
+_log = logging.getLogger("edgeclip")
 
 
 class TextEncoder(Protocol):
@@ -108,7 +116,7 @@ class PromptTable:
             return said
         # Rows that were fitted to images follow from no prompt: the hash covers them, and the keys, themselves.
         more = hashlib.sha256(f"{said}{self.adapted}{self.cache.sha256 if self.cache else ''}".encode())
-        more.update(np.ascontiguousarray(self.embeddings))  # of the array itself: a copy could be gigabytes
+        more.update(np.ascontiguousarray(self.embeddings).data)  # of the array itself: a copy could be gigabytes
         return more.hexdigest()
 
     def check_decisions(self) -> None:
@@ -255,6 +263,62 @@ def encode_texts(
     back = np.empty_like(encoded)
     back[order] = encoded
     return back
+
+
+def alike_rows(rows: FloatArray) -> list[list[int]]:
+    """Groups of unit rows (C, D) that are equal or nearly so: no image is told apart by them. Each group has two."""
+    groups: list[list[int]] = []
+    taken = np.zeros(len(rows), bool)
+    for start in range(0, len(rows), _ALIKE_BLOCK):
+        near = rows[start : start + _ALIKE_BLOCK] @ rows.T >= ALIKE  # (B, C)
+        for row, found in enumerate(near, start):
+            if taken[row]:
+                continue
+            group = [row, *(int(other) for other in np.flatnonzero(found) if other > row and not taken[other])]
+            if len(group) > 1:
+                groups.append(group)
+                taken[group] = True
+    return groups
+
+
+def name_alike(table: PromptTable) -> None:
+    """Warn of classes whose rows are (nearly) equal, or whose labels look the same, by name.
+
+    Raises:
+        PromptError: there are several classes and all rows are equal: the text encoder sees no difference at all.
+    """
+    groups = alike_rows(table.embeddings)
+    if groups and len(groups[0]) == len(table.classes):
+        raise PromptError(
+            f"all {len(table.classes)} classes of {table.name!r} get the same row ({_shown(table.labels)}): the text "
+            "encoder cannot tell them apart; give other names, or check the model's tokenizer"
+        )
+    for group in groups:
+        _log.warning(
+            "table %s: the model cannot tell these classes apart, their rows are equal: %s",
+            table.name,
+            _shown([table.labels[row] for row in group]),
+        )
+    looks: dict[str, list[str]] = {}
+    for label in table.labels:
+        looks.setdefault(_looks(label), []).append(label)
+    told = {table.labels[row] for group in groups for row in group}
+    for labels in looks.values():
+        if len(labels) > 1 and not told.issuperset(labels):
+            _log.warning("table %s: these classes look the same: %s", table.name, _shown(labels))
+
+
+def _looks(label: str) -> str:
+    """A label without what a reader does not see: case, composed or decomposed letters, characters without width."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+    return "".join(each for each in folded if unicodedata.category(each) != "Cf" and each not in _VARIATIONS)
+
+
+def _shown(labels: Sequence[str]) -> str:
+    """A few labels so that they are seen to differ: those that look the same are written in ASCII."""
+    same = len({_looks(label) for label in labels}) < len(labels)
+    few = [ascii(label) if same else repr(label) for label in labels[:_SHOWN]]
+    return ", ".join(few) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
 
 
 def unit_rows(rows: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ that this version does not know may change the meaning of the others.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -82,20 +83,64 @@ class EncoderSpec(_Value, frozen=True, kw_only=True):
     score: ScoreKind = "softmax"
 
 
+class ModelOptions(_Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What may be said of an open_clip model beside its name and weights.
+
+    What is left out is taken from the weights (sizes, bias) or from what their tag or configuration states.
+
+    Attributes:
+        image_size: side of the model's input, or its height and width, pixels. Position embeddings of another size are
+            resampled.
+        context_length: tokens that a text may have.
+        mean, std: of the preprocessing, RGB, on values in [0, 1].
+        interpolation, resize_mode: as ``PreprocessSpec.interpolation`` and ``resize``.
+        init_logit_bias: SigLIP's bias of the scores, for weights that hold none.
+        quick_gelu: build the architecture with CLIP's first activation, as some tags' weights need it.
+    """
+
+    # Bounds are checked below: msgspec 0.23 crashes on a union of a bounded int and a tuple of such.
+    image_size: int | tuple[int, int] | None = None
+    context_length: Annotated[int, msgspec.Meta(ge=3, le=65536)] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "squash"] | None = None
+    init_logit_bias: float | None = None
+    quick_gelu: bool = False
+
+    def __post_init__(self) -> None:
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
+        if not all(1 <= side <= 8192 for side in sides) or self.image_size == 0:
+            raise ValueError(f"expected image_size from 1 to 8192 pixels, got {self.image_size}")
+        figures = (*(self.mean or ()), *(self.std or (1.0,)), self.init_logit_bias or 0.0)
+        if not all(map(math.isfinite, figures)) or min(self.std or (1.0,)) <= 0:
+            raise ValueError(
+                f"expected finite mean, std above 0 and a finite init_logit_bias, got {self.mean}, {self.std}, "
+                f"{self.init_logit_bias}"
+            )
+
+
+NO_OPTIONS = ModelOptions()
+
+
 class ModelOrigin(_Value, frozen=True, kw_only=True):
     """Where a model came from, precisely enough to load it again for its text encoder.
 
     Attributes:
         loader: the family of code that built it.
-        name: what the loader was asked for (an open_clip name, a hub name or folder, a checkpoint path, ``starter``).
-        pretrained: the open_clip tag, or None.
+        name: what the loader was asked for (an open_clip name, a hub name or folder, a checkpoint path, ``starter``);
+            a path on this machine in full.
+        pretrained: the open_clip tag or the full path of a file, or None; ``none`` where a folder's own weights were
+            not wanted.
         seed: seed of the random initialisation, when there were no pretrained weights.
+        options: what was given or taken from the weights; left out where that is nothing.
     """
 
     loader: Literal["open_clip", "transformers", "edgeclip"]
     name: str
     pretrained: str | None = None
     seed: int | None = None
+    options: ModelOptions | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelIdentity(_Value, frozen=True, kw_only=True, omit_defaults=True):

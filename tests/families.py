@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip
 import torch
 import transformers
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +19,10 @@ from edgeclip.training.model import ContrastiveModel
 from edgeclip.training.towers.open_clip import OpenClipModel
 
 SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
+TINY = "tiny-ViT"  # a form of open_clip's that is a few blocks wide and deep
 _BATCH = 16
+
+open_clip.add_model_config(Path(__file__).parent / "inputs" / f"{TINY}.json")
 
 
 def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:

@@ -152,3 +152,65 @@ class MjpegServer:
     def __exit__(self, *error: object) -> None:
         self._gone.set()
         self._running.__exit__(None, None, None)
+
+
+class Answering:
+    """A server that sends the same bytes to whoever connects, whatever is asked: also what no good one would send.
+
+    Attributes:
+        connections: how many there were.
+    """
+
+    def __init__(self, parts: list[bytes], *, head: bytes, interval_s: float, hang_up: bool) -> None:
+        self._parts, self._head = parts, head
+        self._interval_s, self._hang_up = interval_s, hang_up
+        self._gone = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/stream"
+        self.connections = 0
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while not self._gone.is_set():
+            try:
+                peer, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._threads.append(threading.Thread(target=self._serve, args=(peer,)))
+            self._threads[-1].start()
+
+    def _serve(self, peer: socket.socket) -> None:
+        with peer:
+            try:
+                peer.recv(65536)
+                peer.sendall(self._head)
+                for part in self._parts:
+                    peer.sendall(part)
+                    if self._gone.wait(self._interval_s):
+                        return
+                if not self._hang_up:
+                    self._gone.wait()
+            except OSError:
+                return
+
+    def close(self) -> None:
+        """Hang up, and listen no more."""
+        self._gone.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def answering(
+    *parts: bytes, head: bytes = b"HTTP/1.1 200 OK\r\n\r\n", interval_s: float = 0.0, hang_up: bool = True
+) -> Iterator[Answering]:
+    """A server of those bytes, with a pause after each part; then it hangs up, or is silent."""
+    server = Answering(list(parts), head=head, interval_s=interval_s, hang_up=hang_up)
+    try:
+        yield server
+    finally:
+        server.close()

@@ -15,7 +15,7 @@ from rich.console import Console
 from edgeclip import Bundle, PromptTable, load_templates, make_classes, parse_classes
 from edgeclip.cli.bundle import print_card
 from edgeclip.errors import PromptError, TableError
-from edgeclip.prompts import FloatArray, encode_table
+from edgeclip.prompts import FloatArray, alike_rows, encode_table, name_alike
 from tests.conftest import make_table
 
 
@@ -57,6 +57,44 @@ def test_each_distinct_prompt_is_encoded_once_in_full_batches() -> None:
     assert [len(batch) for batch in encoder.batches] == [4, 2]
 
 
+def rows_of(vectors: Sequence[Sequence[float]], labels: Sequence[str]) -> PromptTable:
+    rows = np.array(vectors, np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return PromptTable("t", make_classes(labels), rows, ("{}",), "0" * 16)
+
+
+def test_classes_whose_rows_are_equal_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    name_alike(rows_of([[1, 0], [0, 1], [1, 0.01], [1, 0.1]], ["mug", "cat", "cup", "mugs"]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "table t: the model cannot tell these classes apart, their rows are equal: 'mug', 'cup'"
+    ]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [("mug", "Mug"), ("caf\u00e9", "cafe\u0301"), ("mug", "mug\u200b"), ("\u2764", "\u2764\ufe0f"), ("ﬁn", "fin")],
+)
+def test_labels_that_look_the_same_are_named_so_that_they_differ(
+    caplog: pytest.LogCaptureFixture, labels: tuple[str, str]
+) -> None:
+    name_alike(rows_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [*labels, "cat"]))
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.endswith(f"look the same: {labels[0]!a}, {labels[1]!a}")
+
+
+def test_a_table_whose_rows_are_all_equal_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"all 3 classes of 't' get the same row \('mug', 'cup', 'cat'\)"):
+        name_alike(rows_of([[1, 0], [1, 0.001], [1, 0.002]], ["mug", "cup", "cat"]))
+    name_alike(rows_of([[1, 0]], ["mug"]))  # one alone is no matter
+
+
+def test_many_rows_are_compared_in_blocks() -> None:
+    rows = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[2900], rows[1100] = rows[5], rows[6]
+    assert alike_rows(rows) == [[5, 2900], [6, 1100]]
+
+
 @pytest.mark.parametrize(
     ("text", "labels"),
     [
@@ -72,8 +110,8 @@ def test_classes_from_text(text: str, labels: tuple[str, ...]) -> None:
 
 def test_classes_from_files(tmp_path: Path) -> None:
     lines = tmp_path / "classes.txt"
-    lines.write_text("# kitchen\nmug | cup\n\nchair, folding # with a comma\n")
-    assert [item.names for item in parse_classes(str(lines))] == [("mug", "cup"), ("chair, folding",)]
+    lines.write_text("# kitchen\nmug | cup\n\nchair, folding\nC#\n")
+    assert [item.names for item in parse_classes(str(lines))] == [("mug", "cup"), ("chair, folding",), ("C#",)]
     objects = tmp_path / "classes.json"
     objects.write_text(json.dumps({"mug": ["cup", "mug"], "phone": []}))
     assert [(item.label, item.names) for item in parse_classes(str(objects))] == [
@@ -83,9 +121,72 @@ def test_classes_from_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "labels"),
+    [
+        ("bom.txt", "\ufeffmug\nbottle\n", ["mug", "bottle"]),
+        ("bom.json", '\ufeff["mug", "bottle"]', ["mug", "bottle"]),
+        ("coco.names", "person\ntraffic light\n", ["person", "traffic light"]),
+        ("coco.csv", "id,name,supercategory\n1,person,person\n10,traffic light,outdoor\n", ["person", "traffic light"]),
+        ("numbered.csv", "0,person\n1,bicycle\n", ["person", "bicycle"]),
+        ("excel.csv", '\ufeff"Class";"Id"\r\n"C#; or D";"1"\r\n', ["C#; or D"]),
+        ("one.csv", "person\nbicycle\n", ["person", "bicycle"]),
+        ("tabs.tsv", "1\tperson\n2\tcar\n", ["person", "car"]),
+        ("data.yaml", "train: images\nnc: 2\nnames: ['person', 'car']\n", ["person", "car"]),
+        ("mapped.yaml", "path: x\nnames:\n  10: car\n  2: dog\n", ["dog", "car"]),
+        ("quoted.yml", "names:\n  '0': person\n  '1': car\n", ["person", "car"]),
+        ("list.yaml", "\ufeff- person\n- car\n", ["person", "car"]),
+    ],
+)
+def test_classes_are_read_from_files_as_people_have_them(
+    tmp_path: Path, name: str, content: str, labels: list[str]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert [item.label for item in parse_classes(str(tmp_path / name))] == labels
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("null.json", '{"a": null}', "a name or a list of names of class 'a', got nothing"),
+        ("numbers.json", "[1, 2]", "class names as text, got 1"),
+        ("nested.json", '{"a": [["b"]]}', r"class names as text, got \['b'\]"),
+        ("object.json", '{"a": {"b": 1}}', "a name or a list of names of class 'a', got dict"),
+        ("text.json", '"mug"', "a JSON list or object"),
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        ("norway.yaml", "names: [yes, no]\n", "got True: put it in quotes"),
+        ("short.yaml", "nc: 3\nnames: [a]\n", "the 3 names"),
+        ("empty.yaml", "names:\n", "got nothing"),
+        ("broken.yaml", "names: [a\n", "not valid YAML"),
+        ("unnamed.csv", "/m/01,Tortoise\n/m/02,Cat\n", "add a row of headings"),
+        ("ragged.csv", "a,b\nc\n", "expected 2 columns"),
+        ("book.xlsx", "PK", "give it the suffix that fits"),
+    ],
+)
+def test_class_files_of_another_form_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(PromptError, match=message):
+        parse_classes(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("names", [{"a": None}, {"a": 3}, {1: "x"}, {"a": [None]}, ["a", True], ["a\udcff"]])
+def test_a_class_without_a_name_in_text_is_refused(names: object) -> None:
+    with pytest.raises(PromptError, match="expected"):
+        make_classes(names)  # type: ignore[arg-type]
+
+
+def test_lines_of_a_text_are_classes_too() -> None:
+    assert [item.label for item in parse_classes("mug\nTV/monitor, bottle\n")] == ["mug", "TV/monitor", "bottle"]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "at least one class"),
+        ("./classes", "no such file"),
+        ("data/classes", "no such file"),
+        ("mug, more.csv", "'more.csv': no such file"),
+        ("C:\\names\\mine", "no such file"),
+        ("classes.xlsx", "no such file"),
         ("  ", "at least one class"),
         ("cat,,dog", "class 2 has an empty name"),
         ("cat, |dog", "class 2 has an empty name"),
@@ -132,6 +233,9 @@ def test_templates_from_files(tmp_path: Path) -> None:
         load_templates(str(path))
     with pytest.raises(PromptError, match="no such file"):
         load_templates("absent")
+    (tmp_path / "templates.json").write_text("[1]")
+    with pytest.raises(PromptError, match="expected a list of prompt templates"):
+        load_templates(str(tmp_path / "templates.json"))
 
 
 def test_a_saved_table_is_checked_when_it_is_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
+UV = Path(sys.executable).with_name("uv")  # unpacks four environments in the time that pip takes for one
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
@@ -29,8 +30,8 @@ def run(*command: object, cwd: Path | None = None) -> str:
 def check(name: str, python: str, wheel: Path, work: Path) -> None:
     """Install the wheel for one Python and use it from an empty folder."""
     environment = work / f"env-{name}"
-    run(python, "-m", "venv", environment)
-    run(environment / "bin/pip", "install", "--quiet", "--disable-pip-version-check", wheel)
+    run(UV, "venv", "--quiet", "--python", python, environment)
+    run(UV, "pip", "install", "--quiet", "--python", environment / "bin/python", wheel)
     edgeclip = environment / "bin/edgeclip"
     empty = work / f"run-{name}"
     empty.mkdir()

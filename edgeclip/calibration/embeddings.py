@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,10 @@ from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.images import Image
 
+_log = logging.getLogger("edgeclip")
+
 _BATCH = 32
+_TOLD = 20
 _CHECK_BYTES = 16
 
 
@@ -49,6 +53,7 @@ class EmbeddingStore:
         self._key = bytes.fromhex(key)
         self._record = np.dtype([("digest", "V32"), ("row", "<f4", (width,)), ("check", f"V{_CHECK_BYTES}")])
         self._at: dict[bytes, int] = {}
+        self._full = False
         self._records = np.empty(0, self._record)
         self._map()
         digests = np.ascontiguousarray(self._records["digest"]).tobytes()
@@ -69,18 +74,24 @@ class EmbeddingStore:
         return row if self._check(record["digest"].tobytes(), row) == record["check"].tobytes() else None
 
     def add(self, digests: Sequence[str], rows: FloatArray) -> None:
-        """Append rows (N, D) of N images in one write."""
+        """Append rows (N, D) of N images in one write; where that cannot be, they are not kept, and that is said."""
         records = np.empty(len(digests), self._record)
         names = [bytes.fromhex(digest) for digest in digests]
         for record, name, row in zip(records, names, rows, strict=True):
             record["digest"], record["row"] = np.void(name), row
             record["check"] = np.void(self._check(name, row))
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            whole = stream.seek(0, 2) // self._record.itemsize
-            stream.truncate(whole * self._record.itemsize)  # a killed writer's last record may be torn
-            stream.write(records.tobytes())
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                whole = stream.seek(0, 2) // self._record.itemsize
+                stream.truncate(whole * self._record.itemsize)  # a killed writer's last record may be torn
+                stream.write(records.tobytes())
+        except OSError as error:  # no room, or a cache that may only be read
+            if not self._full:
+                _log.warning("not kept in the cache: %s (%s)", self._path, error.strerror)
+            self._full = True
+            return
         self._at.update((name, whole + number) for number, name in enumerate(names))
 
     def _check(self, name: bytes, row: FloatArray) -> bytes:
@@ -107,8 +118,9 @@ def image_embeddings(
     *,
     engine: str = "onnxruntime",
     progress: Callable[[int, int], None] | None = None,
+    passed_over: Callable[[str], None] | None = None,
 ) -> ImageEmbeddings:
-    """Embed images. Those that cannot be decoded are passed over and marked.
+    """Embed images. Those that cannot be decoded are passed over, marked and named.
 
     The engine is loaded only if a row is missing. Images are held one batch at a time, resized.
 
@@ -116,6 +128,7 @@ def image_embeddings(
         variant: form of the encoder.
         engine: name of an inference engine (see ``ENGINES``).
         progress: called with (images done, images in all).
+        passed_over: called with what is wrong with each image that is; by default the first few are logged.
 
     Raises:
         SourceError: no image can be decoded.
@@ -124,6 +137,7 @@ def image_embeddings(
     key, width = store_key(bundle, variant, engine), bundle.manifest.encoder.embedding_dim
     store = EmbeddingStore(cache_dir("image-embeddings") / f"{key}.rows", width, key)
     rows, keep = np.zeros((len(items), width), np.float32), np.zeros(len(items), np.bool_)
+    wrong: list[str] = []
     with contextlib.ExitStack() as stack:
         encoder: ImageEncoder | None = None
         pending: list[tuple[int, str, Image]] = []
@@ -137,7 +151,7 @@ def image_embeddings(
                 pending.clear()
 
         for row, item in enumerate(items):
-            with contextlib.suppress(SourceError):
+            try:
                 digest = item.digest()
                 known = store.get(digest)
                 if known is None:
@@ -147,6 +161,12 @@ def image_embeddings(
                 else:
                     rows[row] = known
                 keep[row] = True
+            except SourceError as error:
+                wrong.append(str(error))
+                if passed_over:
+                    passed_over(str(error))
+                elif len(wrong) <= _TOLD:
+                    _log.warning("passed over: %s", error)
             if len(pending) == _BATCH:
                 flush()
             if progress and (row + 1) % _BATCH == 0:
@@ -155,7 +175,7 @@ def image_embeddings(
     if progress:
         progress(len(items), len(items))
     if not keep.any():
-        raise SourceError(f"none of {len(items)} images can be decoded: check one by hand")
+        raise SourceError(f"none of {len(items)} images can be decoded; of the first it is said: {wrong[0]}")
     return ImageEmbeddings(rows, keep)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgeclip.errors import SourceError
-from edgeclip.runtime.images import Image, decode_image
+from edgeclip.printable import path_text
+from edgeclip.runtime.images import Image, decode_image, read_image_bytes
 
 
 class HashedImage(Protocol):
@@ -50,10 +50,7 @@ class Item:
         """The encoded image; SourceError if its file cannot be read."""
         if isinstance(self.image, bytes):
             return self.image
-        try:
-            return self.image.read_bytes()
-        except OSError as error:
-            raise SourceError(f"expected an image at {self.image}, got: {error.strerror}") from error
+        return read_image_bytes(self.image)
 
     def digest(self) -> str:
         """Hex sha256 of the encoded image: what embeddings are kept under."""
@@ -65,9 +62,9 @@ class Item:
         Raises:
             SourceError: missing, damaged or not an image.
         """
-        return decode_image(self.content(), name=str(self.image) if isinstance(self.image, Path) else self.key)
+        return decode_image(self.content(), name=path_text(self.image) if isinstance(self.image, Path) else self.key)
 
 
 def files(paths: Sequence[Path]) -> list[Item]:
     """Image files as what ``image_embeddings`` takes."""
-    return [Item(str(path), path) for path in paths]
+    return [Item(path_text(path), path) for path in paths]

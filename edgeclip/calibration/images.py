@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgeclip.calibration.choice.chosen_set import IMAGES, ChosenImages, is_chosen_set
 from edgeclip.errors import SourceError
-from edgeclip.runtime.images import Image, is_image_name, read_image
+from edgeclip.printable import path_text
+from edgeclip.runtime.images import Image, images_among, read_image
+
+_log = logging.getLogger("edgeclip")
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -19,7 +23,7 @@ def find_images(folder: Path) -> list[Path]:
     """
     if is_chosen_set(folder):
         folder = folder / IMAGES
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_name(path))
+    paths = images_among((path for path in sorted(folder.rglob("*")) if not path.is_dir()), path_text(folder))
     if not paths:
         raise SourceError(f"expected images below {folder}, got none: check the path")
     return paths
@@ -48,8 +52,8 @@ def sample_images(folder: Path, count: int, *, seed: int = 0) -> Sequence[Image]
             break
         try:
             images.append(read_image(path))
-        except SourceError:
-            continue
+        except SourceError as error:
+            _log.warning("passed over: %s", error)
     if not images:
         raise SourceError(f"expected calibration images below {folder}, got none that can be read")
     return images

@@ -1,86 +1,102 @@
-"""Words on the command line in, one call of the Python API and what it says out.
+"""Words on the command line in, one call of the Python API and what it says out; the verbs are in ``verbs.py``.
 
-A new verb: a function in the file of its subject that takes options, calls the API once and prints; a line in the list
-below.
+Nothing but the standard library is imported before ``main`` runs: where memory or room is too short for a library, that
+is said in a sentence.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
 import signal
 import sys
-from typing import Annotated, Any, NoReturn
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-
-from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
-from edgeclip.cli.common import console, notices, with_checked_numbers
 from edgeclip.errors import EdgeclipError
-from edgeclip.version import __version__
+from edgeclip.printable import printable
 
-app = typer.Typer(
-    name="edgeclip",
-    help="CLIP-style models on the edge: train, export with proof, label camera streams zero-shot.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (
-    make.export,
-    make.quantize,
-    make.build,
-    plan.plan,
-    make.train,
-    bench.bench,
-    adapt.fewshot,
-    adapt.wise_ft,
-    adapt.qat,
-    label.label,
-    doctor.doctor,
-    evaluate.robustness,
-    bench.tradeoff,
-    bundle.inspect,
-    bundle.verify,
-    bundle.demo,
-):
-    app.command()(verb)
-app.command("eval")(evaluate.evaluate)
-app.add_typer(prompts.app, name="prompts")
-app.add_typer(devices.app, name="devices")
-app.add_typer(calibrate.app, name="calibrate")
-for group in (app, prompts.app, devices.app, calibrate.app):
-    for command in group.registered_commands:
-        command.callback = command.callback and with_checked_numbers(command.callback)
+if TYPE_CHECKING:
+    from edgeclip.cli.verbs import app
+
+# What the loader, the interpreter and libraries say where an address space is too small.
+_NO_MEMORY = ("cannot allocate memory", "failed to map segment", "can't start new thread", "bad_alloc", "can't alloc")
+
+_ROOM = "make room, or choose another place"
+_TO_DO = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EROFS: "choose another place",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOMEM: "raise the limit of memory, or use fewer threads or a smaller model",
+}
+
+__all__ = ["app", "main"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'edgeclip.cli' has no attribute {name!r}")
+    from edgeclip.cli.verbs import app
+
+    return app
 
 
 def main() -> None:
     """Run the command line; an expected error is one sentence on stderr and the error's exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        # Names come from anywhere, and a terminal may know ASCII only: what it cannot show is written out.
+        with contextlib.suppress(AttributeError, ValueError):  # no stream, or none that encodes
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
+        from edgeclip.cli.common import NoticesLog
+        from edgeclip.cli.verbs import app
+
+        logging.getLogger().addHandler(NoticesLog())
         app()
     except EdgeclipError as error:
-        notices.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        _say(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:
-        notices.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-        sys.exit(EdgeclipError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _say(f"{error.strerror or error}{where}: {_TO_DO.get(error.errno or 0, 'check that place and your rights')}")
+        sys.exit(EdgeclipError.exit_code)
+    except Exception as error:  # noqa: BLE001 - said, or printed as Python would
+        if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)):
+            print(printable(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
+        _say(
+            f"not enough memory ({str(error) or 'none is left'}): raise the limit of this process (ulimit -v, or its "
+            "container's), use fewer threads, or a smaller model"
+        )
+        _leave(EdgeclipError.exit_code)
 
 
-@app.callback(invoke_without_command=True)
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if version:
-        console.print(__version__, highlight=False)
-        raise typer.Exit
+def _say(message: str) -> None:
+    """One line on stderr, in colour where that is a terminal."""
+    try:
+        from rich.text import Text
+
+        from edgeclip.cli.common import notices
+
+        notices.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
+    except (ImportError, MemoryError, RuntimeError):
+        print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201 - whatever else there is takes memory
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: what a library began and could not finish may hang when it is taken down."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _interrupt(_signal: int, _frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

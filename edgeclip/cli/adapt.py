@@ -10,7 +10,16 @@ import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.class_names import split_names
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, notices
+from edgeclip.cli.common import (
+    BundleArgument,
+    TemplatesHelp,
+    bar,
+    console,
+    named_bars,
+    notices,
+    output_file,
+    output_folder,
+)
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json
@@ -30,10 +39,15 @@ def fewshot(
     background: Annotated[str | None, typer.Option(help="What means nothing of interest, so unknown.")] = None,
     variant: Annotated[str, typer.Option(help="Form of the encoder; better the one that will run.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the choice of images.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.", callback=output_file)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table of that name.")] = False,
     curve: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Draw accuracy over shots there instead: PNG and JSON.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Draw accuracy over shots there instead: PNG and JSON.", callback=output_folder
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="With --curve: which.")] = "probe, zs-probe, tip-adapter, tip-adapter-f",
     seeds: Annotated[int, typer.Option(help="With --curve: random choices of images.")] = 5,
@@ -108,9 +122,14 @@ def wise_ft(
     names: Annotated[Path | None, typer.Option(help="JSON: folder name → class name or list of names.")] = None,
     templates: Annotated[str, typer.Option(help=TemplatesHelp)] = "simple",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the curve and the checkpoint.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for the curve and the checkpoint.", callback=output_folder
+        ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON.", callback=output_file)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Measure the models between a checkpoint and its fine-tuned form, and keep one of them (WiSE-FT, Wortsman 2022).

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from edgeclip.class_names import split_names
-from edgeclip.cli.common import changing_bar, console
+from edgeclip.cli.common import changing_bar, console, output_file, output_folder
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
@@ -29,7 +29,9 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Times that each is measured; intervals are over these.")] = 5,
     seconds: Annotated[float, typer.Option(help="Of each in a round.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the order in which they take turns.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every time measured as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every time measured as JSON.", callback=output_file)
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Instead: compare two such files, the second to the first.")
     ] = None,
@@ -84,7 +86,10 @@ def tradeoff(
     bundles: Annotated[list[str], typer.Argument(metavar="BUNDLE...", help="Bundle folders or .tars, or starter.")],
     data: Annotated[str, typer.Option(help="Labelled images that decide: class folders, WebDataset, CSV, TSV, JSONL.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for tradeoff.html, .png, .json and bench.json.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for tradeoff.html, .png, .json and bench.json.", callback=output_folder
+        ),
     ],
     shift: Annotated[
         list[Path] | None, typer.Option(help="Other labelled images whose accuracy is told too. Repeatable.")

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, console
+from edgeclip.cli.common import BundleArgument, console, output_folder
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
 
@@ -24,14 +25,16 @@ def verify(bundle: BundleArgument) -> None:
     """Check every file of a bundle against its sha256, and every table against the encoder."""
     opened = Bundle.open(bundle)
     for relative in opened.verify():
-        console.print(f"[green]ok[/]  {relative}", highlight=False)
+        console.print(Text.assemble(("ok", "green"), f"  {relative}"), soft_wrap=True)
     for entry in opened.manifest.tables:
         opened.table(entry.name)
     console.print(f"{len(opened.manifest.files)} files match; model {opened.manifest.model.id}", highlight=False)
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("demo-out"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.", callback=output_folder)
+    ] = Path("demo-out"),
     variant: Annotated[str, typer.Option(help="Form of the encoder.")] = "fp32",
 ) -> None:
     """Label a camera-like stream made from real photographs with the starter bundle, and say how well it went."""

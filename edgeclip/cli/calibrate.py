@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, console, named_bars, notices, progress_bars
+from edgeclip.cli.common import BundleArgument, console, named_bars, notices, output_file, output_folder, progress_bars
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
@@ -35,7 +35,9 @@ def images(
         list[str],
         typer.Argument(metavar="SOURCE…", help="Folders, images, videos, cameras, RTSP: as for label."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("calib"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.", callback=output_folder)] = Path(
+        "calib"
+    ),
     count: Annotated[int, typer.Option(help="Images to choose.")] = 512,
     bundle: _BundleOption = "starter",
     variant: _VariantOption = "fp32",
@@ -89,8 +91,12 @@ def drift(
     every: _EveryOption = 0.2,
     duration: _DurationOption = None,
     seed: _SeedOption = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page, e.g. drift.html.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON.", callback=output_file)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a page, e.g. drift.html.", callback=output_file)
+    ] = None,
 ) -> None:
     """Whether footage differs from what calibration images were chosen from.
 
@@ -155,10 +161,17 @@ def decisions(
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Inference engine. \\[onnxruntime; --refit: as before]")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead of the table itself.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write a .safetensors file instead of the table itself.", callback=output_file
+        ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page with reliability and every class.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with reliability and every class.", callback=output_file)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything as JSON.", callback=output_file)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of those names.")] = False,
 ) -> None:
     """Make scores probabilities, and find thresholds that promise a precision, for each variant that may run.
@@ -209,7 +222,7 @@ def decisions(
     if target:
         found.table.save(target)
     else:
-        opened.add_table(found.table, overwrite=True)
+        opened.add_table(found.table, overwrite=True, replaces=loaded)
     written = [str(target) if target else f"table {loaded.name} in {opened.path}"]
     if report:
         write_text(

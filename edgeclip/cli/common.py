@@ -1,26 +1,80 @@
-"""What the commands share: consoles, arguments, progress bars."""
+"""What the commands share: consoles that show text from outside as it is, arguments, progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.status import Status
+from rich.text import Text
 
 from edgeclip.errors import InputError
+from edgeclip.outputs import check_folder_writable, find_output
+from edgeclip.printable import printable
 
 _LARGEST, _LARGEST_SEED = 10**12, (1 << 32) - 1
 
-console = Console()
-notices = Console(stderr=True)
+
+class SafeConsole(Console):
+    """A console on which names, paths and messages from outside stay text, wherever in a renderable they stand.
+
+    Nothing in a string is markup (``[/b]``) or an emoji (``:cat:``), and what would move the cursor is written out.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Every text on its way to the terminal passes here; the terminal's own control codes are marked as such."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """As rich's, whose spinner would take a string for markup."""
+        return _PlainStatus(_plain(status), console=self, **options)
+
+
+class _PlainStatus(Status):
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        super().update(None if status is None else _plain(status), **options)
+
+
+def _plain(text: RenderableType) -> RenderableType:
+    return Text(text) if isinstance(text, str) else text
+
+
+console = SafeConsole()
+notices = SafeConsole(stderr=True)
+
+
+class NoticesLog(logging.Handler):
+    """What is logged, by us or a library, as lines on stderr; without it Python writes them there as they are."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        try:
+            notices.print(self.format(record), highlight=False, soft_wrap=True)
+        except Exception:  # noqa: BLE001 - as every handler of Python's
+            self.handleError(record)
+
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="Bundle folder or .tar, or the word starter.")]
 ClassesHelp = (
-    'Class names: "mug, bottle, phone", or a file (one a line, or JSON). Synonyms: "mobile phone | smartphone".'
+    'Class names: "mug, bottle, phone", or a file (one a line, JSON, CSV, YAML). Synonyms: "mobile phone | smartphone".'
 )
 TemplatesHelp = "Prompt templates: simple, imagenet (CLIP's 80) or a file with one a line, {} standing for the name."
 
@@ -43,10 +97,27 @@ def with_checked_numbers(verb: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def output_file(path: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: refuses one that cannot be written before any work is done.
+
+    Where it is standard output, what is said to people goes to stderr.
+    """
+    if path is not None and find_output(path).is_stdout:
+        console.stderr = True
+    return path
+
+
+def output_folder(path: Path | None) -> Path | None:
+    """The same of an option that names a folder to make, or to write files into."""
+    if path is not None:
+        check_folder_writable(path)
+    return path
+
+
 def progress_bars() -> Progress:
     """Bars on stderr that vanish when done; none where stderr is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

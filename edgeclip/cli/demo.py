@@ -13,11 +13,12 @@ import av
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.export.photographs import photograph
-from edgeclip.files import atomic_file, write_json
+from edgeclip.files import atomic_file, atomic_files, write_json
 from edgeclip.runtime.account import Account
 from edgeclip.runtime.images import Image, opencv, write_image
 from edgeclip.runtime.records import Scored
@@ -73,9 +74,20 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
 
     Returns:
         One record a scene: truth, label of most frames, fraction of frames labelled right.
+
+    Raises:
+        InputError: ``output`` cannot be written. Nothing is left there, as after any failure.
+        VariantError: the starter has no such variant.
     """
-    film, labels, overlay = output / "camera.mp4", output / "labels.jsonl", output / "overlay.mp4"
     bundle = Bundle.open("starter")
+    bundle.variant(variant)  # refused before a film is made
+    with atomic_files(output) as folder:
+        return _run(bundle, output, folder, variant=variant, console=console)
+
+
+def _run(bundle: Bundle, output: Path, folder: Path, *, variant: str, console: Console) -> list[dict[str, object]]:
+    """``run_demo`` in a folder that becomes ``output``."""
+    film, labels, overlay = folder / "camera.mp4", folder / "labels.jsonl", folder / "overlay.mp4"
     table = bundle.table(TABLE)
     with console.status("filming eight photographs"):
         write_film(film)
@@ -83,11 +95,10 @@ def run_demo(output: Path, *, variant: str, console: Console) -> list[dict[str, 
     account = Stream(bundle, [open_source(str(film))], [table], sinks=sinks, variant=variant).run()
     lines = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
     records = judge(lines)
-    with atomic_file(output / "contact_sheet.png") as temporary:
-        write_image(temporary, contact_sheet(film, lines))
+    write_image(folder / "contact_sheet.png", contact_sheet(film, lines))
     machine = describe_machine()
     write_json(
-        output / "result.json",
+        folder / "result.json",
         {"scenes": records, "variant": variant, "frames_per_second": round(account.fps, 1), "machine": machine},
     )
     _print_result(records, account, console, classes=len(table.classes), machine=summary(machine))
@@ -166,7 +177,7 @@ def _print_result(
     table = Table("scene", "label of most frames", "", "frames right", box=None, header_style="bold", padding=(0, 2))
     for record in records:
         right = record["label"] == record["truth"]
-        mark = "[green]right[/]" if right else "[red]wrong[/]"
+        mark = Text("right", "green") if right else Text("wrong", "red")
         table.add_row(str(record["truth"]), str(record["label"]), mark, f"{record['frames_right']:.0%}")
     console.print(table)
     scenes_right = sum(record["label"] == record["truth"] for record in records)

@@ -142,7 +142,7 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         return f"{value.value:g} {unit} [{number[value.source]}]" + (f" ({value.note})" if value.note else "")
 
     def heading(text: str) -> None:
-        console.print(f"\n[bold]{text}[/]")
+        console.print(f"\n{text}", style="bold", highlight=False)
 
     memory, gpu = profile.memory, profile.compute_capability
     facts = _grid()

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeclip.cli.common import console, notices
+from edgeclip.cli.common import console, notices, output_file
 
 if TYPE_CHECKING:
     from edgeclip.devices.doctor.examine import Report
@@ -29,7 +29,11 @@ def doctor(
     ] = Path("/"),
     record: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.tar", help="Keep what was read, for support: system files alone, nothing personal."),
+        typer.Option(
+            metavar="FILE.tar",
+            help="Keep what was read, for support: system files alone, nothing personal.",
+            callback=output_file,
+        ),
     ] = None,
 ) -> None:
     """Say what this machine is, which engines load, and what to mend with which command.

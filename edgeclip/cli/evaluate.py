@@ -9,7 +9,7 @@ import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.class_names import split_names
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, bar, console, named_bars, output_file, output_folder
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 
@@ -37,7 +37,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="Another variant: print the difference on the same images, with its interval.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON.", callback=output_file)
+    ] = None,
 ) -> None:
     """Zero-shot accuracy and retrieval with 95 % intervals, by class and by confusion. Can be stopped and run again."""
     require("torch", purpose="encode class names")
@@ -94,12 +96,18 @@ def robustness(
         list[Path] | None,
         typer.Option(help="JSON of another model's run with the same options, for effective robustness. Repeatable."),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON.", callback=output_file)
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for robustness.json, .txt and .png.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for robustness.json, .txt and .png.", callback=output_folder),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet of the corruptions; of an image of --data, if given.")
+        Path | None,
+        typer.Option(
+            help="Write a contact sheet of the corruptions; of an image of --data, if given.", callback=output_file
+        ),
     ] = None,
 ) -> None:
     """Zero-shot accuracy under camera faults and on other images, and whether INT8 loses more there than on clean ones.

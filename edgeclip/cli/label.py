@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, notices
+from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, notices, output_file
 from edgeclip.errors import InputError
 from edgeclip.prompts import load_templates
 
@@ -86,13 +86,20 @@ def label(
     unknown_below: Annotated[
         float | None, typer.Option(help="Say unknown where the best score is lower.", rich_help_panel=_DECISIONS)
     ] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="One JSON line a frame.", rich_help_panel=_OUTPUT)] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="One JSON line a frame.", callback=output_file, rich_help_panel=_OUTPUT)
+    ] = None,
     jsonl_rotate_mb: Annotated[
         float | None, typer.Option(help="Begin a new file at this size, for cameras.", rich_help_panel=_OUTPUT)
     ] = None,
-    csv: Annotated[Path | None, typer.Option(help="One row a frame.", rich_help_panel=_OUTPUT)] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="One row a frame.", callback=output_file, rich_help_panel=_OUTPUT)
+    ] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="A video with the labels drawn in (.mp4, .mkv).", rich_help_panel=_OUTPUT)
+        Path | None,
+        typer.Option(
+            help="A video with the labels drawn in (.mp4, .mkv).", callback=output_file, rich_help_panel=_OUTPUT
+        ),
     ] = None,
     web: Annotated[bool, typer.Option("--web", help="A live page on this machine.", rich_help_panel=_OUTPUT)] = False,
     web_address: Annotated[
@@ -132,6 +139,7 @@ def label(
 
     Unless told otherwise, it runs the fastest variant and engine that agree with FP32 on this machine, and says which.
     SIGHUP, or a change of a table's file, loads the tables again; Ctrl-C ends it as the end of the streams would.
+    The exit code is 1 where an output failed.
     """
     from edgeclip.runtime.decision import DecisionOptions
     from edgeclip.runtime.labeller import Labeller, find_tables_and_files
@@ -203,6 +211,8 @@ def label(
             gc.freeze()  # all that was loaded stays: the collector going through it would stop the loop for 15 to 40 ms
             account = stream.run()
     print_summary(account, console)
+    if account.sink_failed or any(lost >= account.labelled for lost in account.sink_dropped.values()):
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 
 from edgeclip.bundle import Bundle
 from edgeclip.class_names import split_names
-from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, progress_bars
+from edgeclip.cli.common import BundleArgument, TemplatesHelp, console, notices, output_folder, progress_bars
 from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 from edgeclip.extras import require
+from edgeclip.spec import ModelOptions
 
 _CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photographs]"
 
+_Number = TypeVar("_Number", int, float)
+
 
 def export(
-    model: Annotated[str, typer.Argument(help="open_clip name, hf:NAME, a local folder, a checkpoint, or starter.")],
-    pretrained: Annotated[str | None, typer.Option(help="open_clip tag; none for random weights.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="open_clip name, hf:NAME, hf-hub:NAME, a local folder, a checkpoint, or starter."),
+    ],
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag or a file of weights; none for random weights.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]", callback=output_folder)
+    ] = None,
     photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
@@ -37,6 +48,25 @@ def export(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="N or H,W", help="Side of an open_clip model's input, pixels. \\[as in its weights]"),
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="Tokens of an open_clip model's texts. \\[as in its weights]")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Mean of an open_clip model's images, 0 to 1. \\[as its tags have it]"),
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation; as --mean.")] = None,
+    interpolation: Annotated[str | None, typer.Option(help="Of the resize: bicubic or bilinear; as --mean.")] = None,
+    resize_mode: Annotated[
+        str | None, typer.Option(help="shortest (side, then the centre) or squash; as --mean.")
+    ] = None,
+    init_logit_bias: Annotated[
+        float | None, typer.Option(help="SigLIP's bias of the scores, for open_clip weights that hold none.")
+    ] = None,
 ) -> None:
     """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs."""
     require("torch", purpose="export a model")
@@ -48,15 +78,30 @@ def export(
     from edgeclip.export.bundle import export as export_model
     from edgeclip.export.cost import cost_of_bundle
     from edgeclip.export.merge_tokens.model import merge_report
+    from edgeclip.training.load import short_name
 
+    options = {
+        "image_size": _numbers("--image-size", image_size, int, 2),
+        "context_length": context_length,
+        "mean": _numbers("--mean", mean, float, 3),
+        "std": _numbers("--std", std, float, 3),
+        "interpolation": interpolation,
+        "resize_mode": resize_mode,
+        "init_logit_bias": init_logit_bias,
+    }
+    try:
+        known = msgspec.convert({key: value for key, value in options.items() if value is not None}, ModelOptions)
+    except msgspec.ValidationError as error:
+        raise InputError(f"expected what --help says of the model's options, got: {error}") from error
     with console.status("reading photographs") as status:
         bundle = export_model(
             model,
-            output or Path(f"{Path(model.removeprefix('hf:')).name}.edgeclip"),
+            output or Path(f"{short_name(model)}.edgeclip"),
             variants=split_names(variants),
             calibration=calibration,
             photos=photos,
             pretrained=pretrained,
+            options=known,
             target=target,
             merge_tokens=merge_tokens,
             seed=seed,
@@ -71,10 +116,25 @@ def export(
         print_plan(plan(cost_of_bundle(bundle), load_profile(target)), console)
 
 
+def _numbers(flag: str, text: str | None, kind: type[_Number], count: int) -> tuple[_Number, ...] | None:
+    """One number for all, or ``count`` with commas between them, as that many."""
+    if text is None:
+        return None
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, count):
+        raise InputError(f"expected {flag} as one or {count} numbers with commas between them, got {text!r}")
+    return tuple(found if len(found) == count else found * count)
+
+
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/scratch-vit.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one value.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run. \\[runs/NAME]", callback=output_folder)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state saved last, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeclip.bundle import Bundle
-from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, named_bars
+from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar, console, named_bars, output_file
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import write_json, write_text
@@ -26,7 +26,9 @@ def build(
     background: Annotated[
         str | None, typer.Option(help='What means nothing of interest, so unknown: "empty room, wall | plaster".')
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .safetensors file instead.", callback=output_file)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table of that name.")] = False,
 ) -> None:
     """Encode class names × templates with the bundle's text encoder and add the table to the bundle."""
@@ -62,9 +64,12 @@ def study(
     variant: Annotated[str, typer.Option(help="Form of the encoder; better the one that will run.")] = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of the halves: to choose on, to test on.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write one HTML page that needs nothing else.")
+        Path | None,
+        typer.Option("--output", "-o", help="Write one HTML page that needs nothing else.", callback=output_file),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything as JSON.", callback=output_file)
+    ] = None,
     apply: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Add the recommended table to the bundle, or to FILE.safetensors."),

@@ -14,6 +14,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.calibration.hashed_images import files as image_files
 from edgeclip.devices.machine.probe import Description, describe_machine, summary
+from edgeclip.documents import encode_json
 from edgeclip.errors import InputError
 from edgeclip.evaluation.charts import COLOURS, new_figure, save_figure
 from edgeclip.evaluation.data.class_sets import class_prompts
@@ -124,7 +125,7 @@ def run_recipe(recipe: FewShotRecipe, folder: Path, *, console: Console, overwri
         InputError: the folder exists and ``overwrite`` is false; and as ``adapt_bundle`` and
             ``curve_of_bundle`` say.
     """
-    console.print(msgspec.json.format(msgspec.json.encode(recipe), indent=2).decode(), highlight=False, markup=False)
+    console.print(msgspec.json.format(encode_json(recipe), indent=2).decode(), highlight=False, markup=False)
     bundle, data = Bundle.open(recipe.bundle), Path(recipe.data)
     options = FewShotOptions(
         method=recipe.method,

@@ -14,8 +14,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-import msgspec
-
+from edgeclip.documents import encode_json
 from edgeclip.extras import require
 from edgeclip.runtime.images import Image, opencv
 
@@ -36,7 +35,7 @@ def render_page(template: str, *, script: str = "", data: object = None, **conte
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f"; script-src 'sha256-{digest}'"
-    given = msgspec.json.encode(data).decode().replace("<", "\\u003c")  # nothing in it may end the element
+    given = encode_json(data).decode().replace("<", "\\u003c")  # nothing in it may end the element
     whole = {"policy": policy, "style": safe(static("page.css")), "script": safe(script), "data": safe(given)}
     page: str = _environment().get_template(template).render(**whole, **context)
     return page

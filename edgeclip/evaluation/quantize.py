@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from edgeclip.export.int8.search import Search, SearchResult
 from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
-from edgeclip.files import write_json
+from edgeclip.files import workshop, write_json
 from edgeclip.prompts import PromptTable, load_templates, unit_rows
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import Image, list_labelled, read_image
@@ -153,8 +152,8 @@ def _worst(loss: Callable[[Path], float], names: Sequence[str]) -> Callable[[Pat
     def worst(int8: Path) -> float:
         losses = [loss(int8)] if "int8" in names else []
         if "int8-cpu" in names:
-            with tempfile.TemporaryDirectory() as scratch:
-                losses.append(loss(lay_out_for_cpu(int8, Path(scratch) / "int8-cpu.onnx")[0]))
+            with workshop() as scratch:
+                losses.append(loss(lay_out_for_cpu(int8, scratch / "int8-cpu.onnx")[0]))
         return max(losses)
 
     return worst

@@ -5,7 +5,6 @@ It comes as a table, as a picture and as ``curve.json``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from edgeclip.devices.machine.probe import Description, describe_machine, summary
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import class_prompts
+from edgeclip.evaluation.data.shift_sets import names_of
 from edgeclip.evaluation.statistics.metrics import true_class_ranks, wilson_interval
 from edgeclip.files import write_json
 from edgeclip.prompts import FloatArray, PromptClass, encode_table, load_templates, unit_rows
@@ -223,8 +223,7 @@ class DecodedSet:
 def read_sets(data: Path, shifts: Sequence[Path], names: Path | None) -> list[DecodedSet]:
     """The target set, then the shift sets; raises as ``DecodedSet``."""
     target = DecodedSet(data, names)
-    named = set(json.loads(names.read_text(encoding="utf-8"))) if names else set()
-    return [target, *(DecodedSet(shift, names if named & _folders(shift) else None) for shift in shifts)]
+    return [target, *(DecodedSet(shift, names_of(shift, names)) for shift in shifts)]
 
 
 def measure_wise(
@@ -325,7 +324,3 @@ def _hits(
 
 def _watch(progress: Progress | None, *, before: int, total: int) -> Callable[[int], None] | None:
     return (lambda done: progress(before + done, total)) if progress else None
-
-
-def _folders(data: Path) -> set[str]:
-    return {item.name for item in data.iterdir() if item.is_dir()} if data.is_dir() else set()

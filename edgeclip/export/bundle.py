@@ -1,6 +1,6 @@
 """A ContrastiveModel in, a verified bundle out: FP32 proved equal to the model, variants proved against FP32.
 
-``extended`` adds variants to a bundle that is there: the same bundle with them takes its place, or nothing changes.
+``extended`` adds variants to a bundle that is there, or changes nothing.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from edgeclip.bundle import Bundle, create_bundle
+from edgeclip.bundle import STAGING, Bundle, create_bundle
 from edgeclip.calibration.images import crops, sample_images
 from edgeclip.class_names import split_names
 from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.plan.plan import variants_for
-from edgeclip.errors import InputError
+from edgeclip.errors import BundleError, InputError
 from edgeclip.export.cost import graph_cost
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.merge_tokens.model import REPORT, MergedModel
@@ -30,13 +29,13 @@ from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.export.proofs import check_parity, class_rows, make_golden
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
 from edgeclip.files import atomic_folder, write_json
-from edgeclip.manifest import write_manifest
+from edgeclip.manifest import visible_files, write_manifest
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
 from edgeclip.runtime.proof.parity import ParityLimits
-from edgeclip.spec import EncoderSpec, Manifest, Variant
+from edgeclip.spec import NO_OPTIONS, EncoderSpec, Manifest, ModelOptions, Variant
 from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
 
@@ -51,6 +50,7 @@ def export(
     calibration: str | os.PathLike[str] | Sequence[Image] | None = None,
     photos: str | os.PathLike[str] | None = None,
     pretrained: str | None = None,
+    options: ModelOptions = NO_OPTIONS,
     target: str | None = None,
     merge_tokens: int = 0,
     seed: int = 0,
@@ -72,7 +72,8 @@ def export(
         calibration: images that INT8's ranges are measured on: a folder (what ``edgeclip calibrate images`` wrote is
             taken whole, of others a seeded sample) or (H, W, 3) uint8 RGB arrays; None for crops of the photographs.
         photos: folder of photographs for the comparison; None for those that scikit-image ships.
-        pretrained: with an open_clip name, its tag.
+        pretrained: with an open_clip name, its tag or a file of weights.
+        options: with an open_clip name, what is known of the model beside: its preprocessing, say.
         target: a device's name: the variants that pay there are made too.
         merge_tokens: tokens of a ViT that are merged in each block (ToMe): faster, less exact.
         seed: of random weights and of the sample of calibration images.
@@ -106,13 +107,13 @@ def export(
     pictures = photographs(None if photos is None else Path(photos))
     if isinstance(model, str):
         say("loading the model")
-        model = load_model(model, pretrained=pretrained, seed=seed)
-    elif pretrained is not None:
-        raise InputError(f"expected pretrained with a name, got {pretrained!r} with a loaded model: leave it out")
+        model = load_model(model, pretrained=pretrained, seed=seed, options=options)
+    elif pretrained is not None or options != NO_OPTIONS:
+        raise InputError("expected pretrained and options with a name, got them with a loaded model: leave them out")
     if merge_tokens:
         model = MergedModel(model, merge_tokens)
-    options = VariantOptions(tuple(names), images)
-    return export_bundle(model, path, photos=pictures, variants=options, overwrite=overwrite, progress=progress)
+    made = VariantOptions(tuple(names), images)
+    return export_bundle(model, path, photos=pictures, variants=made, overwrite=overwrite, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str
 
 @contextmanager
 def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, list[Variant]]]:
-    """Yield a copy of the bundle's folder, and a list to add variants to; it takes the bundle's place on success.
+    """Yield a copy of the bundle's folder, and a list to add variants to; what is new in it is added on success.
 
     Args:
         names: of the variants that will be made; those of the bundle that are called so are left out of the copy.
@@ -226,21 +227,38 @@ def extended(bundle: Bundle, *, names: Sequence[str]) -> Iterator[tuple[Path, li
     """
     bundle.require_writable()
     manifest = bundle.manifest
-    kept = [variant for variant in manifest.variants if variant.name not in names]
-    dropped = {
+    dropped = _files_of(manifest, names)
+    with ExitStack() as stack:
+        with atomic_folder(bundle.path / STAGING, overwrite=True) as folder:
+            linked = {}
+            for relative in bundle.verify():
+                if relative not in dropped:
+                    _link(bundle.path / relative, folder / relative)
+                    linked[relative] = (folder / relative).stat().st_ino
+            made: list[Variant] = []
+            yield folder, made
+            # Others may have written meanwhile: what they did stays, and this is added to it.
+            changes = stack.enter_context(bundle.writing())
+        if bundle.manifest.model != manifest.model:
+            raise BundleError(f"{bundle.path} was replaced by another model's meanwhile: run this again")
+        new = changes.folder
+        added = [name for name in visible_files(new) if linked.get(name) != (new / name).stat().st_ino]
+        changes.commit(
+            added,
+            dropped=_files_of(bundle.manifest, names),
+            variants=(*(variant for variant in bundle.manifest.variants if variant.name not in names), *made),
+            tools={**bundle.manifest.tools, **installed_versions(TOOLS)},
+        )
+
+
+def _files_of(manifest: Manifest, names: Sequence[str]) -> set[str]:
+    """The files of the variants that are called so, and their reports."""
+    return {
         file
         for variant in manifest.variants
-        if variant not in kept
+        if variant.name in names
         for file in (variant.file, *variant.data_files, f"reports/parity-{variant.name}.json")
     }
-    with atomic_folder(bundle.path, overwrite=True) as folder:
-        for relative in bundle.verify():
-            if relative not in dropped:
-                _link(bundle.path / relative, folder / relative)
-        made: list[Variant] = []
-        yield folder, made
-        tools = {**manifest.tools, **installed_versions(TOOLS)}
-        write_manifest(folder, msgspec.structs.replace(manifest, variants=(*kept, *made), tools=tools), scan=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,6 @@ A bundle or the name of a model in, what one image costs its encoder out.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,8 @@ from edgeclip.devices.plan.cost import GraphCost, load_cost
 from edgeclip.errors import ModelError
 from edgeclip.export.half.ranges import infer_types
 from edgeclip.extras import require
+from edgeclip.files import workshop
+from edgeclip.onnx_graph import check_graph
 
 Node = Any  # onnx_ir.Node
 Value = Any  # onnx_ir.Value
@@ -43,8 +44,10 @@ def graph_cost(path: Path) -> GraphCost:
 
     Raises:
         ModelError: not a readable ONNX file, or a shape that cannot be inferred.
+        IntegrityError: it asks for more than ``check_graph`` allows.
     """
     ir = require("onnx_ir", purpose="read ONNX graphs", extra="export")
+    check_graph(path, error=ModelError)
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf's and onnx_ir's exceptions share no base class
@@ -170,7 +173,7 @@ def cost_of_model(name: str, *, progress: Callable[[str], None] | None = None) -
     say(f"building {name}")
     model = load_model(name, pretrained="none" if loader_of(name) == "open_clip" else None)
     say(f"exporting {name} to count its products")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fp32.onnx"
+    with workshop() as folder:
+        path = folder / "fp32.onnx"
         export_onnx(model.exportable(), model.encoder, path, metadata={})
         return graph_cost(path)

@@ -7,7 +7,6 @@ An ONNX file whose weights lie on an 8-bit grid in, the same graph with those we
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.int8.qdq import Model
 from edgeclip.extras import require
-from edgeclip.files import atomic_file, external_data
+from edgeclip.files import atomic_file, external_data, workshop
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.checkpoint.weight_grid import pack
 from edgeclip.training.towers.quiet import silent
@@ -170,12 +169,12 @@ def save_graph(model: Any, path: Path) -> tuple[Path, ...]:
     external = data.name if weights > _PROTOBUF_LIMIT_BYTES else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-            ir.save(model, Path(folder, path.name), external_data=external)
+        with workshop(path.parent, path.stem) as folder:
+            ir.save(model, folder / path.name, external_data=external)
             data.unlink(missing_ok=True)
             if external:
-                Path(folder, external).replace(data)
-            Path(folder, path.name).replace(path)
+                (folder / external).replace(data)
+            (folder / path.name).replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
     return (path, data) if external else (path,)

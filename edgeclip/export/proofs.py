@@ -5,6 +5,7 @@ Photographs in, a bundle's golden set out: 64 views, the FP32 graph's embeddings
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import crops
 from edgeclip.errors import InputError, ModelError
 from edgeclip.export.photographs import Photograph
-from edgeclip.prompts import FloatArray, encode_table
+from edgeclip.printable import printable
+from edgeclip.prompts import FloatArray, alike_rows, encode_table
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.golden import COUNT, GoldenImages, decoded_inputs, golden_files
 from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, worst_of
 from edgeclip.spec import EncoderSpec
 from edgeclip.training.model import ContrastiveModel, TextTower
+
+_log = logging.getLogger("edgeclip")
 
 
 def check_parity(
@@ -91,10 +95,16 @@ def class_rows(text: TextTower, width: int) -> FloatArray:
     """Rows (C, D) of the classes of the starter's table, by the model's own text encoder.
 
     Returns:
-        (0, D) where the tokenizer's files cannot be had: agreement and margins are then not taken.
+        (0, D), with a warning, where it has no tokenizer or cannot tell the classes apart: agreement and margins are
+        then not taken.
     """
     classes = Bundle.open("starter").table("objects").classes
     try:
-        return encode_table(text, classes, ("a photo of a {}.",), name="golden", model_id="").embeddings
-    except ModelError:
+        table = encode_table(text, classes, ("a photo of a {}.",), name="golden", model_id="")
+    except ModelError as error:
+        _log.warning("no prompt can be encoded yet: %s", printable(str(error)))
         return np.zeros((0, width), np.float32)
+    if (alike := alike_rows(table.embeddings)) and len(alike[0]) == len(classes):
+        _log.warning("the text encoder cannot tell classes apart: all get the same row")
+        return np.zeros((0, width), np.float32)
+    return table.embeddings

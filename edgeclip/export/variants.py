@@ -6,7 +6,6 @@ To add a variant: write a function ``(folder, materials) -> Made`` and add it to
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
 from edgeclip.export.int8.quantization import DEFAULT_RECIPE, QuantizationRecipe, quantize
 from edgeclip.export.lint.lint import require_legal
 from edgeclip.extras import require
-from edgeclip.files import write_json
+from edgeclip.files import workshop, write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.proof.golden import GoldenImages
@@ -118,9 +117,9 @@ def prove(path: Path, precision: Precision, materials: Materials, *, name: str) 
         ParityError: below the precision's limits, with the worst images.
         EngineError: the graph does not run, or gives values that are not finite.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with workshop() as scratch:
         low = precision in {"fp16", "bf16"}
-        graph = emulate(path, Path(scratch) / path.name)[0] if low else path
+        graph = emulate(path, scratch / path.name)[0] if low else path
         with load_engine("onnxruntime", graph, materials.encoder, precision="fp32" if low else precision) as engine:
             report = materials.golden.compare(engine)
     return report.require(materials.limits or LIMITS[precision], what=f"{name} differs from fp32")
@@ -169,8 +168,8 @@ def _int8_cpu(folder: Path, materials: Materials) -> Made:
     """Ranges and weights are those of ``int8``: taken from it where it is there, measured once where it is not."""
     present = folder / "image_encoder" / "int8.onnx"
     target = folder / "image_encoder" / "int8-cpu.onnx"
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        source = present if present.is_file() else Path(scratch) / "int8.onnx"
+    with workshop(folder) as scratch:
+        source = present if present.is_file() else scratch / "int8.onnx"
         if source != present:
             _quantized(source, materials)
         files = lay_out_for_cpu(source, target)

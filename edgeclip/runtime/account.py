@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgeclip.runtime.records import Failed
+
 _KEPT_TIMES = 10_000  # bounds the memory of a run that never ends
 _KEPT_LABELS = 10_000
 
@@ -24,8 +26,9 @@ class SourceCount:
         dropped: frames of a live source that were replaced by a later one before anyone took them.
         gated: frames that had not changed, and so were not encoded.
         encoded: frames that went through the encoder.
-        failed: packets or files that could not be decoded, and frames that could not be scored.
+        failed: packets, frames or files that could not be decoded, are too small or could not be scored.
         reconnects: times that the source was lost and came back.
+        failures: the first thousand of the failed that have a name, and why.
     """
 
     read: int = 0
@@ -34,6 +37,7 @@ class SourceCount:
     encoded: int = 0
     failed: int = 0
     reconnects: int = 0
+    failures: list[Failed] = field(default_factory=list)
 
 
 @dataclass

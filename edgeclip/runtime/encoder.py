@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 
 from edgeclip.bundle import Bundle
+from edgeclip.errors import EngineError
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.engines.base import ByteArray, Pending, load_engine
 from edgeclip.runtime.preprocess.preprocess import Pixels, Preprocessor
@@ -19,13 +21,16 @@ class PendingEmbeddings:
     """A batch under way in the engine."""
 
     parts: tuple[Pending, ...]
+    process: int = field(default_factory=os.getpid)
 
     def result(self) -> tuple[FloatArray, float]:
         """Wait for it: unit embeddings (N, D), and how long the engine took, milliseconds.
 
         Raises:
-            EngineError: a failed run, or a result that is not finite.
+            EngineError: a failed run, a result that is not finite, or one that was begun before a fork.
         """
+        if self.process != os.getpid():
+            raise EngineError("expected a batch begun in this process, got one begun before it was forked")
         results = [part.result() for part in self.parts]
         return unit_rows(np.concatenate([rows for rows, _ in results])), sum(took for _, took in results)
 
@@ -87,8 +92,9 @@ class ImageEncoder:
         return PendingEmbeddings(tuple(self.engine.start(frames[i : i + 1]) for i in range(len(frames))))
 
     def close(self) -> None:
-        """Release the engine."""
-        self.engine.close()
+        """Release the engine; one from before a fork is left as it is."""
+        if not self.engine.forked:
+            self.engine.close()
 
     def __enter__(self) -> ImageEncoder:
         return self

@@ -91,6 +91,10 @@ class SceneGate:
         self._time_s = self._time_s if time_s is None else time_s
         return True
 
+    def forget(self) -> None:
+        """Compare the next frame with none: the one that was let through last has come to nothing."""
+        self._reference = None
+
     def _cells(self, pixels: Pixels) -> tuple[tuple[int, int], Cells]:
         """(height, width) of the frame; luma of its cells, float32 grey levels."""
         image = _luma(pixels) if isinstance(pixels, av.VideoFrame) else pixels

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.errors import InputError, MissingExtraError, SourceError
+from edgeclip.limits import check_limit, limit
+from edgeclip.printable import path_text
+from edgeclip.runtime.image_header import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # part of this module's interface
+from edgeclip.runtime.image_header import Image as Image
+from edgeclip.runtime.image_header import is_image_name as is_image_name
+from edgeclip.runtime.image_header import kind_of as kind_of
+from edgeclip.runtime.image_header import read_header, turned
 
-Image = npt.NDArray[np.uint8]
+_log = logging.getLogger("edgeclip")
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# How OpenCV's account of its build calls the decoder of a kind, where it may lack it.
+_DECODERS = {"JPEG": "JPEG", "PNG": "PNG", "WebP": "WEBP", "TIFF": "TIFF", "PNM": "PXM", "JPEG 2000": "JPEG 2000"}
 
 
 def opencv() -> Any:
@@ -41,21 +53,47 @@ def opencv() -> Any:
     return cv2
 
 
-def is_image_name(path: Path) -> bool:
-    """Whether a file name ends like an image's."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def images_among(paths: Iterable[Path], where: object) -> list[Path]:
+    """The image files among paths, in their order; what else is there is told once, in a warning.
+
+    Args:
+        where: names the place, for the warning. Hidden files are none of anybody's.
+    """
+    images, others = [], Counter[str]()
+    for path in paths:
+        if path.name.startswith("."):  # a half-written file, or what another system keeps beside its own
+            continue
+        if path.is_dir():
+            others["folders"] += 1
+        elif path.is_file() and is_image_name(path):
+            images.append(path)
+        else:
+            others[path_text(path.suffix.lower()) or "without a suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
+        _log.warning("%s: passed over what is no image by its name (%s)", where, kinds)
+    return images
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path))
+    """The image files directly in a folder, by name; what else is there is told.
+
+    Raises:
+        SourceError: the folder cannot be read.
+    """
+    try:
+        return images_among(sorted(folder.iterdir()), path_text(folder))
+    except OSError as error:
+        raise SourceError(f"expected a folder of images at {path_text(folder)}, got: {error.strerror}") from error
 
 
 def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
 
+    A name has each of its letters as one character (NFC), however the disk spells it.
+
     Raises:
-        SourceError: no class folders, or one without images.
+        SourceError: no class folders, one without images, or two of the same name.
     """
     if not data.is_dir():
         raise SourceError(f"expected a folder with one folder of images a class, got {data}: no such folder")
@@ -68,37 +106,94 @@ def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
         if not images:
             raise SourceError(f"expected images in {folder}, got none: add some or remove the folder")
         files.extend((image, index) for image in images)
-    return files, [folder.name for folder in folders]
+    names = [_composed(folder.name) for folder in folders]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise SourceError(f"expected each class once in {data}, got folders that are both called {twice[0]}: join them")
+    return files, names
 
 
 def read_image(path: Path) -> Image:
     """Read a whole image as (H, W, 3) uint8 RGB in [0, 255].
 
-    Grey becomes RGB, 16 bits become 8, alpha is dropped and the EXIF orientation is applied.
+    Grey becomes RGB, 16 bits become 8, alpha is dropped and the EXIF orientation is applied. Of several pages or frames
+    it is the first.
 
     Raises:
-        SourceError: missing, empty, truncated, or not an image.
+        SourceError: missing, empty, truncated, of too many pixels, or not an image.
+    """
+    return decode_image(read_image_bytes(path), name=path_text(path))
+
+
+def read_image_bytes(path: Path) -> bytes:
+    """The bytes of an image file, whichever way the accents in its name are written.
+
+    Raises:
+        SourceError: it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        try:
+            stream = path.open("rb")
+        except FileNotFoundError:
+            if (same := _spelled_otherwise(path)) is None:
+                raise
+            stream = same.open("rb")
+        with stream:
+            about = os.fstat(stream.fileno())
+            check_limit("image_bytes", about.st_size, path_text(path), error=SourceError)
+            return stream.read(about.st_size if stat.S_ISREG(about.st_mode) else limit("image_bytes"))
     except (OSError, ValueError) as error:  # ValueError: a path with a null in it
-        raise SourceError(f"expected an image at {path}, got: {getattr(error, 'strerror', None) or error}") from error
-    return decode_image(data, name=str(path))
+        raise SourceError(
+            f"expected an image at {path_text(path)}, got: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
+
+def _spelled_otherwise(path: Path) -> Path | None:
+    r"""What is there under a name that lists spell otherwise: é as one character or as e and an accent, or ``\xff``."""
+    if path.exists() or path.parent == path:
+        return path
+    if (parent := _spelled_otherwise(path.parent)) is None:
+        return None
+    if path.name.isascii() and "\\x" not in path.name:  # a folder of millions is not listed for each that is missing
+        return parent / path.name if (parent / path.name).exists() else None
+    wanted = unicodedata.normalize("NFC", path.name)
+    return next((each for each in parent.iterdir() if _composed(each.name) == wanted), None)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", path_text(name))
 
 
 def decode_image(data: bytes, *, name: str) -> Image:
-    """Decode the bytes of an image file as ``read_image`` does; ``name`` is for the error."""
+    """Decode the bytes of an image file as ``read_image`` does; ``name`` is for the error.
+
+    Raises:
+        SourceError: truncated, of too many pixels, or not an image.
+    """
+    header = read_header(data, name=name)
+    check_limit("image_pixels", header.width * header.height, name, error=SourceError)
+    if header.kind in ("HEIF", "GIF"):  # which not every OpenCV reads; and none puts the tiles of a HEIF together
+        from edgeclip.runtime.heif import decode_first, decode_heif
+
+        return decode_heif(data, name=name) if header.kind == "HEIF" else decode_first(data, "gif", name=name)
     cv2 = opencv()
-    if data.startswith(_JPEG_START) and _JPEG_END not in data[-65536:]:
-        raise SourceError(f"{name} is a truncated JPEG ({len(data):,} bytes, no end marker): copy it again")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        # Turned by us: an OpenCV before 4.12 knows the orientation of a JPEG only.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise SourceError(f"{name} cannot be decoded ({error.err}): convert it to JPEG or PNG") from error
     if pixels is None:
-        raise SourceError(f"expected an image, got {name} ({len(data):,} bytes that do not decode as one)")
+        raise SourceError(
+            f"{name} is a {header.kind} of {header.width}x{header.height} pixels that {_refused_by(cv2, header.kind)}"
+        )
     image: Image = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return image
+    return turned(image, header.orientation)
+
+
+def _refused_by(cv2: Any, kind: str) -> str:
+    has = rf"^\s*{_DECODERS.get(kind, '')}:\s+(?!NO\b)"
+    if kind in _DECODERS and not re.search(has, cv2.getBuildInformation(), re.MULTILINE):
+        return f"this OpenCV ({cv2.__version__}) was built without a decoder for: convert it to JPEG or PNG"
+    return f"OpenCV {cv2.__version__} cannot decode: it is damaged or of a rare form; convert it to JPEG or PNG"
 
 
 def as_image(image: Any) -> Image:
@@ -128,6 +223,7 @@ def as_image(image: Any) -> Image:
 def _from_pillow(image: Any) -> Image:
     from PIL import ImageOps  # it is there: the image is one of its
 
+    check_limit("image_pixels", image.width * image.height, "the Pillow image", error=SourceError)
     try:
         upright = ImageOps.exif_transpose(image)
         if not upright.mode.startswith("I"):

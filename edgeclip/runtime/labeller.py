@@ -72,6 +72,8 @@ class Classification:
 class Labeller:
     """A bundle with the variant and engine that were proved to be the fastest here; a context manager.
 
+    A process that is forked off loads an encoder of its own when it needs one.
+
     Args:
         bundle: an opened bundle, or the path of one.
         variant, engine: restrict the choice; by default any.
@@ -100,6 +102,7 @@ class Labeller:
         self._threads = threads
         self._encoder: ImageEncoder | None = None
         self._text: TextEncoder | None = None
+        self._text_process = 0
         self._scorers: dict[str, Scorer] = {}  # by name, while the bundle's tables have these digests:
         self._there: tuple[str, ...] = ()
         self.choice: Choice = choose(self.bundle, variant=variant, engine=engine, threads=threads, progress=progress)
@@ -172,7 +175,12 @@ class Labeller:
         if strange := [text for text in several if not isinstance(text, str)]:
             raise InputError(f"expected texts, got {strange[0]!r}")
         if self._text is None:
-            self._text = self.bundle.text_encoder()
+            self._text, self._text_process = self.bundle.text_encoder(), os.getpid()
+        if self._text_process != os.getpid():
+            raise InputError(
+                "expected a labeller that embeds texts in one process, got one that was forked after it had: open it "
+                "after the fork, or start processes by spawn"
+            )
         return unit_rows(self._text.encode_text(several))
 
     # Streams ----------------------------------------------------------------------------------------------------------
@@ -216,7 +224,8 @@ class Labeller:
             )
         except BaseException:
             for taken in opened:
-                taken.close()
+                if taken.process == os.getpid():
+                    taken.close()
             raise
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -239,7 +248,7 @@ class Labeller:
         """Unit embeddings (B, D) of some images at a time."""
         for start in range(0, len(images), _BATCH):
             pixels = [as_image(image) for image in images[start : start + _BATCH]]
-            if self._encoder is None:
+            if self._encoder is None or self._encoder.engine.forked:
                 self._encoder = ImageEncoder(
                     self.bundle, self.choice.variant, engine=self.choice.engine, threads=self._threads
                 )

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgeclip.errors import InputError, SourceError
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.gate import SceneGate
@@ -24,6 +25,7 @@ from edgeclip.runtime.sources.base import Frame, Source
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 _GIVE_UP_S = 3.0  # on sources that do not end when the run is stopped
+_GIVE_UP_HURRIED_S = 1.0  # when somebody interrupted it
 Kind = Literal["encode", "gated"]
 
 
@@ -155,6 +157,7 @@ class SourceThread:
 
     def _jobs(self, places: Places) -> Iterator[Job]:
         frames = iter(self.source)
+        unusable: InputError | None = None
         while self._limit is None or self.taken < self._limit:
             self.source.ready()
             if not places.take("encode"):  # before the frame, so that a camera's is as fresh as can be
@@ -162,10 +165,20 @@ class SourceThread:
             frame = next(frames, None)
             if frame is None:
                 places.give("encode")
+                if unusable is not None and not self.taken:
+                    raise SourceError(f"nothing of {self.source.name} can be labelled: {unusable}") from unusable
                 return
-            self.taken += 1
             start = time.perf_counter()
-            small = self._prepare(frame)
+            try:
+                small = self._prepare(frame)
+            except InputError as error:  # smaller than a region may be; the next one may be larger
+                places.give("encode")
+                self.source.fail(frame.file or f"frame {frame.index}", str(error))
+                unusable = error
+                if self._gate is not None:
+                    self._gate.forget()
+                continue
+            self.taken += 1
             took_ms = (time.perf_counter() - start) * 1e3
             if small is None:
                 places.give("encode")
@@ -220,6 +233,7 @@ class Batcher:
         self._slots = threading.Semaphore(parallel)
         self._stopping = threading.Event()
         self._closed = False
+        self._give_up_s = _GIVE_UP_S
         self._thread = threading.Thread(target=self._run, name="edgeclip-batch", daemon=True)
 
     def start(self) -> None:
@@ -231,8 +245,10 @@ class Batcher:
         if batch.pending is not None:
             self._slots.release()
 
-    def stop(self) -> None:
+    def stop(self, *, hurried: bool = False) -> None:
         """Wait no longer for sources that do not end."""
+        if hurried:
+            self._give_up_s = _GIVE_UP_HURRIED_S
         self._stopping.set()
         self.inbox.put(None)
 
@@ -291,7 +307,7 @@ class Batcher:
             if until is not None:
                 timeout: float | None = max(0.0, until - time.perf_counter())
             else:
-                timeout = _GIVE_UP_S if self._stopping.is_set() else None
+                timeout = self._give_up_s if self._stopping.is_set() else None
             try:
                 item = self.inbox.get(timeout=timeout)
             except queue.Empty:

@@ -44,6 +44,18 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = ""
 
 
+class Failed(msgspec.Struct, frozen=True):
+    """An image or frame that could not be labelled.
+
+    Attributes:
+        name: the image's file, or the frame by its number.
+        reason: why.
+    """
+
+    name: str
+    reason: str
+
+
 class View(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one table says of one region of a frame.
 

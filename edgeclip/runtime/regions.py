@@ -206,9 +206,12 @@ def _pixel_box(region: Region, width: int, height: int, step_x: int = 1, step_y:
     left, top = round(x0 * width) // step_x * step_x, round(y0 * height) // step_y * step_y
     right, bottom = min(round(x1 * width), width), min(round(y1 * height), height)
     if right - left < _SMALLEST or bottom - top < _SMALLEST:
+        found, least = f"{right - left}x{bottom - top} pixels", f"{_SMALLEST}x{_SMALLEST}"
+        if not region.name:
+            raise InputError(f"expected at least {least} pixels, got {found}: too small to be labelled")
         raise InputError(
-            f"region {region.name!r} is {right - left}x{bottom - top} pixels of this {width}x{height} frame, "
-            f"expected at least {_SMALLEST}x{_SMALLEST}: make it larger"
+            f"region {region.name!r} is {found} of this {width}x{height} frame, expected at least {least}: "
+            "make it larger"
         )
     return left, top, right, bottom
 

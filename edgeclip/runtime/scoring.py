@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.decisions import Decisions, look_at
+from edgeclip.devices.machine.cpu import usable_cores
 from edgeclip.errors import TableError
 from edgeclip.prompts import FloatArray, PromptTable
-from edgeclip.runtime.engines.base import usable_cores
 from edgeclip.runtime.records import Scored
 from edgeclip.spec import EncoderSpec
 from edgeclip.tensors import all_finite

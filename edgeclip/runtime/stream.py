@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import threading
 import time
 import weakref
 from collections import Counter
@@ -22,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ParityError, TableError
+from edgeclip.forked import leave_alone_in_child
 from edgeclip.prompts import FloatArray, PromptTable
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.decision import DecisionOptions, SourceState
@@ -103,10 +106,13 @@ _FILE_WAIT_S = 0.1
 _GATED_PLACES = 256
 _GATED_PLACES_WITH_PIXELS = 16
 _JOIN_S = 5.0
+_JOIN_HURRIED_S = 0.5  # once the run was interrupted
+_AFTER_THE_FORK = "open it after the fork, or start processes by spawn"
 
 # What is still iterated over when the interpreter ends: its threads are in libraries that must not be torn down under
 # them, which would abort the process or leave it waiting for ever.
 _RUNNING: weakref.WeakSet[Stream] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_RUNNING.clear)  # what runs does so in the parent
 
 
 @atexit.register
@@ -136,7 +142,8 @@ class Stream:
         preprocessing: which backend resizes, and how it was seen to differ.
 
     Raises:
-        InputError: no source, a sink that cannot be used, or (while iterating) a stream that was iterated over before.
+        InputError: no source, a sink that cannot be used, a source opened before a fork, or (while iterating) a stream
+            that was iterated over before or made before a fork.
         TableError: a table of another model or width; (while iterating) none of the frames could be scored.
         BundleError, EngineError: the encoder cannot be used here, or an inference failed.
         SourceError: (while iterating) every source ended badly.
@@ -158,6 +165,12 @@ class Stream:
             raise InputError("expected at least one source, got none")
         check_threads(threads)
         self._variant, self._engine, self._threads = variant, engine, threads
+        self._process = os.getpid()
+        leave_alone_in_child(self)
+        if any(source.process != self._process for source in sources):
+            raise InputError(
+                f"expected sources opened in this process, got one opened before a fork: {_AFTER_THE_FORK}"
+            )
         self._resources = ExitStack()
         for source in sources:
             self._resources.callback(source.close)
@@ -264,6 +277,7 @@ class Stream:
 
     def _items(self) -> Iterator[LabelledFrame | Event]:
         """Every labelled frame, and what left because its source ended."""
+        self._check_process()
         if self._begun:
             raise InputError(
                 "expected a stream that nobody has iterated over, got one that is under way or has ended: open another"
@@ -276,7 +290,7 @@ class Stream:
             self._batcher.start()
             for feeder in self._feeders:
                 feeder.start(self._places, self._batcher.inbox)
-            while (item := self._batcher.outbox.get()) is not None:
+            while (item := self._next()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield from self._end(item) if isinstance(item, End) else self._label(item)
@@ -287,18 +301,36 @@ class Stream:
                 raise TableError(f"none of the frames could be labelled: {self._lost_by}") from self._lost_by
             self._close_sinks(complete=True)
 
+    def _next(self) -> Batch | End | Exception | None:
+        self._check_process()
+        return self._batcher.outbox.get()
+
+    def _check_process(self) -> None:
+        if self._forked:
+            raise InputError(f"expected a stream made in this process, got one made before a fork: {_AFTER_THE_FORK}")
+
+    @property
+    def _forked(self) -> bool:
+        return self._process != os.getpid()
+
     def stop(self, *, interrupted: bool = False) -> None:
         """End the run as if the sources had ended; what was taken is still labelled. May be called from any thread.
 
         Not from a signal handler, which could find any lock taken: let that start a thread.
         """
+        if self._forked:  # files, connections and threads are the parent's
+            return
         self._stopped = True
         self.account.interrupted = self.account.interrupted or interrupted
         self._places.stop()
-        for source in self._sources:
-            if source.live:  # another one may be in use by its feeder, and will give no more than one frame
-                source.close()
-        self._batcher.stop()
+        # Another one may be in use by its feeder, and will give no more than one frame. Beside each other: one that
+        # hangs takes a while.
+        closing = [threading.Thread(target=source.close, daemon=True) for source in self._sources if source.live]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        self._batcher.stop(hurried=self.account.interrupted)
 
     def _label(self, batch: Batch) -> Iterator[LabelledFrame]:
         embeddings, encode_ms = None, 0.0
@@ -327,6 +359,7 @@ class Stream:
                 sink.put(labelled, job.frame)
             self._places.give(job.kind)
             yield labelled
+            self._check_process()
 
     def _score(
         self, rows: Sequence[FloatArray | None], scorers: Sequence[Scorer]
@@ -398,6 +431,7 @@ class Stream:
             count = self.account.sources[source.name]
             count.dropped, count.reconnects = source.dropped, source.reconnects
             count.failed = source.failed + self._lost[source.name]
+            count.failures = source.failures
             count.read = feeder.taken + count.dropped
 
     def _end(self, end: End) -> list[Event]:
@@ -425,20 +459,36 @@ class Stream:
 
     def close(self) -> None:
         """Stop, and release everything; sinks whose output is not complete leave none."""
+        if self._forked:
+            return
         self.stop()
         self._batcher.close()
-        stuck = [feeder.source.name for feeder in self._feeders if not feeder.ended(_JOIN_S)]
+        until = time.perf_counter() + (_JOIN_HURRIED_S if self.account.interrupted else _JOIN_S)
+        stuck = [
+            feeder.source.name for feeder in self._feeders if not feeder.ended(max(until - time.perf_counter(), 0.0))
+        ]
         if stuck:  # what its thread still uses must not be taken away from under it
-            _log.warning("%s did not end within %g s and is left behind", ", ".join(stuck), _JOIN_S)
+            _log.warning("%s did not end in time and is left behind", ", ".join(stuck))
         else:
             self._resources.close()
 
 
 def _name_apart(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """The sources with names that differ: a second ``yard`` becomes ``yard 2``."""
-    seen: Counter[str] = Counter()
+    """The sources with names that differ: a second ``yard`` becomes ``yard 2``, or ``yard 3`` where one is called that.
+
+    Raises:
+        InputError: one source twice.
+    """
+    if len({id(source) for source in sources}) < len(sources):
+        raise InputError("expected each source once, got one twice: open it once for each time")
+    given = {source.name for source in sources}
+    taken: set[str] = set()
     for source in sources:
-        seen[source.name] += 1
-        if seen[source.name] > 1:
-            source.name = f"{source.name} {seen[source.name]}"
+        plain = source.name or "unnamed"  # a record without a name is the only source's
+        name, count = plain, 1
+        while name in taken or (count > 1 and name in given):
+            count += 1
+            name = f"{plain} {count}"
+        taken.add(name)
+        source.name = name
     return tuple(sources)

@@ -14,6 +14,8 @@ from edgeclip.errors import ModelError
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import EncoderSpec, ModelIdentity, ModelOrigin, Sha256
 
+_SPARE_TOKENS = 128
+
 
 class TextTower(ABC):
     """The text side of a model: strings in, embeddings out."""
@@ -25,6 +27,10 @@ class TextTower(ABC):
         Raises:
             ModelError: the tokenizer's files cannot be had.
         """
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:  # noqa: ARG002 - for towers whose texts have an end
+        """Those of the texts that are longer than the model's context, so that ``encode_text`` cuts them."""
+        return []
 
     @abstractmethod
     def modules(self) -> Sequence[nn.Module]:
@@ -53,9 +59,30 @@ class TextModule(nn.Module, ABC):
             ModelError: the tokenizer's files cannot be had.
         """
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:  # noqa: ARG002 - as TextTower
+        """Those of the texts that ``tokenize`` cuts."""
+        return []
+
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
         """What ``tokenize`` gives → features (N, T)."""
+
+
+def check_vocabulary(tokens: int, rows: int, model: str) -> None:
+    """Refuse a tokenizer of another model: it would give texts that mean nothing, or all the same.
+
+    Args:
+        tokens: that the tokenizer knows.
+        rows: of the model's table of tokens; made a round number, it may be a little more.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    if abs(tokens - rows) > min(_SPARE_TOKENS, rows // 20):
+        raise ModelError(
+            f"expected a tokenizer of {rows:,} tokens, as the text encoder of {model} has, got one of {tokens:,}: put "
+            "the model's own tokenizer files beside its weights"
+        )
 
 
 class ContrastiveModel(ABC):
@@ -67,6 +94,7 @@ class ContrastiveModel(ABC):
         encoder: preprocessing, width and scoring.
         text: the text side.
         distilled_from: see ``ModelIdentity.distilled_from``.
+        notes: what was settled when it was loaded that its name does not say, each in a sentence.
     """
 
     name: str
@@ -74,6 +102,7 @@ class ContrastiveModel(ABC):
     encoder: EncoderSpec
     text: TextTower
     distilled_from: tuple[Sha256, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:

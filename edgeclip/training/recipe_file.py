@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from edgeclip.documents import read_yaml
 from edgeclip.errors import RecipeError
 from edgeclip.extras import require
 from edgeclip.training.adapt.recipe import FewShotRecipe
@@ -41,12 +42,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | FewSho
 def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The keys and values of a recipe file with its overrides, not yet checked. Raises as ``load_recipe`` does."""
     yaml = require("yaml", purpose="read a recipe")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"expected a recipe at {path}, got: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML ({str(error).splitlines()[0]})") from error
+    tree = read_yaml(path, error=RecipeError)
     if not isinstance(tree, dict):
         raise RecipeError(f"expected keys and values in {path}, got {type(tree).__name__}")
     for override in overrides:
@@ -55,10 +51,9 @@ def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
             raise RecipeError(f"expected an override key=value, got {override!r}")
         try:
             _set(tree, key.split("."), yaml.safe_load(value) if value else "")
-        except yaml.YAMLError as error:
-            raise RecipeError(
-                f"expected a YAML value in the override {override!r} ({str(error).splitlines()[0]})"
-            ) from error
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RecipeError(f"expected a YAML value in the override {override[:80]!r} ({reason})") from error
     return tree
 
 

@@ -33,6 +33,10 @@ class TextTowerWithHead(TextTower):
         array: FloatArray = embeddings.numpy()
         return array
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that the tower cuts."""
+        return self.tower.too_long(texts)
+
     def modules(self) -> Sequence[nn.Module]:
         """Tower and projection."""
         return (self.tower, self.head)

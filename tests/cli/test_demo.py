@@ -13,6 +13,7 @@ from rich.console import Console
 
 from edgeclip import Bundle
 from edgeclip.cli.demo import FPS, SCENES, SECONDS_A_SCENE, SIZE, TABLE, judge, run_demo, views
+from edgeclip.errors import VariantError
 from edgeclip.runtime.images import read_image
 
 FRAMES = FPS * SECONDS_A_SCENE
@@ -23,6 +24,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "out"
     run_demo(folder, variant="fp32", console=Console(file=io.StringIO()))
     return folder
+
+
+def test_a_variant_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(VariantError, match="nope"):
+        run_demo(tmp_path / "out", variant="nope", console=Console(file=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_truth_is_in_the_table() -> None:

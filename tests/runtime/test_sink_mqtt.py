@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import resource
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,7 +123,7 @@ def test_discovery_is_what_home_assistant_reads(tiny_bundle: Path, broker: Broke
     for config in configs.values():
         assert config["state_topic"] == "home/cams/yard/state"
         assert config["availability_topic"] == "home/cams/status"
-        assert config["device"]["identifiers"] == ["edgeclip-home-cams"]
+        assert [own.rpartition("-")[0] for own in config["device"]["identifiers"]] == ["edgeclip-home_cams"]
         assert config["device"]["model"] == "tiny"
     templates = [config["value_template"] for config in configs.values()]
     assert "{{ value_json.label }}" in templates
@@ -137,6 +141,39 @@ def test_discovery_templates_hold_for_any_label() -> None:
         template = jinja2.Template(sensor["value_template"])
         assert template.render(value_json={"present": [label]}) == "ON"
         assert template.render(value_json={"present": ["other"]}) == "OFF"
+
+
+def ids(base: str, states: dict[str, str], labels: list[str]) -> dict[str, str]:
+    """Unique id of each entity, by its name; a topic an entity."""
+    payloads = discovery(base, states, labels, model="m")
+    configs = [json.loads(payload) for payload in payloads.values()]
+    assert len(payloads) == len(states) * (len(labels) + 1)
+    assert all(re.fullmatch(r"homeassistant/\w+/[A-Za-z0-9_-]+/config", topic) for topic in payloads)
+    return {config["name"]: config["unique_id"] for config in configs}
+
+
+def test_an_entity_is_known_by_its_label_whatever_stands_before_it() -> None:
+    labels = ["front door", "front/door", "front_door", "a.b", "a_b", "Cat", "cat", "é", "ü", "x" * 200, "x" * 201]
+    one = ids("b", {"yard": "b/yard/state"}, labels)
+    assert len({own.casefold() for own in one.values()}) == len(labels) + 1
+    assert ids("b", {"yard": "b/yard/state"}, labels[::-1]) == one
+    assert ids("b", {"yard": "b/yard/state"}, ["new", *labels])["yard cat"] == one["yard cat"]
+    assert ids("b", {"gate": "b/gate/state", "yard": "b/yard/state"}, labels)["yard cat"] == one["yard cat"]
+
+
+def test_parts_of_an_id_do_not_run_into_each_other() -> None:
+    states = {"a": "b/a/state", "a-present-b": "b/x/state", "A": "b/y/state"}
+    assert len({own.casefold() for own in ids("b", states, ["c", "b-present-c"]).values()}) == 9
+
+
+def test_base_topics_that_differ_give_devices_and_entities_that_differ() -> None:
+    bases = ["a/b", "a-b", "a_b", "a.b", "A/b", "a/b/c"]
+    found = [discovery(base, {"yard": "t"}, ["cat"], model="m") for base in bases]
+    devices = {
+        json.loads(payload)["device"]["identifiers"][0].casefold() for each in found for payload in each.values()
+    }
+    assert len(devices) == len(bases)
+    assert len({topic.casefold() for each in found for topic in each}) == 2 * len(bases)
 
 
 @pytest.mark.parametrize(("count", "sensors"), [(50, 51), (51, 1)])
@@ -165,8 +202,10 @@ def test_another_table_brings_its_entities_and_takes_the_old_ones_away(tiny_bund
         assert happens(lambda: heard.payloads("home/cams/status")[-1] == "offline")
     with listening(broker.port) as later:
         assert happens(lambda: bool(later.payloads("home/cams/status")))
-        kept = sorted(topic.rpartition("present-")[2] for topic, *_ in later.messages if "/binary_sensor/" in topic)
-    assert kept == ["cat/config", "fox/config"]
+        names = sorted(
+            json.loads(payload)["name"] for topic, payload, _ in later.messages if "/binary_sensor/" in topic
+        )
+    assert names == ["yard cat", "yard fox"]
 
 
 def test_events_of_an_absent_broker_wait_and_the_state_is_the_latest(
@@ -249,6 +288,51 @@ def test_a_wrong_password_is_said_and_never_shown(
         broker.kill()
     assert "Not authorized" in run.account.sink_failed["mqtt"]
     assert "hunter2" not in caplog.text + str(run.account.sink_failed)
+
+
+def test_a_broker_that_announces_a_huge_packet_is_hung_up_on(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hung_up = threading.Event()
+
+        def announce() -> None:
+            connection = server.accept()[0]
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"\x20\x02\x00\x00")  # connected
+                connection.sendall(b"\x30\xff\xff\xff\x7f")  # what follows is 268,435,455 bytes long
+                connection.settimeout(10)
+                while connection.recv(1024):
+                    pass
+            hung_up.set()
+
+        threading.Thread(target=announce, daemon=True).start()
+        with caplog.at_level(logging.WARNING, logger="edgeclip"):
+            sink = MqttSink(f"mqtt://127.0.0.1:{server.getsockname()[1]}/x")
+            thread = SinkThread(sink, make_run(tiny_bundle))
+            assert hung_up.wait(10)
+            assert happens(lambda: "connection lost" in caplog.text)
+        thread.close(complete=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100_000
+
+
+def test_a_topic_that_no_broker_takes_is_refused() -> None:
+    with pytest.raises(InputError, match="70,000 letters"):
+        MqttAddress.parse("mqtt://h/" + "x" * 70_000)
+
+
+@pytest.mark.parametrize(
+    "password", ["hun/ter2", "12/hunter2", "hun?ter2", "hun#ter2", "1#hunter2", "h@hun/ter2", "[hunter2"]
+)
+def test_a_password_that_is_not_escaped_is_refused_and_not_repeated(password: str) -> None:
+    for url in (f"mqtt://me:{password}@h/x", f"mqtt://me:{password}@h:1883/x"):
+        with pytest.raises(InputError) as refused:
+            MqttAddress.parse(url)
+        assert not re.search("hun|ter2", str(refused.value))
+        if "[" not in password:
+            assert "%2F" in str(refused.value)
 
 
 KILLED = """

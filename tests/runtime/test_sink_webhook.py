@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -19,13 +21,14 @@ import pytest
 from rich.console import Console
 
 from edgeclip import Bundle
+from edgeclip.errors import InputError
 from edgeclip.runtime.decision import DecisionOptions
 from edgeclip.runtime.sinks import webhook as sink_webhook
 from edgeclip.runtime.sinks.base import Sink, SinkThread, close_sinks
 from edgeclip.runtime.sinks.files import JsonlSink
 from edgeclip.runtime.sinks.make import SinkOptions, make_sinks
 from edgeclip.runtime.sinks.terminal import print_summary
-from edgeclip.runtime.sinks.webhook import WebhookSink
+from edgeclip.runtime.sinks.webhook import WebhookAddress, WebhookSink
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from tests.sink_runs import event, happens, make_run, pixels, push, record
@@ -199,9 +202,52 @@ def test_retry_after_is_a_number_or_a_date(header: str, least: float, most: floa
     assert least <= asked_s <= most
 
 
-def test_retry_after_that_cannot_be_read_asks_for_nothing() -> None:
-    assert sink_webhook._retry_after_s("soon") is None
-    assert sink_webhook._retry_after_s(None) is None
+@pytest.mark.parametrize(
+    "header", ["soon", "", "-5", "1e9", "nan", "inf", "²", "Mon, 99 Foo", "Fri, 31 Dec 0001 00:00:00 +2300", None]
+)
+def test_retry_after_that_cannot_be_read_asks_for_nothing(header: str | None) -> None:
+    assert not sink_webhook._retry_after_s(header)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    "header", ["Fri, 31 Dec 1999 23:59:59 GMT", "Fri, 31 Dec 1999 23:59:59 -0000", "0", "-1", "now", "9" * 5000]
+)
+def test_no_retry_after_makes_it_hammer_the_server(tiny_bundle: Path, header: str) -> None:
+    """With waits of 0.02 s to 0.2 s, a server hears from it some five times in half a second, whatever it asks for."""
+    with receiver([(503, {"Retry-After": header})] * 1000) as server:
+        pause = threading.Event()
+        run_until(tiny_bundle, WebhookSink(server.url), lambda: not pause.wait(0.5))
+        assert 1 <= len(server.requests) <= 15
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_a_server_says_is_made_printable_and_short(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "\x1b[31mno\x9b" + "x" * 5000
+    monkeypatch.setitem(BaseHTTPRequestHandler.responses, 404, (reason, ""))  # type: ignore[arg-type]
+    with receiver([404]) as server, caplog.at_level(logging.WARNING, logger="edgeclip"):
+        failed = run_until(tiny_bundle, WebhookSink(server.url), lambda: len(server.requests) == 3)
+    for said in (failed["webhook"], caplog.text):
+        assert "it answered 404 \\x1b[31mno" in said
+        assert len(said) < 1000
+        assert "\x1b" not in said
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_host_that_is_no_name_is_told(tiny_bundle: Path) -> None:
+    run = make_run(tiny_bundle)
+    push(run, [WebhookSink(f"http://{'a' * 70}.lan/x")], [record(0, events=[event(0)])])
+    assert "1 events were not delivered" in run.account.sink_failed["webhook"]
+    assert "there was no time" not in run.account.sink_failed["webhook"]
+
+
+@pytest.mark.parametrize("password", ["hun/ter2", "12/hunter2", "hun?ter2", "1?hunter2", "1#hunter2", "h@hun/ter2"])
+def test_a_password_that_is_not_escaped_is_refused_and_not_repeated(password: str) -> None:
+    with pytest.raises(InputError, match="%2F") as refused:
+        WebhookAddress.parse(f"https://me:{password}@h/x")
+    assert not re.search("hun|ter2", str(refused.value))
 
 
 @pytest.mark.usefixtures("_impatient")

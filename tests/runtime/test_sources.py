@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,18 @@ def test_a_video_whose_size_changes_goes_on(tmp_path: Path) -> None:
     assert sizes == [(120, 160)] * 30 + [(240, 320)] * 30 + [(96, 128)] * 30
 
 
+def test_frames_of_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where the first is, and as frames that failed where the size grows; before memory is taken for them."""
+    grows = encode(tmp_path / "grows.ts", [(160, 120), (320, 240)])
+    monkeypatch.setenv("EDGECLIP_MAX_IMAGE_PIXELS", "50000")
+    with open_source(str(grows)) as source:
+        assert {frame.rgb().shape for frame in source} == {(120, 160, 3)}
+    assert source.failed > 0
+    monkeypatch.setenv("EDGECLIP_MAX_IMAGE_PIXELS", "10000")
+    with pytest.raises(SourceError, match=r"at most 10,000 pixels in an image or frame, got 19,200 in grows\.ts"):
+        open_source(str(grows))
+
+
 def test_frames_that_are_kept_stay_as_they_are(video: Path) -> None:
     """The decoder reuses its buffers, but none that a frame still holds."""
     with open_source(str(video)) as source:
@@ -152,6 +165,122 @@ def test_a_video_plays_as_often_as_asked(video: Path) -> None:
     assert [frame.index for frame in frames] == list(range(120))
     np.testing.assert_allclose([frame.time_s for frame in frames], np.arange(120) / 20, atol=1e-5)
     np.testing.assert_array_equal(frames[47].rgb(), frames[7].rgb())
+
+
+def pan(path: Path, first: int, *, frames: int = 20, form: str | None = None, every: int = 1) -> Path:
+    """A video at 10 frames/s of numbered frames (10 grey levels apart), with B-frames, whose clock begins at ``first``.
+
+    Args:
+        first: in frames.
+        every: frames between keyframes.
+    """
+    import av
+
+    with av.open(str(path), "w", format=form, options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "2", "g": str(every), "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = first + index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("hour.mkv", 36000),
+        ("hour.ts", 36000),
+        ("hour.flv", 36000),
+        ("wraps.ts", 954_430),
+        ("below.ts", -7),
+        ("0.ts", 0),
+    ],
+)
+def test_a_second_round_begins_where_the_first_one_ended(name: str, first: int, tmp_path: Path) -> None:
+    """A recording's clock may begin anywhere, and a transport stream's wraps after 26.5 hours."""
+    path = pan(tmp_path / name, first)
+    with open_source(str(path), options=SourceOptions(loop=3)) as source:
+        times = [frame.time_s for frame in source]
+    assert len(times) == 60
+    np.testing.assert_allclose(np.diff(times), 0.1, atol=0.002)
+
+
+def cut_at(path: Path, into: Path, first: int) -> Path:
+    """The packets from that frame's keyframe on, and an edit list that shows none before the frame itself."""
+    import av
+
+    with av.open(str(path)) as original, av.open(str(into), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(original.streams.video[0])
+        for packet in original.demux(video=0):
+            if packet.dts is not None:
+                shift = round(first / 10 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                container.mux(packet)
+    return into
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A trimmed clip keeps the packets before its first frame, and its header may count them."""
+    trimmed = cut_at(pan(tmp_path / "whole.mp4", 0, every=20), tmp_path / "trimmed.mp4", 7)
+    with open_source(str(trimmed)) as source:
+        shown = [round(frame.rgb().mean() / 10) for frame in source]
+        assert source.total == 13
+    assert shown == list(range(7, 20))
+    assert source.failed == 0
+    assert caplog.text == ""
+    data = trimmed.read_bytes()
+    cut = _write(tmp_path / "cut.mp4", data[: len(data) - 60])
+    with open_source(str(cut)) as source:
+        assert len(list(source)) < 13
+    assert source.failed > 0
+
+
+def test_a_video_whose_header_counts_too_many_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of an AVI with B-frames, FFmpeg itself writes twice the number."""
+    path = pan(tmp_path / "twice.avi", 0)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strh") + 40
+    assert data[at : at + 4] == (20).to_bytes(4, "little")
+    data[at : at + 4] = (40).to_bytes(4, "little")
+    path.write_bytes(data)
+    with open_source(str(path)) as source:
+        assert len(list(source)) == 20
+    assert source.failed == 0
+    assert caplog.text == ""
+
+
+def test_a_video_without_a_decoder_is_refused(tmp_path: Path) -> None:
+    data = pan(tmp_path / "known.mp4", 0).read_bytes()
+    at = data.index(b"avc1", data.index(b"stsd"))
+    unknown = _write(tmp_path / "unknown.mp4", data[:at] + b"zzzz" + data[at + 4 :])
+    with pytest.raises(SourceError, match=r"unknown\.mp4 holds video of a kind that FFmpeg has no decoder for"):
+        open_source(str(unknown))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
+def test_a_damaged_video_gives_frames_or_a_source_error(name: str, tmp_path: Path) -> None:
+    """Whatever byte is wrong; the headers are hit most, as they are what is believed."""
+    data = pan(tmp_path / name, 0, frames=6).read_bytes()
+    random = np.random.default_rng(0)
+    ended = {"read": 0, "refused": 0}
+    for _ in range(40):
+        damaged = bytearray(data)
+        for at in random.choice([random.integers(0, len(data), 3), random.integers(0, 900, 3) % len(data)]):
+            damaged[at] = random.integers(0, 256)
+        for at in random.integers(1, 1000, 3):
+            damaged[-min(at, len(data))] = random.integers(0, 256)
+        path = _write(tmp_path / f"damaged-{name}", bytes(damaged))
+        try:
+            with open_source(str(path)) as source:
+                for frame in source:
+                    frame.rgb()
+            ended["read"] += 1
+        except SourceError:
+            ended["refused"] += 1
+    assert ended["read"] > 0
 
 
 def test_a_video_that_is_closed_by_another_thread_ends(video: Path) -> None:
@@ -222,20 +351,20 @@ def test_a_jetson_camera_has_this_pipeline() -> None:
     )
 
 
+END = (
+    " ! videoconvert ! videoscale ! video/x-raw,format=BGR,pixel-aspect-ratio=1/1"
+    " ! appsink drop=true max-buffers=1 sync=false"
+)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "completed"),
     [
-        (
-            "videotestsrc",
-            "videotestsrc ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false",
-        ),
-        ("a ! b !", "a ! b ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"),
+        ("videotestsrc", f"videotestsrc{END}"),
+        ("a ! b !", f"a ! b{END}"),
         ("a ! appsink name=mine", "a ! appsink name=mine"),
         ("a !appsink", "a !appsink"),
-        (
-            "a name=appsink",
-            "a name=appsink ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false",
-        ),
+        ("a name=appsink", f"a name=appsink{END}"),
     ],
 )
 def test_a_pipeline_is_completed_where_it_has_no_end(pipeline: str, completed: str) -> None:
@@ -285,6 +414,8 @@ with open_source(pipeline) as source:
     except SourceError as error:
         print(error)
     print(taken + source.dropped == frame.index + 1, frame.index > 10)
+with open_source("videotestsrc ! video/x-raw,width=64,height=48,pixel-aspect-ratio=2/1") as source:
+    print(source.describe())
 try:
     open_source("gst:filesrc location=/none ! decodebin")
 except SourceError as error:
@@ -299,7 +430,8 @@ except SourceError as error:
     assert lines[1] == "(48, 64, 3) [255, 0, 0]"
     assert lines[2] == "videotestsrc stopped giving frames: no frame"
     assert lines[3] == "True True"
-    assert "none from: filesrc location=/none ! decodebin ! videoconvert" in lines[4]
+    assert lines[4].startswith("128×48 at")  # OpenCV would not tell that the pixels are twice as wide as high
+    assert "none from: filesrc location=/none ! decodebin ! videoconvert" in lines[5]
 
 
 RAW = """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,34 @@ def test_two_sources_of_one_name_are_told_apart(start: Callable[..., Stream]) ->
     stream = start(Frames("yard", noise(2)), Frames("yard", noise(3)))
     assert {record.source for record in stream} == {"yard", "yard 2"}
     assert [count.encoded for count in stream.account.sources.values()] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["a", "a", "a 2"], ["a", "a 3", "a 2"]),
+        (["a 2", "a", "a"], ["a 2", "a", "a 3"]),
+        (["a", "a 2", "a", "a 2"], ["a", "a 2", "a 3", "a 2 2"]),
+        (["a", "a", "a 2", "a 3", "a"], ["a", "a 4", "a 2", "a 3", "a 5"]),
+        (["", "", "unnamed"], ["unnamed", "unnamed 2", "unnamed 3"]),
+        (["", "unnamed 2", "", "x"], ["unnamed", "unnamed 2", "unnamed 3", "x"]),
+    ],
+)
+def test_every_source_has_its_own_name_and_count(
+    start: Callable[..., Stream], given: list[str], names: list[str]
+) -> None:
+    stream = start(*(Frames(name, noise(frames)) for frames, name in enumerate(given, start=1)))
+    labelled = Counter(record.source for record in stream)
+    assert [source.name for source in stream._sources] == names
+    assert labelled == {name: frames for frames, name in enumerate(names, start=1)}
+    assert {name: count.encoded for name, count in stream.account.sources.items()} == labelled
+
+
+def test_one_source_twice_is_refused(start: Callable[..., Stream]) -> None:
+    source = Frames("yard", noise(2))
+    with pytest.raises(InputError, match="each source once"):
+        start(source, source)
+    assert source.closed
 
 
 def test_one_source_that_fails_does_not_end_the_others(start: Callable[..., Stream]) -> None:

@@ -234,11 +234,11 @@ def test_a_checkpoint_file_loads_like_a_tag(clip: OpenClipModel, openai_weights:
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_open_clips_evaluation_transform_and_our_spec_mean_the_same(clip: OpenClipModel, mode: str) -> None:
-    from edgeclip.training.towers.open_clip import _preprocess_spec
+    from edgeclip.training.towers.open_clip_load import preprocess_spec
 
     config = {**clip._model.visual.preprocess_cfg, "resize_mode": mode}
     transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**config), is_train=False)
-    preprocess = Preprocessor(_preprocess_spec(config))
+    preprocess = Preprocessor(preprocess_spec(config))
     for name, pixels in photographs():
         theirs, ours = transform(Image.fromarray(pixels)).numpy(), preprocess(pixels)
         # In units of one grey level; the resizers differ, a crop or a normalisation that is off would be far above.
@@ -250,10 +250,10 @@ def test_open_clips_evaluation_transform_and_our_spec_mean_the_same(clip: OpenCl
     "change", [{"resize_mode": "longest"}, {"size": (224, 196)}, {"interpolation": "nearest"}], ids=str
 )
 def test_preprocessing_that_cannot_be_stated_is_refused(clip: OpenClipModel, change: dict[str, object]) -> None:
-    from edgeclip.training.towers.open_clip import _preprocess_spec
+    from edgeclip.training.towers.open_clip_load import preprocess_spec
 
     with pytest.raises(ModelError, match="expected"):
-        _preprocess_spec({**clip._model.visual.preprocess_cfg, **change})
+        preprocess_spec({**clip._model.visual.preprocess_cfg, **change})
 
 
 OPENAI_PROCESSOR = {  # openai/clip-vit-base-patch32

@@ -84,7 +84,7 @@ def image_time(path: Path, content: bytes) -> datetime:
 def video_start(path: Path) -> datetime | None:
     """When a video file says that its recording began; None if it does not."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}") as container:
             said = container.metadata.get("creation_time", "")
         return datetime.fromisoformat(said.replace("Z", "+00:00")[:19])
     except (av.error.FFmpegError, OSError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +19,22 @@ from edgeclip.calibration.choice.bins import Exposure, exposure_of, image_time, 
 from edgeclip.calibration.choice.chosen_set import FootageSample
 from edgeclip.calibration.images import find_images
 from edgeclip.errors import InputError, SourceError
+from edgeclip.printable import path_text
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.gate import DEFAULT_THRESHOLD, Cells, average, difference
-from edgeclip.runtime.images import decode_image
+from edgeclip.runtime.images import decode_image, read_image_bytes
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Source
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
 
+_log = logging.getLogger("edgeclip")
+
 SAMPLED = 1024  # frames that footage is compared by
 _SLACK_S = 1e-6
+_NAMED = 20  # files of a source that cannot be decoded, in the log
 _LIVE_S = 60.0  # how long a camera is read unless it is said
 _SAME_LIGHT = 4.0  # grey levels that the whole picture may change by and still count as unchanged
 
@@ -79,7 +84,7 @@ class Footage:
             raise InputError(f"expected duration above 0 seconds, got {duration_s}")
         if not texts:
             raise SourceError("expected at least one source of images, got none: name a folder, a video or a camera")
-        self.names = [without_password(text) for text in texts]
+        self.names = [without_password(path_text(text)) for text in texts]
         self.failed = [0] * len(texts)
         self._texts, self._every_s, self._duration_s = list(texts), every_s, duration_s
         self._stack = contextlib.ExitStack()
@@ -114,10 +119,12 @@ class Footage:
     def _files(self, number: int, paths: Sequence[Path]) -> Iterator[FootageFrame]:
         for index, path in enumerate(paths):
             try:
-                content = path.read_bytes()
-                pixels = decode_image(content, name=str(path))
-            except (OSError, SourceError):
+                content = read_image_bytes(path)
+                pixels = decode_image(content, name=path_text(path))
+            except SourceError as error:
                 self.failed[number] += 1
+                if self.failed[number] <= _NAMED:
+                    _log.warning("passed over: %s", error)
                 continue
             digest = hashlib.sha256(content).hexdigest()
             yield FootageFrame(number, index, 0.0, pixels, of_the_day(image_time(path, content)), path, digest)

@@ -104,9 +104,9 @@ def limits(facts: Facts) -> Iterator[Finding]:
             "cpu-quota",
             "note",
             f"the control group grants {cpu.quota_cores:g} of {cpu.cores} cores' time",
-            f"engines start {cpu.cores} threads and are then made to wait, which makes latency uneven: give whole "
-            "cores, or name the threads",
-            (f"edgeclip label BUNDLE SOURCE --threads {max(1, int(cpu.quota_cores))}",),
+            f"an engine starts {max(1, int(cpu.quota_cores))} of {cpu.cores} threads; decoding and other programs in "
+            "it have the rest, and where that is too little all are made to wait, which makes latency uneven: give "
+            "whole cores",
         )
     if found.limit_gib is not None and found.total_gib and found.limit_gib < found.total_gib:
         yield Finding(

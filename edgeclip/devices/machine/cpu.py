@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
 
 import msgspec
 
@@ -113,9 +115,48 @@ def _arm_cores(cpuinfo: str | None) -> str | None:
     return " + ".join(f"{count} × {core}" for core, count in counts.items()) or None
 
 
+def usable_cores(tree: Tree | None = None) -> int:
+    """How many CPU threads this process should use: the cores that it may run on, or what its control group grants.
+
+    Part of a core's time counts as none, as ``edgeclip doctor`` tells it, but one thread is the least.
+    """
+    quota = _quota(tree or Tree())
+    cores = len(os.sched_getaffinity(0))
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
 def _quota(tree: Tree) -> float | None:
-    quota, _, period = (tree.text("sys/fs/cgroup/cpu.max") or "").partition(" ")  # version 2: "max 100000" is none
-    if not quota:
-        quota = str(tree.number("sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "")  # version 1: -1 is none
-        period = str(tree.number("sys/fs/cgroup/cpu/cpu.cfs_period_us") or "")
+    """The least that any control group from the process's own up to the root grants, cores; None for no bound.
+
+    Source: cgroups(7); a container sees its own group as the root, a service of systemd does not.
+    """
+    groups = dict(_groups(tree.text("proc/self/cgroup")))
+    found = [
+        *(_granted(tree.text(f"{folder}/cpu.max")) for folder in _upwards("sys/fs/cgroup", groups.get(""))),
+        *(
+            _granted(f"{tree.text(f'{folder}/cpu.cfs_quota_us')} {tree.text(f'{folder}/cpu.cfs_period_us')}")
+            for folder in _upwards("sys/fs/cgroup/cpu", groups.get("cpu"))
+        ),
+    ]
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _groups(text: str | None) -> Iterator[tuple[str, str]]:
+    """Controller → its group, of lines such as ``4:cpu,cpuacct:/docker/0123`` (version 1) and ``0::/`` (version 2)."""
+    for line in (text or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        yield from ((controller, group) for controller in controllers.split(","))
+
+
+def _upwards(root: str, group: str | None) -> Iterator[str]:
+    """The folders of a group and of all that it lies in."""
+    parts = [part for part in (group or "").split("/") if part not in {"", ".."}]
+    for length in range(len(parts), -1, -1):
+        yield "/".join([root, *parts[:length]])
+
+
+def _granted(text: str | None) -> float | None:
+    """``200000 100000`` is two cores; ``max 100000`` and ``-1 100000`` are no bound."""
+    quota, _, period = (text or "").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None

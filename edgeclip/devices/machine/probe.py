@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgeclip.devices.machine.cpu import usable_cores
 from edgeclip.devices.machine.jetson import nvpmodel_mode
 from edgeclip.devices.machine.machine import read_nvidia
 from edgeclip.devices.machine.memory import read_memory
@@ -29,14 +29,14 @@ def describe_machine(root: Path = Path("/")) -> Description:
     Returns:
         JSON-able values; memory in GiB.
     """
+    tree = Tree(root)
     described: Description = {
         "architecture": platform.machine(),
         "system": platform.system(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "cores_usable": len(os.sched_getaffinity(0)),
+        "cores_usable": usable_cores(tree),
     }
-    tree = Tree(root)
     if board := tree.text("proc/device-tree/model"):
         described["board"] = board
     if l4t := (tree.text("etc/nv_tegra_release") or "").partition("\n")[0].lstrip("# "):

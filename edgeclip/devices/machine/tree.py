@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from edgeclip.errors import InputError
 from edgeclip.files import atomic_file
+from edgeclip.tars import plain_files
 
 _LARGEST = 1 << 20
 # Lines that name this one machine and that nothing is read from: a Raspberry Pi's cpuinfo, NVIDIA's driver.
@@ -117,15 +118,10 @@ class RecordedTree(Tree):
         self._seen = {}
         self._files: dict[str, bytes] = {}
         try:
-            with tarfile.open(path) as tar:
-                for entry in tar:
-                    stream = tar.extractfile(entry) if entry.isfile() else None
-                    if stream is not None:
-                        self._files[str(PurePosixPath(entry.name))] = stream.read(_LARGEST)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise InputError(
-                f"expected a tar written by edgeclip doctor --record, got {path} ({error}): record it again"
-            ) from error
+            for name, read in plain_files(path, mode="r:*", strict=False, most="recording_bytes", error=InputError):
+                self._files[str(PurePosixPath(name))] = read(_LARGEST)
+        except InputError as error:
+            raise InputError(f"expected a tar written by edgeclip doctor --record ({error})") from error
 
     def _bytes(self, path: str) -> bytes | None:
         return self._files.get(path)

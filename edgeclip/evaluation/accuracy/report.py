@@ -18,6 +18,7 @@ from edgeclip.evaluation.accuracy.zeroshot import ZeroShotResult
 from edgeclip.evaluation.statistics.metrics import ClassAccuracy
 
 _SHOWN = 5
+_FAILURES = 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def _print_accuracies(results: Sequence[ZeroShotResult], console: Console) -> No
         if each.difference:
             _say(f"{each.variant} beside {each.against}: {each.difference}", console)
     _print_classes(first, console)
+    _print_failures(first.failures, console)
     _say(_measured_on(results), console, style="dim")
 
 
@@ -75,6 +77,7 @@ def _print_retrievals(results: Sequence[RetrievalResult], console: Console) -> N
             numbers = ((found.r1, found.r1_ci95), (found.r5, found.r5_ci95), (found.r10, found.r10_ci95))
             table.add_row(each.variant, way, *_cells(numbers))
     console.print(table)
+    _print_failures(first.failures, console)
     _say(_measured_on(results), console, style="dim")
 
 
@@ -111,6 +114,13 @@ def _cells(numbers: Sequence[tuple[float, tuple[float, float]]]) -> list[str]:
 
 def _interval(ci95: tuple[float, float]) -> str:
     return f"{ci95[0]:.3f}–{ci95[1]:.3f}"
+
+
+def _print_failures(failures: Sequence[str], console: Console) -> None:
+    for failure in failures[:_FAILURES]:
+        _say(f"could not be read: {failure}", console, style="yellow")
+    if len(failures) > _FAILURES:
+        _say(f"and {len(failures) - _FAILURES:,} more, in the JSON", console, style="yellow")
 
 
 def _failed(count: int) -> str:

@@ -25,6 +25,7 @@ class RetrievalResult(msgspec.Struct, frozen=True):
         data: the set.
         images, captions: how many of each were searched.
         failed: images that could not be read; their captions are left out.
+        failures: which, and why.
         text_to_image: a caption looks for its image among all; intervals by bootstrap over images.
         image_to_text: an image looks for any of its captions among all; Wilson's intervals.
         model_id, variant, engine: what was measured.
@@ -41,6 +42,7 @@ class RetrievalResult(msgspec.Struct, frozen=True):
     variant: str
     engine: str
     machine: Description
+    failures: tuple[str, ...] = ()
 
 
 def evaluate_retrieval(
@@ -62,7 +64,10 @@ def evaluate_retrieval(
         VariantError, EngineError: as the bundle and the engine say.
     """
     texts = caption_rows(bundle, data.captions)
-    images, keep = image_embeddings(bundle, variant, data.items, engine=engine, progress=progress)
+    wrong = list(data.damaged.named)
+    images, keep = image_embeddings(
+        bundle, variant, data.items, engine=engine, progress=progress, passed_over=wrong.append
+    )
     searched = keep[data.own]
     row_of = np.cumsum(keep) - 1  # of an image among those that were read
     own, texts, images = row_of[data.own[searched]], texts[searched], images[keep]
@@ -77,6 +82,7 @@ def evaluate_retrieval(
         variant=variant,
         engine=engine,
         machine=describe_machine(),
+        failures=tuple(wrong),
     )
 
 

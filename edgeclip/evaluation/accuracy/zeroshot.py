@@ -39,6 +39,7 @@ class ZeroShotResult(msgspec.Struct, frozen=True, kw_only=True):
         balanced_accuracy, balanced_ci95: mean of the classes' accuracies, and its interval.
         n: images scored.
         failed: images that could not be read.
+        failures: which, and why.
         classes: number of classes scored against.
         model_id, variant, engine: what was measured.
         templates: prompts a class name went through.
@@ -57,6 +58,7 @@ class ZeroShotResult(msgspec.Struct, frozen=True, kw_only=True):
     balanced_ci95: tuple[float, float]
     n: int
     failed: int
+    failures: tuple[str, ...] = ()
     classes: int
     model_id: str
     variant: str
@@ -74,6 +76,7 @@ class _Scored(msgspec.Struct, frozen=True):
 
     keep: npt.NDArray[np.bool_]
     found: Predictions
+    failures: tuple[str, ...]
 
 
 def evaluate_set(
@@ -106,8 +109,11 @@ def evaluate_set(
     table = table_for_bundle(bundle, data.classes, templates, name="eval")
     scored: dict[str, _Scored] = {}
     for run, name in enumerate(runs):
-        images = image_embeddings(bundle, name, data.items, engine=engine, progress=_watch(progress, run, len(runs)))
-        scored[name] = _Scored(images.keep, predictions(images.rows, table.embeddings, data.labels))
+        wrong = list(data.damaged.named)
+        watch = _watch(progress, run, len(runs))
+        images = image_embeddings(bundle, name, data.items, engine=engine, progress=watch, passed_over=wrong.append)
+        found = predictions(images.rows, table.embeddings, data.labels)
+        scored[name] = _Scored(images.keep, found, tuple(wrong))
     first = variants[0]
     return [
         _result(bundle, data, scored, name, templates, engine, against or (first if name != first else None))
@@ -156,6 +162,7 @@ def _result(
         balanced_ci95=balanced.ci95,
         n=len(truth),
         failed=len(data.items) - len(truth) + data.damaged.count,
+        failures=own.failures,
         classes=len(data.classes),
         model_id=bundle.manifest.model.id,
         variant=variant,

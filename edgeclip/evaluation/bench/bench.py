@@ -77,7 +77,7 @@ class BenchOptions:
                 raise InputError(f"expected {name} as a tuple, got {value!r}: write ({value!r},)")
         if not self.stages or min(self.frame) < 1:
             raise InputError(f"expected a stage and a frame of 1 × 1 or more, got {self.stages} and {self.frame}")
-        check_limit("image_pixels", self.frame[0] * self.frame[1], "the frame to measure with")
+        check_limit("image_pixels", self.frame[0] * self.frame[1], "frame")
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
             raise InputError(f"expected stages of {', '.join(STAGES)}, got {', '.join(unknown)}")
         if not LEAST_ROUNDS <= self.rounds <= _MOST_ROUNDS:

@@ -8,15 +8,16 @@ classes, by which folders of ImageNet and of its variants are called, with timm.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeclip.class_names import check_templates, read_json
+from edgeclip.class_names import check_templates
+from edgeclip.documents import read_json
 from edgeclip.errors import InputError, PromptError, SourceError
 from edgeclip.extras import require
 from edgeclip.prompts import PromptClass, load_templates, make_classes
@@ -58,6 +59,7 @@ def class_prompts(folders: Sequence[str], names: Path | None, *, class_set: str 
     """
     found = _names(names, class_set) if names or class_set else {}
     if isinstance(found, Mapping):
+        found = {unicodedata.normalize("NFC", folder): given for folder, given in found.items()}
         if found and (missing := [folder for folder in folders if folder not in found]):
             raise InputError(f"{names} names no class for the folders {', '.join(missing[:5])}: add them")
         return make_classes({folder: _several(found.get(folder, folder.replace("_", " "))) for folder in folders})
@@ -159,7 +161,7 @@ def set_templates(name_or_file: str, class_set: str = "") -> tuple[str, ...]:
         if key == _IMAGENET:
             return load_templates("imagenet")
         path = _asset(_TEMPLATES, f"the templates of {class_set}", "templates")
-    if path.suffix == ".json" and path.is_file() and isinstance(sets := read_json(path), dict):
+    if path.suffix == ".json" and path.is_file() and isinstance(sets := _json(path, PromptError), dict):
         return check_templates(_of_set(sets, key, path), str(path))
     return load_templates(name_or_file)
 
@@ -180,12 +182,9 @@ def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
             open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet class names")
             return [[name] for name in open_clip.IMAGENET_CLASSNAMES]
         path = _asset(_NAMES, f"the class names of {class_set}", "names")
-    if path.suffix == ".txt":
+    if path.suffix != ".json":
         return read_class_names(path)
-    try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected a JSON object of folder → class name at {path} ({error})") from error
+    given = _json(path, InputError)
     if isinstance(given, dict) and key in _SELF_NAMED and key not in given and _IMAGENET in given:
         return {}
     if isinstance(given, dict) and key and (key in given or _of_sets(given)):
@@ -193,6 +192,13 @@ def _names(path: Path | None, class_set: str) -> Mapping[str, Any] | Names:
     if isinstance(given, dict):
         return given
     return read_class_names(path)
+
+
+def _json(path: Path, error: type[InputError]) -> dict[str, Any] | list[Any]:
+    found = read_json(path, object, error=error)
+    if not isinstance(found, dict | list):
+        raise error(f"expected a JSON object of folder → class name at {path}, got {type(found).__name__}")
+    return found
 
 
 def _of_sets(given: Mapping[str, Any]) -> bool:
@@ -204,7 +210,7 @@ def _of_set(sets: Mapping[str, Any], key: str, path: Path) -> list[str]:
         raise PromptError(f"expected the name of a set in {path}, got none: pass `classes`, one of {', '.join(sets)}")
     if not isinstance(sets.get(key), list):
         raise PromptError(f"expected classes out of {', '.join(sets)} in {path}, got {key!r}")
-    return [str(item) for item in sets[key]]
+    return [text for item in sets[key] for text in _several(item)[:1]]
 
 
 def _asset(name: str, what: str, option: str) -> Path:
@@ -217,9 +223,11 @@ def _asset(name: str, what: str, option: str) -> Path:
 
 
 def _several(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) else [str(name) for name in given]
+    if not isinstance(given, str | list) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"expected a class's name, or a list of its names, got {given!r}: mend the file of names")
+    return [given] if isinstance(given, str) else given
 
 
 def plain_name(name: str) -> str:
-    """What a class or its folder is called, without regard to case and underscores."""
-    return name.replace("_", " ").strip().casefold()
+    """What a class or its folder is called, without regard to case, underscores and how an accent is written."""
+    return unicodedata.normalize("NFC", name).replace("_", " ").strip().casefold()

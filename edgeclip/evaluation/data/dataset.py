@@ -5,6 +5,7 @@ The forms are those that training reads (``training/data/pairs.py``), by the sam
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from edgeclip.calibration.hashed_images import Item
 from edgeclip.errors import SourceError
 from edgeclip.evaluation.data.class_sets import class_prompts, names_beside, set_prompts
+from edgeclip.printable import path_text
 from edgeclip.prompts import PromptClass
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.training.data.folders import FolderPairs
@@ -211,7 +213,7 @@ def open_captioned(path: str | Path) -> CaptionedSet:
 
 def set_name(path: str) -> str:
     """What reports call a set: its path, without a password."""
-    return without_password(path)
+    return without_password(path_text(path))
 
 
 @dataclass
@@ -233,7 +235,7 @@ def _labels_of(source: PairSource) -> _Samples:
             found.damaged.add(Damaged(pair.key, "several labels"))
         else:
             found.places.append(place)
-            found.labels.append(pair.captions[0] if pair.captions else str(pair.label))
+            found.labels.append(unicodedata.normalize("NFC", pair.captions[0]) if pair.captions else str(pair.label))
     if not found.places:
         raise SourceError(f"expected labelled images in {source.name}, got none ({found.damaged})")
     return found

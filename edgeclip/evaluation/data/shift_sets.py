@@ -7,7 +7,6 @@ The classes are those that are there: of ImageNet-R and -A that is 200 of the 10
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.documents import read_json
 from edgeclip.errors import InputError
 from edgeclip.evaluation.data.class_sets import IMAGENET_CLASSES, WORDNET_ID, imagenet_rows
 from edgeclip.evaluation.data.dataset import Items, LabelledSet, open_labelled
@@ -49,9 +49,9 @@ def names_of(folder: Path, names: Path | None) -> Path | None:
     if names is None or not folder.is_dir():
         return names
     try:
-        given = json.loads(names.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return names  # whoever opens it says what is wrong
+        given = read_json(names, dict[str, Any])
+    except InputError:
+        return names  # a list of names; or whoever opens it says what is wrong
     return names if any(item.name in given for item in folder.iterdir() if item.is_dir()) else None
 
 

@@ -29,7 +29,7 @@ from edgeclip.documents import decode_json, read_bytes, read_json
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import plain_name
 from edgeclip.evaluation.data.dataset import open_labelled
-from edgeclip.files import cache_dir, sha256_file, sha256_json, write_json
+from edgeclip.files import cache_dir, keep_json, sha256_file, sha256_json
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.records import UNKNOWN
@@ -222,7 +222,7 @@ class DecisionData:
         name = sha256_json(record)
         path = _place(name)
         if not path.is_file():
-            write_json(path, record)
+            keep_json(path, record)
         return name
 
 

@@ -20,7 +20,7 @@ from edgeclip.evaluation.prompts.choice import Change, Contribution, PromptChoic
 from edgeclip.evaluation.prompts.confused_names import ALIKE, NAMES, ConfusedNames, confused_names
 from edgeclip.evaluation.prompts.rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.statistics.metrics import predictions, top_k
-from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes
+from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes, name_alike
 
 ALPHA = 0.05  # chance of any false claim in a study: half for changes of prompts, half for pairs of classes
 FEW = 10  # labelled images a class: with fewer, only large effects show
@@ -219,7 +219,9 @@ def recommended_table(studied: Studied, *, name: str) -> PromptTable:
     change = (choice.recommended if choice else None) or Change(list(prompts.templates), {})
     names = {item.label: list(item.names) for item in prompts.classes} | change.names
     rows = changed_rows(prompts, change)
-    return PromptTable(name, make_classes(names), rows, tuple(change.templates), studied.report.model_id)
+    table = PromptTable(name, make_classes(names), rows, tuple(change.templates), studied.report.model_id)
+    name_alike(table)
+    return table
 
 
 def _class_of_folder(given: LabelledSet, classes: Sequence[PromptClass]) -> IntArray:

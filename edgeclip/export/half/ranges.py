@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgeclip.errors import InputError, ModelError
 from edgeclip.export.onnx import save_graph
 from edgeclip.export.result_cache import find_result, keep_result, result_key
 from edgeclip.extras import require
+from edgeclip.files import workshop
 from edgeclip.prompts import FloatArray
 
 
@@ -100,7 +100,7 @@ def _load_probe(model: Any, stack: contextlib.ExitStack) -> ort.InferenceSession
             outputs.append(output)
         graph.extend(nodes)
     graph.outputs[:] = [*largest, *sizes, *graph.outputs]
-    probe = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeclip-"))) / "probe.onnx"
+    probe = stack.enter_context(workshop()) / "probe.onnx"
     save_graph(model, probe)
     return ort.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
 

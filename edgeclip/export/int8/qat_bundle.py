@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,12 @@ from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.onnx import export_onnx, save_graph
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.extras import require
-from edgeclip.files import write_json
+from edgeclip.files import workshop, write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec
-from edgeclip.training.load import HUB_PREFIX, load_model
+from edgeclip.training.load import load_again
 from edgeclip.training.model import ContrastiveModel
 
 REPORT = "reports/qat.json"
@@ -67,10 +66,7 @@ def train_int8_on(
     bundle.require_writable()
     if progress:
         progress("loading the model")
-    origin = bundle.manifest.model.origin
-    name = f"{HUB_PREFIX}{origin.name}" if origin.loader == "transformers" else origin.name
-    pretrained = (origin.pretrained or "none") if origin.loader == "open_clip" else None
-    model = load_model(name, pretrained=pretrained, seed=origin.seed or 0)
+    model = load_again(bundle.manifest.model.origin)
     images = calibration_inputs(sample_images(folder, count, seed=options.seed), (), model.encoder)
     return train_int8(bundle, model, images, names=names, options=options, progress=progress)
 
@@ -126,8 +122,8 @@ def train_int8(
         say(f"step {done} of {options.steps}, loss {loss:.5f}")
 
     losses = train_quantized(quantized, reference, images, options, progress=watch)
-    with tempfile.TemporaryDirectory() as scratch, extended(bundle, names=names) as (folder, made):
-        graph = Path(scratch) / "int8.onnx"
+    with workshop() as scratch, extended(bundle, names=names) as (folder, made):
+        graph = scratch / "int8.onnx"
         write_quantized(quantized, encoder, graph, onnx_metadata(model.name, model.identity.id, "int8"))
         materials = Materials(fp32, encoder, golden, images, recipe, limits, graph)
         made += make_variants(names, folder, materials, progress=say)
@@ -150,9 +146,9 @@ def write_quantized(quantized: nn.Module, encoder: EncoderSpec, target: Path, me
     """
     ir = require("onnx_ir", purpose="quantize", extra="export")
     common = require("onnx_ir.passes.common", purpose="quantize", extra="export")
-    with tempfile.TemporaryDirectory() as scratch:
-        export_onnx(freeze(quantized), encoder, Path(scratch) / "float.onnx", metadata=metadata)
-        model = ir.load(str(Path(scratch) / "float.onnx"))
+    with workshop() as scratch:
+        export_onnx(freeze(quantized), encoder, scratch / "float.onnx", metadata=metadata)
+        model = ir.load(str(scratch / "float.onnx"))
         store_levels(model)
         fold_scales(model)
         common.DeduplicateInitializersPass(size_limit=16)(model)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,7 @@ from edgeclip.export.int8.qdq import Model, Value, array, fold_scales, is_weight
 from edgeclip.export.onnx import save_graph
 from edgeclip.export.result_cache import find_result, keep_result, result_key
 from edgeclip.extras import require
-from edgeclip.files import atomic_file, external_data
+from edgeclip.files import atomic_file, external_data, workshop
 from edgeclip.prompts import FloatArray
 from edgeclip.training.towers.quiet import silent
 
@@ -264,7 +263,7 @@ def _weights_apart(model: Model, fp32: Path) -> Iterator[tuple[Model, Path]]:
     if weights.exists():
         yield model, weights
         return
-    with tempfile.TemporaryDirectory(prefix="edgeclip-") as folder:
-        graph = Path(folder) / "graph.onnx"
+    with workshop() as folder:
+        graph = folder / "graph.onnx"
         ir.save(model, graph, external_data="weights")
         yield ir.load(graph), graph.with_name("weights")

@@ -12,7 +12,6 @@ A quantized graph in; for each of its blocks, how much of the error would go if 
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +32,7 @@ from edgeclip.export.int8.quantization import (
 )
 from edgeclip.export.onnx import save_graph
 from edgeclip.extras import require
+from edgeclip.files import workshop
 from edgeclip.prompts import FloatArray
 
 _SAME_WEIGHT = 0.05  # rounding to 8 bits changes a weight by less than this, smoothing by more
@@ -85,14 +85,14 @@ def sensitivities(
     quantized = {node.name for node in ir.load(str(int8)).graph if _is_quantized(node)}
     concerned = {block: nodes for block, nodes in blocks(fp32).items() if quantized & set(nodes)}
     measured = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with workshop() as scratch:
         for done, (block, nodes) in enumerate(concerned.items()):
             model = ir.load(str(int8))
             for node in list(model.graph):
                 if node.name in nodes:
                     _restore(model, node, originals.get(node.name))
             prune(model)
-            path, *_ = save_graph(model, Path(scratch) / "without.onnx")
+            path, *_ = save_graph(model, scratch / "without.onnx")
             measured.append(Sensitivity(block, nodes, loss(path)))
             if progress:
                 progress(done + 1, len(concerned))
@@ -233,8 +233,8 @@ class Search:
         return best
 
     def _sensitivities(self, recipe: QuantizationRecipe) -> tuple[Sensitivity, ...]:
-        with tempfile.TemporaryDirectory() as scratch:
-            int8 = Path(scratch) / "int8.onnx"
+        with workshop() as scratch:
+            int8 = scratch / "int8.onnx"
             quantize(self._fp32, int8, self._images, recipe)
 
             def progress(done: int, total: int) -> None:
@@ -261,8 +261,8 @@ class Search:
         trial = f"trial {len(self._trials) + 1}: {recipe.range_estimator}, {alpha}, {len(kept)} blocks in fp32"
         self._say(trial)
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            int8 = Path(scratch) / "int8.onnx"
+        with workshop() as scratch:
+            int8 = scratch / "int8.onnx"
             quantize(self._fp32, int8, self._images, recipe, progress=lambda text: self._say(f"{trial}, {text}"))
             loss = self._loss(int8)
         seconds = round(time.perf_counter() - start, 1)

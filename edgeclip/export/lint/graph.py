@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgeclip.errors import ModelError
 from edgeclip.export.half.ranges import infer_types
 from edgeclip.extras import require
+from edgeclip.onnx_graph import check_graph
 
 Node = Any  # onnx_ir.Node
 Value = Any  # onnx_ir.Value
@@ -33,10 +34,12 @@ class Graph:
 
     Raises:
         ModelError: not a readable ONNX file.
+        IntegrityError: it asks for more than ``check_graph`` allows.
     """
 
     def __init__(self, path: Path, tensorrt: tuple[int, int]) -> None:
         ir = require("onnx_ir", purpose="lint a graph", extra="export")
+        check_graph(path, error=ModelError)
         try:
             self.model = ir.load(path)
         except Exception as error:  # protobuf's and onnx_ir's exceptions share no base class

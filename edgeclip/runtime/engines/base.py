@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pkgutil import resolve_name
 from types import TracebackType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.devices.machine.cpu import usable_cores
 from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, InputError
+from edgeclip.forked import keep_for_ever
+from edgeclip.onnx_graph import check_graph
 from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 FloatArray = npt.NDArray[np.float32]
@@ -59,12 +63,15 @@ class Engine(ABC):
         kinds: precisions of the variants that the engine is meant for, and ``CPU_LAYOUT`` if it is for that one too.
         on_cpu: whether inferences share the CPU's cores among them.
         concurrent: whether several threads may call ``infer`` at once.
+        forked: whether it was loaded before this process was forked off; then all it does is to say so, as the threads
+            of its library are not in this process.
     """
 
     name: str
     kinds: ClassVar[frozenset[str]] = frozenset({"fp32", "fp16", "bf16", "int8", CPU_LAYOUT})
     on_cpu: ClassVar[bool] = False
     concurrent: ClassVar[bool] = False
+    forked = False
 
     def __init__(
         self,
@@ -81,7 +88,16 @@ class Engine(ABC):
         self.threads = threads
         self.parallel = parallel
         self._pool: ThreadPoolExecutor | None = None
+        _LOADED.add(self)
         self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.forked:  # it was emptied
+            raise EngineError(
+                f"expected an engine that was loaded in process {os.getpid()}, got {self.name} loaded before it was "
+                "forked: load it after the fork, or start processes by spawn"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def best_parallel(cls, precision: Precision) -> int:  # noqa: ARG003 - for subclasses
@@ -199,7 +215,23 @@ class Engine(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if not self.forked:
+            self.close()
+
+
+_LOADED: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _empty_in_child() -> None:
+    """Take from engines what a forked process can neither use nor release: both wait for threads that it lacks."""
+    for engine in list(_LOADED):
+        own = vars(engine)
+        keep_for_ever(dict(own))
+        own.clear()
+        own["forked"] = True
+
+
+os.register_at_fork(after_in_child=_empty_in_child)
 
 
 class _OnThread:
@@ -235,12 +267,15 @@ def load_engine(
 
     Raises:
         InputError: ``threads`` is below 1, or far above what this machine can run at once.
+        IntegrityError: the graph asks for more than ``check_graph`` allows.
         EngineError: no such engine, it cannot load the graph, or its device is not here.
         VariantError: this device cannot compute in ``precision``.
         MissingExtraError: the engine's library is not installed.
     """
     check_threads(threads)
-    return engine_class(name)(path, encoder, precision=precision, threads=threads, parallel=parallel)
+    found = engine_class(name)
+    check_graph(path)
+    return found(path, encoder, precision=precision, threads=threads, parallel=parallel)
 
 
 def check_threads(threads: int | None) -> None:
@@ -277,8 +312,3 @@ def normalise(spec: PreprocessSpec, frames: ByteArray, out: FloatArray | None = 
         np.multiply(frames[..., channel], gain[channel], out=plane)
         plane -= offset[channel]
     return normalised
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0))

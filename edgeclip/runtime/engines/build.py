@@ -13,6 +13,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.engine_list import built_engines, engine_entry
 from edgeclip.errors import EngineError, VariantError
 from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.engines.tensorrt_api import Progress
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.spec import EncoderSpec, Precision
@@ -68,6 +69,7 @@ def build_variant(
             f"{engine} is not meant for {variant}: expected one of {', '.join(suitable(bundle, engine)) or 'none here'}"
         )
     path = bundle.variant_path(variant)
+    check_first_run(bundle, variant)
     start = time.perf_counter()
     builder: Builder = resolve_name(builds)
     plan, reused, notes = builder(

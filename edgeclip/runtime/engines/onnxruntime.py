@@ -9,23 +9,40 @@ nodes is read back: products (Conv, MatMul, …) on the CPU are an error, the re
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import io
+import os
 import platform
+import sys
 from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags
+from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags, usable_cores
 from edgeclip.devices.machine.cuda import driver_loads
 from edgeclip.errors import EngineError
 from edgeclip.extras import require
-from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, usable_cores
+from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray
 
 _CPU = "CPUExecutionProvider"
 _PRODUCTS = {"Attention", "Conv", "ConvInteger", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
 _PRODUCTS |= {"MatMulInteger", "MultiHeadAttention", "QLinearConv", "QLinearMatMul"}
+
+
+def _end_past_its_handlers() -> None:
+    """Let a forked process end: what ONNX Runtime does at an exit waits for a thread that only the parent has.
+
+    glibc calls what is registered last first, here the end of the process with the status that it was to have. By then
+    Python has done all that it does at its own end.
+    """
+    libc = ctypes.CDLL(None)
+    if "onnxruntime" in sys.modules and hasattr(libc, "on_exit"):
+        libc.on_exit(libc._exit, None)
+
+
+os.register_at_fork(after_in_child=_end_past_its_handlers)
 
 
 class OrtEngine(Engine):

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 import numpy as np
 
-from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags
+from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags, usable_cores
 from edgeclip.errors import EngineError, InputError, VariantError
 from edgeclip.extras import require
 from edgeclip.runtime.engines import plan_cache
-from edgeclip.runtime.engines.base import CPU_LAYOUT, ByteArray, Engine, FloatArray, Pending, usable_cores
+from edgeclip.runtime.engines.base import CPU_LAYOUT, ByteArray, Engine, FloatArray, Pending
 from edgeclip.spec import EncoderSpec, Precision
 
 if TYPE_CHECKING:

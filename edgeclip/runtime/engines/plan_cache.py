@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.files import atomic_file, cache_dir, external_data, read_json, sha256_file, sha256_json, write_json
+from edgeclip.files import (
+    atomic_file,
+    cache_dir,
+    external_data,
+    keep_file,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from edgeclip.spec import Sha256
 
 Option = str | int | float | bool | None
 
 _PLAN, _SIDECAR = "plan.bin", "plan.json"
-_STALE_AFTER_S = 3600.0
 
 
 class PlanKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +95,6 @@ def store(key: PlanKey, plan: bytes, *, build_s: float) -> Path:
         InputError: the cache cannot be written to.
     """
     path = plan_path(key)
-    _remove_stale_parts(path.parent)
     remove(key)
     with atomic_file(path) as temporary:
         temporary.write_bytes(plan)
@@ -155,17 +161,10 @@ def save_side_cache(kind: str, data: bytes, *, engine: str, library_version: str
     Args:
         kind: which of an engine's caches.
     """
-    with atomic_file(_side_cache_path(kind, engine, library_version, device)) as temporary:
-        temporary.write_bytes(data)
+    path = _side_cache_path(kind, engine, library_version, device)
+    keep_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _side_cache_path(*parts: str) -> Path:
     name = "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", part) for part in parts)
     return cache_dir("engines") / f"{name}.cache"
-
-
-def _remove_stale_parts(folder: Path) -> None:
-    """Delete what a killed process was writing; a running one writes for less than an hour."""
-    for part in folder.glob(".*.part*"):
-        if time.time() - part.stat().st_mtime > _STALE_AFTER_S:
-            part.unlink(missing_ok=True)

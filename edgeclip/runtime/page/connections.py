@@ -11,7 +11,7 @@ MOST = 128  # connections with a request under way; beyond, an answer says that 
 _ROOM = 96  # open ones; beyond, one that waits gives way to each that comes
 
 
-class GivingWay(H11Protocol):
+class PageConnection(H11Protocol):
     """HTTP over one connection, which gives way where many are open and it asks nothing.
 
     A connection costs nothing to open, whoever has no token may do so, and one that sends no request would keep its
@@ -25,7 +25,7 @@ class GivingWay(H11Protocol):
         self._made_s = self.loop.time()
         if len(self.connections) <= _ROOM:
             return
-        waiting = [each for each in self.connections if isinstance(each, GivingWay) and each._waits()]
+        waiting = [each for each in self.connections if isinstance(each, PageConnection) and each._waits()]
         held = Counter(each._host for each in waiting)
         if others := [each for each in waiting if each is not self]:
             max(others, key=lambda each: (held[each._host], -each._made_s)).transport.abort()

@@ -126,7 +126,7 @@ class WebSink(Sink):
             log_level="critical",  # what goes wrong is said by the guard, in edgeclip's own log
             access_log=False,
             server_header=False,
-            http=connections.GivingWay,
+            http=connections.PageConnection,
             limit_concurrency=connections.MOST,
             timeout_graceful_shutdown=_LEAVE_S,
         )

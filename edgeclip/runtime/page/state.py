@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import msgspec
@@ -25,6 +25,7 @@ HISTORY_S = 60.0  # what the plots of the page show
 _HISTORY_GAP_S = 0.25
 _KEPT_EVENTS = 500
 _KEPT_TOP = 10
+_FAILURES = 20
 
 
 class TimedRecord(msgspec.Struct, frozen=True):
@@ -248,7 +249,9 @@ class PageState:
         """The account as it is now."""
         account = self._account
         elapsed_s = account.elapsed_s or time.perf_counter() - account.started
-        sources = dict(account.sources)
+        sources = {
+            name: replace(count, failures=count.failures[:_FAILURES]) for name, count in dict(account.sources).items()
+        }
         return Totals(
             elapsed_s=round(elapsed_s, 3),
             fps=round(account.labelled / max(elapsed_s, 1e-3), 2),

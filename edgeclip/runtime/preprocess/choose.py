@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.files import cache_dir, read_json, sha256_json, write_json
+from edgeclip.files import cache_dir, keep_json, read_json, sha256_json
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.runtime.preprocess.preprocess import BACKENDS, Pixels, Preprocessor
@@ -84,7 +84,7 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
     choice = read_json(path, BackendChoice)
     if choice is None:
         choice = measure(encoder)
-        write_json(path, choice)
+        keep_json(path, choice)
     if wanted == "fast" and choice.backend != "fast":
         raise InputError(f"{choice} of {MAX_DIFFERENCE:.0f}/255 and {MIN_COSINE}: use auto or exact")
     return choice

@@ -147,8 +147,8 @@ def build_graph(height: int, width: int, pixel_format: str, steps: Sequence[Step
     return graph
 
 
-def pull(graph: av.filter.Graph, frame: av.VideoFrame) -> Image:
-    """One frame through a graph that ends in RGB: (h, w, 3) uint8, a copy."""
+def through(graph: av.filter.Graph, frame: av.VideoFrame) -> av.VideoFrame:
+    """One frame through a graph; what comes out has no presentation time."""
     pts = frame.pts
     frame.pts = None  # the graph has a time base of its own; frames are not sorted by it
     try:
@@ -157,7 +157,12 @@ def pull(graph: av.filter.Graph, frame: av.VideoFrame) -> Image:
         frame.pts = pts  # the caller's
     pulled = graph.pull()
     assert isinstance(pulled, av.VideoFrame)
-    small: Image = pulled.to_ndarray()
+    return pulled
+
+
+def pull(graph: av.filter.Graph, frame: av.VideoFrame) -> Image:
+    """One frame through a graph that ends in RGB: (h, w, 3) uint8, a copy."""
+    small: Image = through(graph, frame).to_ndarray()
     return small
 
 

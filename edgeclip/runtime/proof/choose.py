@@ -28,6 +28,7 @@ from edgeclip.errors import (
     ParityError,
 )
 from edgeclip.runtime.engines.base import engine_class
+from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.proof import Proof, prove
 
@@ -91,6 +92,7 @@ def choose(
     if golden is None:
         taken = (variant or REFERENCE[0], engine or REFERENCE[1])
         bundle.variant_path(taken[0])
+        check_first_run(bundle, taken[0])
         return Choice(*taken, why="not proved here: the bundle has no golden images; export it again to have some")
     proofs: list[Proof] = []
     refused: list[tuple[str, str, str]] = []
@@ -226,8 +228,12 @@ def add_recommendation(bundle: Bundle, recommendation: Recommendation) -> Bundle
     Raises:
         BundleError: the bundle cannot be written to.
     """
-    others = tuple(found for found in recommendations(bundle) if found.machine != recommendation.machine)
-    return bundle.add_file(FILE, msgspec.json.format(msgspec.json.encode(_File((*others, recommendation)))))
+
+    def content() -> bytes:
+        others = tuple(found for found in recommendations(bundle) if found.machine != recommendation.machine)
+        return msgspec.json.format(msgspec.json.encode(_File((*others, recommendation))))
+
+    return bundle.add_file(FILE, content)
 
 
 def this_machine() -> Description:

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import IntegrityError, ParityError
-from edgeclip.files import atomic_file, cache_dir, sha256_json
+from edgeclip.files import cache_dir, keep_file, sha256_json
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
@@ -54,9 +54,9 @@ def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int) -> Non
     images = decoded_images(golden.files, encoder.bundle.manifest.encoder.preprocess)
     expected = unit_rows(golden.embeddings)
     _check(encoder, images, expected, rows=rows, parallel=parallel)
-    with atomic_file(kept) as temporary:
-        few_of = {"images": images[:_AT_EVERY_START], "expected": expected[:_AT_EVERY_START]}
-        safetensors.numpy.save_file({name: np.ascontiguousarray(few) for name, few in few_of.items()}, str(temporary))
+    few_of = {"images": images[:_AT_EVERY_START], "expected": expected[:_AT_EVERY_START]}
+    tensors = {name: np.ascontiguousarray(few) for name, few in few_of.items()}
+    keep_file(kept, lambda temporary: safetensors.numpy.save_file(tensors, str(temporary)))
 
 
 def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, rows: int, parallel: int) -> None:

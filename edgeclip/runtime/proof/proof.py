@@ -14,8 +14,9 @@ from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import MissingExtraError
-from edgeclip.files import cache_dir, read_json, sha256_json, write_json
+from edgeclip.files import cache_dir, keep_json, read_json, sha256_json
 from edgeclip.runtime.engines.base import Engine, load_engine
+from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
 from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
@@ -72,6 +73,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, th
     decides = (described, bundle.manifest.encoder, graph, bundle.manifest.files[FILE].sha256, engine, threads, machine)
     if (found := read_json(_kept(decides, engine, graph), Proof)) is not None:
         return found
+    check_first_run(bundle, variant)
     encoder = bundle.manifest.encoder
     with load_engine(engine, path, encoder, precision=described.precision, threads=threads) as loaded:
         parity = golden.compare(loaded, dynamic_batch=described.dynamic_batch)
@@ -86,7 +88,7 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, th
             machine=machine,
             conditions=conditions,
         )
-    write_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
+    keep_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
     return proof
 
 

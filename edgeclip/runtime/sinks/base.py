@@ -6,12 +6,14 @@ To add a sink: subclass ``Sink`` in a file of its own and fill ``write``; ``open
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import queue
 import re
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +31,10 @@ _log = logging.getLogger("edgeclip")
 
 _QUEUED_RECORDS = 1024
 _QUEUED_FRAMES = 4  # with their pixels: a 1080p frame is 3 MB
+_LONGEST_SLUG = 80
 _STUCK_S = 30.0  # a sink that is waited for and takes nothing for so long hangs
+_END_STUCK_S = 1.0  # one that was waited for in vain already
+_LOOK_S = 0.1
 _END_S = 10.0
 _END_WAITED_FOR_S = 60.0  # such a sink may have work queued that must not be lost
 
@@ -68,11 +73,13 @@ class Sink(ABC):
         wants_pixels: whether ``write`` gets the frame beside the record; frames are large, so few sinks should.
         lossless: whether files wait for this sink when it is slow, rather than going on without it; for sinks that
             write to this machine. Live sources never wait.
+        hurried_s: how long one step may take once the run was interrupted, seconds: whoever asked it to end waits.
     """
 
     name: str
     wants_pixels: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
+    hurried_s: ClassVar[float] = 6.0
 
     def open(self, run: Run) -> None:  # noqa: B027 - most sinks open nothing
         """Called once before the first frame, on the thread that starts the run.
@@ -117,6 +124,8 @@ class SinkThread:
         self._dead = threading.Event()
         self._ending = threading.Event()
         self._complete = True
+        self._stuck = False
+        self._steps = 0  # that it has done, so that one that is slow is told from one that hangs
         sink.open(run)
         self._thread = threading.Thread(target=self._work, name=f"edgeclip-sink-{sink.name}", daemon=True)
         self._thread.start()
@@ -141,13 +150,25 @@ class SinkThread:
     def _put(self, task: Callable[[], None]) -> None:
         if self._dead.is_set():
             return
-        try:
-            self._queue.put(task, block=self._waits, timeout=_STUCK_S)
-        except queue.Full:
-            if self._waits:
-                self._fail(f"took nothing for {_STUCK_S:g} s")
-            else:
-                self._account.sink_dropped[self.sink.name] += 1
+        patience = _Patience(self, _STUCK_S)
+        while True:
+            try:
+                self._queue.put(task, block=self._waits, timeout=_LOOK_S)
+                return
+            except queue.Full:
+                if not self._waits:
+                    self._account.sink_dropped[self.sink.name] += 1
+                    return
+                if patience.is_over():
+                    self._stuck = True
+                    self._fail(f"took nothing for {patience.waited_s:g} s")
+                    return
+
+    def _limit_s(self) -> float:
+        """How long its end may take."""
+        if self._stuck:
+            return _END_STUCK_S
+        return _END_WAITED_FOR_S if self._waits else _END_S
 
     def _ask_to_end(self, *, complete: bool) -> None:
         self._complete = complete
@@ -155,10 +176,13 @@ class SinkThread:
         with contextlib.suppress(queue.Full):  # then it is not waiting for a task, and will see that it shall end
             self._queue.put_nowait(None)
 
-    def _wait_for_end(self, *, deadline: float, timeout_s: float) -> None:
-        self._thread.join(max(deadline - time.perf_counter(), 0.0))
-        if self._thread.is_alive():
-            self._fail(f"did not end within {timeout_s:g} s")
+    def _wait_for_end(self, *, deadline: float, patience: _Patience) -> None:
+        while self._thread.is_alive():
+            left_s = deadline - time.perf_counter()
+            if left_s <= 0 or patience.is_over():
+                self._fail(f"did not end within {patience.waited_s:g} s")
+                return
+            self._thread.join(min(left_s, _LOOK_S))
 
     def _work(self) -> None:
         closed = False
@@ -177,6 +201,7 @@ class SinkThread:
     def _do(self, task: Callable[[], None]) -> None:
         try:
             task()
+            self._steps += 1
         except Exception as error:  # noqa: BLE001 - a sink's fault must not become the loop's
             self._fail(_reason(error))
 
@@ -186,38 +211,80 @@ class SinkThread:
             _log.warning("%s stopped: %s", self.sink.name, reason)
 
 
+class _Patience:
+    """How long a sink that takes nothing is waited for: less once the run was interrupted."""
+
+    def __init__(self, sink: SinkThread, most_s: float) -> None:
+        self._sink = sink
+        self._most_s = most_s
+        self._interrupted = sink._account.interrupted
+        self._start_again()
+
+    @property
+    def waited_s(self) -> float:
+        """How long it would be waited for."""
+        return min(self._most_s, self._sink.sink.hurried_s) if self._interrupted else self._most_s
+
+    def is_over(self) -> bool:
+        if self._sink._steps != self._steps or self._sink._account.interrupted != self._interrupted:
+            self._interrupted = self._sink._account.interrupted
+            self._start_again()
+        return time.perf_counter() - self._since > self.waited_s
+
+    def _start_again(self) -> None:
+        self._since = time.perf_counter()
+        self._steps = self._sink._steps
+
+
 def close_sinks(sinks: Sequence[SinkThread], *, complete: bool, timeout_s: float | None = None) -> None:
     """Close sinks beside each other, so that several that hang take no longer than one; see ``SinkThread.close``.
 
     None of this raises: what a sink says against it goes to ``account.sink_failed``.
     """
     start = time.perf_counter()
-    limits = [timeout_s or (_END_WAITED_FOR_S if sink._waits else _END_S) for sink in sinks]
+    limits = [timeout_s or sink._limit_s() for sink in sinks]
     for sink in sinks:
         sink._ask_to_end(complete=complete)
-    for sink, limit in zip(sinks, limits, strict=True):
-        sink._wait_for_end(deadline=start + limit, timeout_s=limit)
+    patience = [_Patience(sink, limit) for sink, limit in zip(sinks, limits, strict=True)]
+    for sink, limit, own in zip(sinks, limits, patience, strict=True):
+        sink._wait_for_end(deadline=start + limit, patience=own)
 
 
 def slugs(names: Iterable[str]) -> dict[str, str]:
-    """Names fit for files, topics and identifiers, by the name that each stands for.
+    """Names fit for files, topics and identifiers, by the name that each stands for, whatever their order.
 
-    They are of letters, digits, ``.``, ``_`` and ``-`` only, never empty, never twice.
+    They are of letters, digits, ``.``, ``_`` and ``-`` only, of 80 at most, never empty, never twice, also where
+    capitals do not count: those that would be alike end in a hash of their name.
 
-    >>> slugs(["yard", "front door", "front/door"])
-    {'yard': 'yard', 'front door': 'front_door', 'front/door': 'front_door_2'}
+    >>> slugs(["yard", "front door"])
+    {'yard': 'yard', 'front door': 'front_door'}
+    >>> slugs(["front_door", "front door"])
+    {'front_door': 'front_door', 'front door': 'front_door-7279998f9446'}
     """
+    plain = {name: slug(name) for name in names}
+    alike = Counter(short.casefold() for short in plain.values())
+    kept = {name for name, short in plain.items() if alike[short.casefold()] == 1 or name == short.casefold()}
+    used = {plain[name].casefold() for name in kept}
     made: dict[str, str] = {}
-    used: set[str] = set()
-    for name in names:
-        plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.") or "unnamed"
-        own, count = plain, 1
-        while own in used:
-            count += 1
-            own = f"{plain}_{count}"
-        used.add(own)
+    for name, short in plain.items():
+        own = short if name in kept else hashed(short, name)
+        if name not in kept:
+            while own.casefold() in used:  # somebody has called another one just so
+                own = hashed(own, name)
+            used.add(own.casefold())
         made[name] = own
     return made
+
+
+def slug(name: str) -> str:
+    """A name with everything replaced that is not fit for files, topics and identifiers; others may become the same."""
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.")[:_LONGEST_SLUG] or "unnamed"
+
+
+def hashed(short: str, *names: str) -> str:
+    """A slug that only these names have: the short form with a hash of them all."""
+    digest = hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{short[:_LONGEST_SLUG]}-{digest[:12]}"
 
 
 def _reason(error: Exception) -> str:

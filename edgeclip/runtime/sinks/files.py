@@ -18,6 +18,7 @@ import msgspec
 
 from edgeclip.errors import InputError
 from edgeclip.files import atomic_file
+from edgeclip.outputs import find_output
 from edgeclip.runtime.records import LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
 from edgeclip.runtime.sources.base import Frame
@@ -55,6 +56,7 @@ class JsonlSink(Sink):
 
     name = "jsonl"
     lossless = True
+    hurried_s = 2.0
 
     def __init__(self, path: Path, *, rotate_mb: float | None = None, keep: int = 5) -> None:
         if rotate_mb is not None and not 1e-6 <= rotate_mb <= _LARGEST_MB:
@@ -86,6 +88,7 @@ class CsvSink(Sink):
 
     name = "csv"
     lossless = True
+    hurried_s = 2.0
 
     def __init__(self, path: Path) -> None:
         self._file = LineFile(path, header=_row(COLUMNS))
@@ -136,7 +139,7 @@ class LineFile:
     """A file that is written line by line.
 
     Args:
-        path: the file; a device or pipe is written to as it is.
+        path: the file; a device or pipe is written to as it is, and a link leads to what is written.
         header: first line of every file, with its line end; may be empty.
         rotate_bytes: while followed, start a new file before this size would be passed; None for never.
         keep: how many earlier files to keep, as ``path.1`` (the latest) to ``path.N``.
@@ -161,16 +164,25 @@ class LineFile:
         Raises:
             InputError: it cannot be written there.
         """
+        output = find_output(self.path)
+        self._regular = output.way != "stream"
+        self._follow = follow or not self._regular
+        if follow and self._rotate_bytes and output.way == "in place":
+            raise InputError(
+                f"cannot rotate {self.path} (it is mounted by itself, or its folder may not be written to): choose "
+                "another place"
+            )
         try:
-            self._regular = not self.path.exists() or self.path.is_file()
-            self._follow = follow or not self._regular
-            if self._follow and not self.path.is_dir():
+            if not self._regular:
+                self._start(output.open_stream())
+            elif follow:
+                self.path = output.target
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                if self._rotate_bytes and self._regular and self.path.exists() and self.path.stat().st_size:
+                if self._rotate_bytes and self.path.exists() and self.path.stat().st_size:
                     self._shift()  # what an earlier run left is kept like any other earlier file
-                self._start(self.path)
+                self._start(self._unbuffered())
             else:
-                self._start(self._resources.enter_context(atomic_file(self.path)))
+                self._start(self._resources.enter_context(atomic_file(self.path)).open("wb"))
         except OSError as error:
             with contextlib.suppress(OSError):  # it would say the same once more
                 self._discard()
@@ -215,9 +227,11 @@ class LineFile:
         with contextlib.suppress(_IncompleteError), self._resources:
             raise _IncompleteError
 
-    def _start(self, target: Path) -> None:
-        # Unbuffered where it is followed: a reader sees whole lines, and nothing is lost with the process.
-        self._stream = target.open("wb", buffering=0 if self._follow else -1)
+    def _unbuffered(self) -> IO[bytes]:
+        return self.path.open("wb", buffering=0)  # a reader sees whole lines, and nothing is lost with the process
+
+    def _start(self, stream: IO[bytes]) -> None:
+        self._stream = stream
         self._size = 0
         if self._header:
             self._append(self._header)
@@ -244,7 +258,7 @@ class LineFile:
         assert self._stream is not None
         self._stream.close()
         self._shift()
-        self._start(self.path)
+        self._start(self._unbuffered())
 
     def _shift(self) -> None:
         for number in range(self._keep - 1, 0, -1):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 
 from edgeclip.errors import InputError
+from edgeclip.outputs import check_writable
 from edgeclip.runtime.sinks.base import Sink
 
 WEBHOOK_SECRET = "EDGECLIP_WEBHOOK_SECRET"
@@ -32,10 +33,10 @@ class SinkOptions:
     jsonl_rotate_mb: float | None = None
     csv: Path | None = None
     overlay: Path | None = None
-    mqtt: str | None = None
+    mqtt: str | None = field(default=None, repr=False)  # with a password
     ha_discovery: bool = True
     prometheus: str | None = None
-    webhook: str | None = None
+    webhook: str | None = field(default=None, repr=False)  # often a secret as a whole
 
 
 def make_sinks(options: SinkOptions) -> list[Sink]:
@@ -47,7 +48,7 @@ def make_sinks(options: SinkOptions) -> list[Sink]:
     """
     files = [path for path in (options.jsonl, options.csv, options.overlay) if path is not None]
     for path in files:
-        _check_writable(path)
+        check_writable(path)
     same = {path for path in files if [other.resolve() for other in files].count(path.resolve()) > 1}
     if same:
         raise InputError(f"expected a file for each output, got {same.pop()} for two: give one another name")
@@ -70,26 +71,3 @@ def _wanted(options: SinkOptions) -> list[tuple[str, object, dict[str, object]]]
         ("prometheus:PrometheusSink", options.prometheus, {}),
         ("webhook:WebhookSink", options.webhook, {"secret": os.environ.get(WEBHOOK_SECRET)}),
     ]
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, without making anything."""
-    try:
-        reason = _why_not_writable(path)
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        reason = error.strerror
-    if reason:
-        raise InputError(f"cannot write {path} ({reason}): choose another place")
-
-
-def _why_not_writable(path: Path) -> str | None:
-    if path.is_dir():
-        return "it is a folder"
-    folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        return f"{folder} is not a folder"
-    if not os.access(folder, os.W_OK | os.X_OK) and not (path.exists() and os.access(path, os.W_OK)):
-        return f"{folder} may not be written to"
-    return None

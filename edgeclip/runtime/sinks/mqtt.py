@@ -21,7 +21,8 @@ import msgspec
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame
-from edgeclip.runtime.sinks.base import Run, Sink, slugs
+from edgeclip.runtime.sinks.base import Run, Sink, hashed, slug, slugs
+from edgeclip.runtime.sources.address import ESCAPING, escaping_hint, is_cut_wrongly
 from edgeclip.runtime.sources.base import Frame
 from edgeclip.version import __version__
 
@@ -30,6 +31,8 @@ _log = logging.getLogger("edgeclip")
 _QUEUED = 1000  # messages kept while the broker is away
 _SCORE_STEP = 0.05  # a smaller change of the score alone is not worth a message
 _FLUSH_S = 3.0
+_LONGEST_BASE = 1000
+_LONGEST_PACKET = 64 << 10  # nothing is subscribed to: acknowledgements come, and pings
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _PREFIX = "homeassistant"  # what Home Assistant listens to unless told otherwise
 _MOST_LABELS = 50  # of a table; more binary sensors than that help nobody
@@ -112,7 +115,7 @@ class MqttSink(Sink):
         base, own = address.base, slugs(source.name for source in run.sources)
         self._states = {name: _State(f"{base}/{slug}/state", f"{base}/{slug}/event") for name, slug in own.items()}
         paho = self._paho
-        client = self._client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        client = self._client = _bounded(paho.Client)(paho.CallbackAPIVersion.VERSION2)
         client.max_queued_messages_set(_QUEUED)
         client.reconnect_delay_set(min_delay=1, max_delay=30)
         client.will_set(f"{base}/status", "offline", qos=1, retain=True)
@@ -269,6 +272,22 @@ class MqttSink(Sink):
                     self._publish(topic, configs.get(topic, b""), retain=True)
 
 
+def _bounded(client: Any) -> Any:
+    """paho's client class, refusing packets that nobody sends who was asked for nothing.
+
+    paho has no bound of its own, and takes memory for as much as a packet's head announces, up to 256 MB.
+    """
+
+    class Bounded(client):  # type: ignore[misc]
+        def _sock_recv(self, size: int) -> bytes:
+            if size > _LONGEST_PACKET:
+                raise ConnectionError(f"the broker announced a packet of {size:,} bytes")
+            received: bytes = super()._sock_recv(size)
+            return received
+
+    return Bounded
+
+
 @dataclass(frozen=True)
 class MqttAddress:
     """Where to publish; printing it shows no password.
@@ -303,17 +322,21 @@ class MqttAddress:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise InputError(f"{wanted}, got one whose host or port cannot be read") from None
+            raise InputError(f"{wanted}, got one whose host or port cannot be read{escaping_hint(url)}") from None
         if parts.scheme not in _PORTS:
             got = f"scheme {parts.scheme!r}" if "://" in url else "no mqtt:// or mqtts:// at its beginning"
             raise InputError(f"{wanted}, got {got}")
         if not parts.hostname:
             raise InputError(f"{wanted}, got no host")
+        if is_cut_wrongly(url):
+            raise InputError(f"{wanted}, got '@' after the first '/', '?' or '#' in it: {ESCAPING}")
         if parts.query or parts.fragment:
             raise InputError(f"{wanted}, got '?' or '#' in it: write them as %3F and %23 in a password")
         base = unquote(parts.path).strip("/") or "edgeclip"
         if re.search(r"[+#\x00]", base):
             raise InputError(f"{wanted}, got the topic {base!r}: '+' and '#' cannot be published to")
+        if len(base) > _LONGEST_BASE:
+            raise InputError(f"{wanted}, got a topic of {len(base):,} letters: use {_LONGEST_BASE} at most")
         user = unquote(parts.username) if parts.username else None
         password = unquote(parts.password) if parts.password else None
         return cls(parts.hostname, port or _PORTS[parts.scheme], base, parts.scheme == "mqtts", user, password)
@@ -328,14 +351,12 @@ def discovery(base: str, states: Mapping[str, str], labels: Sequence[str], *, mo
         labels: of the first table; more than 50 get no binary sensors.
         model: for people.
     """
-    device_id = slugs([f"edgeclip-{base.replace('/', '-')}"]).popitem()[1]
-    device = {"identifiers": [device_id], "name": base, "manufacturer": "edgeclip", "model": model}
-    sources, own = slugs(states), slugs(labels)
+    device = {"identifiers": [_id(base)], "name": base, "manufacturer": "edgeclip", "model": model}
     payloads = {}
 
-    def add(kind: str, source: str, item: str, name: str, **more: object) -> None:
-        unique = f"{device_id}-{sources[source]}-{item}"
-        payloads[f"{_PREFIX}/{kind}/{unique.replace('.', '_')}/config"] = json.dumps(
+    def add(kind: str, name: str, source: str, *item: str, **more: object) -> None:
+        unique = _id(base, source, *item)
+        payloads[f"{_PREFIX}/{kind}/{unique}/config"] = json.dumps(
             {
                 "name": f"{source} {name}",
                 "unique_id": unique,
@@ -349,9 +370,15 @@ def discovery(base: str, states: Mapping[str, str], labels: Sequence[str], *, mo
         ).encode()
 
     for source, topic in states.items():
-        add("sensor", source, "label", "label", value_template="{{ value_json.label }}", json_attributes_topic=topic)
+        template = "{{ value_json.label }}"
+        add("sensor", "label", source, "label", value_template=template, json_attributes_topic=topic)
         for label in labels if len(labels) <= _MOST_LABELS else ():
             quoted = json.dumps(label, ensure_ascii=False)  # a JSON string is a string for Jinja too
             template = f"{{{{ 'ON' if {quoted} in value_json.present else 'OFF' }}}}"
-            add("binary_sensor", source, f"present-{own[label]}", label, value_template=template)
+            add("binary_sensor", label, source, "present", label, value_template=template)
     return payloads
+
+
+def _id(*names: str) -> str:
+    """What Home Assistant knows a thing by, whatever else there is: for people, and with a hash of its exact names."""
+    return hashed(slug("-".join(["edgeclip", *names])).replace(".", "_"), *names)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edgeclip.printable import printable
 from edgeclip.runtime.images import Image, opencv
 from edgeclip.runtime.records import LabelledFrame, Scored, View
 from edgeclip.runtime.regions import Region
+from edgeclip.runtime.sinks.lettering import text_size, write_text_on
 
 _DARK = (18, 18, 18)
 _LIGHT = (255, 255, 255)
@@ -100,11 +102,6 @@ def fit(image: Image, height: int, width: int) -> Image:
     return canvas
 
 
-def printable(text: str) -> str:
-    """Text as OpenCV's built-in fonts can write it: they have ASCII only."""
-    return text.encode("ascii", "replace").decode()
-
-
 def _draw_named(image: Image, labelled: LabelledFrame, named: Sequence[Region]) -> Image:
     # A record of one view names neither its table nor its region.
     views = labelled.views or [View("", named[0].name, labelled.label, labelled.score, labelled.top, labelled.present)]
@@ -126,15 +123,14 @@ def _draw(image: Image, top: Sequence[Scored], small: Sequence[str], *, at_foot:
     panel = out[first : first + panel_height, :panel_width]
     panel[:] = (panel * 0.35 + np.asarray(_PANEL) * 0.65).astype(np.uint8)
     thickness = max(1, round(1.2 * scale))
-    font = cv2.FONT_HERSHEY_SIMPLEX
     for row, (label, score) in enumerate(top):
         y = first + line * row + line // 4
         cv2.rectangle(out, (0, y), (int(panel_width * min(score, 1.0)), y + line - 3), _BAR, -1)
-        text, at = f"{printable(label)} {score:.2f}", (line // 3, y + int(line * 0.68))
-        cv2.putText(out, text, at, font, 0.6 * scale, _OTHER if row else _BEST, thickness, cv2.LINE_AA)
+        text, at = f"{_one_line(label)} {score:.2f}", (line // 3, y + int(line * 0.68))
+        write_text_on(out, text, at, 0.6 * scale, _OTHER if row else _BEST, thickness)
     for row, text in enumerate(small, start=len(top)):
         at = (line // 3, first + line * row + line // 4 + int(line * 0.65))
-        cv2.putText(out, printable(text), at, font, 0.45 * scale, _OTHER, 1, cv2.LINE_AA)
+        write_text_on(out, _one_line(text), at, 0.45 * scale, _OTHER, 1)
     return out
 
 
@@ -159,15 +155,17 @@ def _outline(region: Region, width: int, height: int, thin: int) -> npt.NDArray[
 def _words(region: Region, view: View | None) -> tuple[str, str]:
     """What a tag says, and what it says where there is little room."""
     if view is None:
-        return printable(region.name), printable(region.name)
+        return _one_line(region.name), _one_line(region.name)
     brief = f"{view.label} {view.score:.2f}"
-    return printable(f"{region.name}: {brief}"), printable(brief)
+    return _one_line(f"{region.name}: {brief}"), _one_line(brief)
+
+
+def _one_line(text: str) -> str:
+    return printable(text, lines=False)
 
 
 def _tag(out: Image, region: Region, outline: npt.NDArray[np.int32], words: tuple[str, str]) -> None:
-    cv2 = opencv()
     height, width = out.shape[:2]
-    font = cv2.FONT_HERSHEY_SIMPLEX
     corner_x, top = (int(value) for value in _upper_left(region, outline))
     x0, x1 = int(outline[:, 0].min()), int(outline[:, 0].max())
     leftward = corner_x > (x0 + x1) / 2  # of a shape that leans that way, such as a triangle at the right edge
@@ -176,23 +174,23 @@ def _tag(out: Image, region: Region, outline: npt.NDArray[np.int32], words: tupl
     pad = max(2, round(6 * wanted))
     text, scale = words[0], wanted
     for text in words:
-        widest = cv2.getTextSize(text, font, wanted, 1)[0][0]
+        widest = text_size(text, wanted, 1)[0]
         scale = min(wanted, wanted * max(room - 2 * pad, 1) / max(widest, 1))
         if scale >= _MIN_TEXT:
             break
     scale = max(scale, _MIN_TEXT)
     thickness = max(1, round(1.6 * scale))
-    (text_width, text_height), below = cv2.getTextSize(text, font, scale, thickness)
+    text_width, text_height, below = text_size(text, scale, thickness)
     while len(text) > 1 and text_width + 2 * pad > room:
         text = text[:-3] + ".." if len(text) > 3 else text[:-1]
-        text_width = cv2.getTextSize(text, font, scale, thickness)[0][0]
+        text_width = text_size(text, scale, thickness)[0]
     left = max(corner_x - text_width - 2 * pad, 0) if leftward else corner_x
     right, bottom = min(left + text_width + 2 * pad, width), min(top + text_height + below + 2 * pad, height)
     ground = out[top:bottom, left:right]
     ground[:] = (ground * 0.25 + np.asarray(_DARK) * 0.75).astype(np.uint8)
     # Drawn into the tag alone, so that no letter leaves it, nor the frame.
     words_only = np.ascontiguousarray(ground)
-    cv2.putText(words_only, text, (pad, pad + text_height), font, scale, _LIGHT, thickness, cv2.LINE_AA)
+    write_text_on(words_only, text, (pad, pad + text_height), scale, _LIGHT, thickness)
     ground[:] = words_only
 
 

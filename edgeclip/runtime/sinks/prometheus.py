@@ -73,9 +73,10 @@ class PrometheusSink(Sink):
         registry.register(self)
         try:
             self._server, self._thread = library.start_http_server(self.port, self.host, registry=registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: what can be no host's name
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"cannot serve metrics at {self.host}:{self.port} ({error.strerror}): choose another port"
+                f"cannot serve metrics at {self.host}:{self.port} ({reason}): choose another port or host"
             ) from error
         self.port = self._server.server_port
         _log.info("metrics at http://%s:%d/metrics", self.host, self.port)
@@ -140,6 +141,8 @@ class PrometheusSink(Sink):
 
 def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535) or (address.startswith(":") and not host):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535) or (
+        address.startswith(":") and not host
+    ):
         raise InputError(f"expected a port or HOST:PORT to serve metrics at, such as 9100, got {address!r}")
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -24,6 +24,7 @@ _BAR_WIDTH = 30
 _BARS, _BARS_AMONG_SEVERAL = 5, 2
 _EVENTS_SHOWN = 4
 _LABELS_IN_SUMMARY = 10
+_FAILURES_IN_SUMMARY = 20
 
 
 @dataclass
@@ -177,6 +178,12 @@ def print_summary(account: Account, console: Console) -> None:
         for label, number in account.labels.most_common(_LABELS_IN_SUMMARY):
             table.add_row(Text(label), f"{number:,} frames", f"{number / account.labelled:.1%}")
         console.print(table)
+    for name, count in account.sources.items():
+        for failed in count.failures[:_FAILURES_IN_SUMMARY]:
+            whose = f"{name}: " if len(account.sources) > 1 else ""
+            _say(f"{whose}failed: {failed.name} ({failed.reason})", console, style="yellow")
+        if (more := len(count.failures) - _FAILURES_IN_SUMMARY) > 0:
+            _say(f"{more:,} more failed", console, style="yellow")
     for sink, lost in account.sink_dropped.items():
         _say(f"{sink} was too slow for {lost:,} records", console, style="yellow")
     for sink, reason in account.sink_failed.items():

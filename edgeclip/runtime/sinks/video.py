@@ -37,6 +37,7 @@ class OverlaySink(Sink):
     name = "overlay"
     wants_pixels = True
     lossless = True
+    hurried_s = 10.0  # the encoder gives its last pictures at the end
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in _SUFFIXES:
@@ -94,7 +95,7 @@ class _Film:
     def open(self) -> None:
         target = self._resources.enter_context(atomic_file(self.path))
         try:
-            self._container = av.open(str(target), "w")
+            self._container = av.open(f"file:{target}", "w")
         except (av.error.FFmpegError, OSError) as error:
             raise InputError(f"cannot write {self.path} ({error}): choose another place") from error
 

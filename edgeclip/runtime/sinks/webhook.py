@@ -22,8 +22,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from edgeclip.errors import EdgeclipError, InputError
+from edgeclip.printable import printable
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sources.address import ESCAPING, escaping_hint, is_cut_wrongly
 from edgeclip.runtime.sources.base import Frame
 from edgeclip.version import __version__
 
@@ -33,6 +35,7 @@ _QUEUED = 1000
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
 _LONGEST_ASKED_WAIT_S = 600.0
 _FLUSH_S = 5.0
+_LONGEST_REASON = 200
 
 
 class _Post(NamedTuple):
@@ -44,7 +47,8 @@ class WebhookSink(Sink):
     """Posts every event, in order, on a thread of its own.
 
     A refusal for good (4xx other than 408 and 429, or a redirection) passes over that event; anything else is tried
-    again after 0.5 s, 1 s, 2 s and so on up to a minute, or after what ``Retry-After`` says. While none is taken the
+    again after 0.5 s, 1 s, 2 s and so on up to a minute, or later where ``Retry-After`` says so, after ten minutes at
+    most. While none is taken the
     latest 1,000 events are kept.
 
     Args:
@@ -148,11 +152,11 @@ class WebhookSink(Sink):
                 asked_s = _retry_after_s(error.headers.get("Retry-After"))
         except urllib.error.URLError as error:
             self._say_trouble(getattr(error.reason, "strerror", None) or str(error.reason))
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a host that is no name
             self._say_trouble(str(error) or type(error).__name__)
         # Half to all of the wait, by chance: many devices must not come back to a server all at once.
         own_s = min(_FIRST_WAIT_S * 2.0 ** min(failures, 30), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-        return own_s if asked_s is None else min(asked_s, _LONGEST_ASKED_WAIT_S)
+        return max(own_s, min(asked_s or 0.0, _LONGEST_ASKED_WAIT_S))  # a server may ask for more, not for less
 
     def _headers(self, post: _Post) -> dict[str, str]:
         headers = {
@@ -171,6 +175,7 @@ class WebhookSink(Sink):
         return float("inf") if self._deadline is None else self._deadline - time.perf_counter()
 
     def _say_trouble(self, reason: str) -> None:
+        reason = printable(reason[:_LONGEST_REASON], lines=False)  # a server may say anything
         if reason != self._trouble:
             _log.warning("webhook %s: %s", self.address, reason)
         self._trouble = reason
@@ -212,9 +217,11 @@ class WebhookAddress:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise InputError(f"{wanted}, got one whose host or port cannot be read") from None
+            raise InputError(f"{wanted}, got one whose host or port cannot be read{escaping_hint(url)}") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InputError(f"{wanted}, got {'no host' if parts.scheme in {'http', 'https'} else 'another scheme'}")
+        if is_cut_wrongly(url):
+            raise InputError(f"{wanted}, got '@' after the first '/', '?' or '#' behind the host: {ESCAPING}")
         if not url.isascii() or any(character.isspace() or not character.isprintable() for character in url):
             raise InputError(f"{wanted}, got blanks or letters beyond ASCII in it: write them as %20 and the like")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -231,10 +238,10 @@ def _retry_after_s(header: str | None) -> float | None:
     """Seconds that a ``Retry-After`` header asks for: a number, or a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
-    if header.strip().isascii() and header.strip().isdigit():
-        return float(header)
+    if (text := header.strip()).isascii() and text.isdigit():
+        return float(text[:12])  # 10 digits are more than a life
     try:
-        until = email.utils.parsedate_to_datetime(header)
-    except ValueError:
+        until = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return max(until.timestamp() - time.time(), 0.0)  # against a server's clock, so this machine's is meant
+    return max(until - time.time(), 0.0)  # against a server's clock, so this machine's is meant

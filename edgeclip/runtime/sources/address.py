@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from edgeclip.errors import SourceError
 
@@ -54,9 +55,35 @@ def one_of(choices: Mapping[str, Any]) -> Option:
     return Option(f"one of {', '.join(choices)}", parse)
 
 
+ESCAPING = (
+    "in a user or password write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25, and @ elsewhere as %40 "
+    "(python3 -c 'import urllib.parse as u; print(u.quote(input(), \"\"))' does it)"
+)
 SIDE = whole_number(1, 16384)
 RATE = number(0.1, 1000.0)
 SECONDS = number(0.1, 86400.0, "seconds")
+
+
+def without_fragment(text: str) -> tuple[str, str]:
+    """An address and the options after its ``#``; one before the last ``@`` belongs to a password."""
+    account, at, rest = text.rpartition("@")
+    address, _, query = rest.partition("#")
+    return account + at + address, query
+
+
+def is_cut_wrongly(address: str) -> bool:
+    """Whether an ``@`` comes after what ends host and port, as where a password holds a ``/``, ``?`` or ``#``."""
+    return "@" in address.partition("://")[2][len(_authority(address)) :]
+
+
+def escaping_hint(address: str) -> str:
+    """What to do about an address whose user or password seems to hold what divides an address; empty if none does."""
+    account = _authority(address).rpartition("@")[0]
+    return f"; {ESCAPING}" if is_cut_wrongly(address) or "@" in account or account.count(":") > 1 else ""
+
+
+def _authority(address: str) -> str:
+    return re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]
 
 
 def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str, Any]:
@@ -71,36 +98,106 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
         SourceError: not of that form, an unknown option, one given twice, or a value that does not fit.
     """
     names = ", ".join(f"{name}=" for name in known)
+    secret = "://" in text and re.search("[@?]", text)  # then what stands for an option may be part of a password
     text = without_password(text)
+
+    def got(part: str) -> str:
+        return "something else" if secret else repr(part)
+
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
     except ValueError as error:
         raise SourceError(
-            f"expected options as name=value&name=value in {text!r}, got {query!r}: known are {names}"
+            f"expected options as name=value&name=value in {text!r}, got {got(query)}: known are {names}"
         ) from error
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name not in known:
-            raise SourceError(f"expected known options in {text!r}, got {name!r}: known are {names}")
+            raise SourceError(f"expected known options in {text!r}, got {got(name)}: known are {names}")
         if name in values:
             raise SourceError(f"expected each option once in {text!r}, got {name!r} twice")
         try:
             values[name] = known[name].parse(value)
         except ValueError as error:
-            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {value!r}") from error
+            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {got(value)}") from error
     return values
 
 
-def without_password(address: str) -> str:
-    """A URL without user name and password, fit for messages."""
-    if "://" not in address:
-        return address
-    scheme, _, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+# Values of these names are kept in messages; those of all others in a query may be a secret, whatever they are called.
+_HARMLESS = re.compile(
+    "(bitrate|cam|camera|ch|channel|channelno|codec|encode|fmt|format|fps|give_up|height|index|input|protocol|quality|res|"
+    "resolution|size|stall|stream|streamtype|subtype|timeout|transport|type|profile|video|width)=[\\w.]{1,12}",
+    re.IGNORECASE,
+)
+# A query's part with one of these names is shown as NAME=***, any other that is not harmless as ***.
+_SECRET_NAME = r"[\w-]*?(?:pass|pw|psw|secret|token|key|auth|cred|cookie|sess|sig|user|usr|login|jwt|header|proxy-id)"
+_IN_PATH = re.compile(rf"({_SECRET_NAME}[\w-]*)=.+", re.IGNORECASE | re.DOTALL)  # user=me_password=…_channel=1.sdp
+_IN_QUERY = re.compile(rf"([?&]{_SECRET_NAME}[\w-]*)=[^&]+", re.IGNORECASE)
+_HEADER = re.compile(rf"({_SECRET_NAME}[\w-]*)\s*[=:].+", re.IGNORECASE | re.DOTALL)
+_FLAG = re.compile(rf"(?:-u|--?{_SECRET_NAME}[\w-]*)", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][\w+.-]*://")
+# `me:pa/ss@host` and `rtsp:/me:pass@host`: no address yet, but somebody's password.
+_NEARLY_URL = re.compile(r"\s*(?:(?:rtsps?|https?|mqtts?|rtmps?|srt|udp|tcp):?[/\\]{0,2})?[^/\\]*:.*@", re.DOTALL)
+# As a shell and GStreamer take words: what is quoted belongs to the word it stands in, up to the end if need be.
+_WORD = re.compile(r"(?:\\.|\"(?:\\.|[^\"\\])*(?:\"|$)|'(?:\\.|[^'\\])*(?:'|$)|[^\s\"'\\]|\\$)+", re.DOTALL)
+
+
+def without_password(text: str) -> str:
+    """What names a source, sink or file (an address, a pipeline, a command) without anything that may be a secret.
+
+    Of an address, all up to the last ``@`` goes, as a password may hold ``/``, ``?``, ``#`` and ``@``; so do the values
+    in its query, but for those of a few harmless names. In a pipeline, so do the values of properties like ``user-pw``.
+
+    >>> without_password("rtsp://me:pa/ss@cam:554/live?channel=1&pwd=hidden#transport=udp")
+    'rtsp://cam:554/live?channel=1&pwd=***#transport=udp'
+    >>> without_password("rtspsrc location=rtsp://me:pass@cam/1 user-pw=hidden latency=0 ! decodebin")
+    'rtspsrc location=rtsp://cam/1 user-pw=*** latency=0 ! decodebin'
+    """
+    if _URL.match(text.lstrip()):
+        return _address_without(text)
+    if text.startswith(("gst:", "pipe:")) or re.search(r"\s!\s", text) or "://" in text:
+        return _words_without(re.sub(r"\s*=\s*", "=", text))
+    if nearly := _NEARLY_URL.match(text):
+        return f"***@{_address_without(text[nearly.end() :])}"
+    return _IN_QUERY.sub(r"\1=***", text)
+
+
+def _words_without(text: str) -> str:
+    shown, at, flag = "", 0, False
+    for word in _WORD.finditer(text):
+        shown += text[at : word.start()] + ("***" if flag else _word_without(word[0]))
+        at, flag = word.end(), _FLAG.fullmatch(word[0]) is not None
+    return shown + text[at:]
+
+
+def _address_without(address: str) -> str:
+    scheme, mark, rest = address.partition("://")
+    start, *rest_parts = re.split(r"([?#&;])", rest.rpartition("@")[2])
+    shown = _IN_PATH.sub(r"\1=***", start)
+    for separator, part in zip(rest_parts[::2], rest_parts[1::2], strict=True):
+        shown += separator + _query_part_without(part)
+    return f"{scheme}{mark}{shown}"
+
+
+def _query_part_without(part: str) -> str:
+    if not part or _HARMLESS.fullmatch(part):
+        return part
+    name, _, value = part.partition("=")
+    is_name = re.fullmatch(rf"{_SECRET_NAME}[\w-]{{0,8}}", name, re.IGNORECASE)  # and no secret that is one itself
+    return f"{name}=***" if is_name and value.strip("=") else "***"
+
+
+def _word_without(word: str) -> str:
+    name, equals, _ = word.partition("=")
+    if equals and re.fullmatch(rf"{_SECRET_NAME}[\w-]*", name, re.IGNORECASE):
+        return f"{name}=***"
+    if url := _URL.search(word):
+        bare = word.rstrip("\"'")
+        return word[: url.start()] + _address_without(bare[url.start() :]) + word[len(bare) :]
+    return _HEADER.sub(r"\1=***", word)
 
 
 def short_name(address: str) -> str:
     """The host and path of a URL, as the name of a source: no user, password, or query, which may hold a token."""
-    parts = urlsplit(without_password(address))
-    return f"{parts.netloc}{parts.path}".rstrip("/") or address
+    scheme, _, rest = without_password(address).strip().partition("://")
+    return re.split(r"[?#&;]", rest)[0].rstrip("/") or scheme

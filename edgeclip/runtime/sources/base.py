@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,8 +13,14 @@ from types import TracebackType
 import av
 
 from edgeclip.errors import InputError
+from edgeclip.forked import leave_alone_in_child
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Pixels
+from edgeclip.runtime.records import Failed
+
+_log = logging.getLogger("edgeclip")
+
+_MOST_NAMED = 1000
 
 
 @dataclass(frozen=True)
@@ -74,24 +82,37 @@ class Source(ABC):
         fps: nominal frames a second, or None.
         total: number of frames, where it is known.
         dropped: frames that a live source had and that were replaced before anyone took them.
-        failed: frames or files that could not be decoded.
+        failed: frames or files that could not be decoded, or are too small.
+        failures: the first thousand of them that have a name, and why.
         reconnects: times that a live source was lost and came back.
         state: what a live source is doing, for people.
+        process: id of the process that opened it; no other can read it.
     """
 
     live = False
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.process = os.getpid()
+        leave_alone_in_child(self)
         self.fps: float | None = None
         self.total: int | None = None
         self.dropped = 0
         self.failed = 0
+        self.failures: list[Failed] = []
         self.reconnects = 0
         self.state = ""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
+
+    def fail(self, name: str, reason: str) -> None:
+        """Count a frame or file that cannot be used, and keep its name; the first one is told."""
+        self.failed += 1
+        if not self.failures:
+            _log.warning("%s: %s is passed over: %s", self.name, name, reason)
+        if len(self.failures) < _MOST_NAMED:
+            self.failures.append(Failed(name, reason))
 
     def describe(self) -> str:
         """One line for people: what it is, size, rate, transport."""
@@ -112,7 +133,8 @@ class Source(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if self.process == os.getpid():
+            self.close()
 
 
 def limited(source: Source, limit: int | None) -> Iterator[Frame]:

@@ -15,7 +15,7 @@ from typing import Any
 from edgeclip.devices.machine.try_library import built_with
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import opencv
-from edgeclip.runtime.sources.address import RATE, SIDE, read_options, whole_number
+from edgeclip.runtime.sources.address import RATE, SIDE, read_options, whole_number, without_password
 from edgeclip.runtime.sources.base import Source, SourceOptions
 from edgeclip.runtime.sources.live import Connection, LiveSource
 from edgeclip.runtime.sources.opencv import Capture
@@ -24,6 +24,7 @@ CSI_OPTIONS = {"width": SIDE, "height": SIDE, "fps": RATE, "flip": whole_number(
 _STALL_S = 5.0
 _APPSINK = "appsink drop=true max-buffers=1 sync=false"
 _TO_BGR = "videoconvert ! video/x-raw,format=BGR"
+_TO_SQUARE_BGR = "videoconvert ! videoscale ! video/x-raw,format=BGR,pixel-aspect-ratio=1/1"  # OpenCV tells no ratio
 
 
 def with_appsink(pipeline: str) -> str:
@@ -31,7 +32,7 @@ def with_appsink(pipeline: str) -> str:
     pipeline = pipeline.strip().removesuffix("!").rstrip()
     if re.search(r"(^|!)\s*appsink\b", pipeline):
         return pipeline
-    return f"{pipeline} ! {_TO_BGR} ! {_APPSINK}"
+    return f"{pipeline} ! {_TO_SQUARE_BGR} ! {_APPSINK}"
 
 
 def csi_pipeline(sensor: int, *, width: int = 1920, height: int = 1080, fps: float = 30.0, flip: int = 0) -> str:
@@ -60,7 +61,7 @@ def open_csi(text: str, realtime: bool, options: SourceOptions) -> Source:
     del realtime  # it always is
     sensor, _, query = text.removeprefix("csi://").partition("?")
     if not (sensor.isascii() and sensor.isdigit()):
-        raise SourceError(f"expected csi:// and the camera's index, as in csi://0, got {text!r}")
+        raise SourceError(f"expected csi:// and the camera's index, as in csi://0, got {without_password(text)!r}")
     pipeline = csi_pipeline(int(sensor), **read_options(text, query, CSI_OPTIONS))
     return _open(f"csi {sensor}", pipeline, options, reconnect=True)
 
@@ -101,8 +102,8 @@ def require_elements(pipeline: str) -> None:
     ]
     if missing:
         raise SourceError(
-            f"expected installed GStreamer elements, got {', '.join(missing)} in: {pipeline}; look for the plugin with "
-            "gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
+            f"expected installed GStreamer elements, got {', '.join(missing)} in: {without_password(pipeline)}; look "
+            "for the plugin with gst-inspect-1.0 (nvarguscamerasrc and nvvidconv are a Jetson's own)"
         )
 
 
@@ -144,12 +145,13 @@ def _connect(pipeline: str, options: SourceOptions) -> Capture:
     if first is None:
         capture.release()
         raise SourceError(
-            f"expected a pipeline that gives frames, got none from: {pipeline}; try it with gst-launch-1.0, with "
-            "autovideosink in place of appsink"
+            f"expected a pipeline that gives frames, got none from: {without_password(pipeline)}; try it with "
+            "gst-launch-1.0, with autovideosink in place of appsink"
         )
     if first.ndim == 3 and first.shape[2] not in (1, 3):
         capture.release()
         raise SourceError(
-            f"expected BGR or grey frames, got {first.shape} from: {pipeline}; put {_TO_BGR} before appsink"
+            f"expected BGR or grey frames, got {first.shape} from: {without_password(pipeline)}; put "
+            f"{_TO_SQUARE_BGR} before appsink"
         )
     return Capture(capture, "GStreamer", first)

@@ -10,6 +10,7 @@ To add a kind of camera: subclass ``Connection`` in a file of its own and fill `
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -25,6 +26,7 @@ _log = logging.getLogger("edgeclip")
 
 _STALL_S = 5.0
 _CLOSE_WAIT_S = 1.0
+_FRUITLESS = 3  # connections without a frame, where there never was one
 Item = TypeVar("Item")
 
 
@@ -136,10 +138,12 @@ class LiveSource(Source):
         self._slot: LatestFrame[_Pending] = LatestFrame()
         self._failed = threading.Lock()  # frames fail in the reading thread and in the consumer's
         self._failure: Exception | None = None
+        self._only_bad: bool | None = None  # whether no frame that was taken could be decoded; None before the first
         self._connection: Connection | None = connect(self._stopping)
         self.fps, self.total = self._connection.fps, self._connection.total
         self._about = self._connection.about
         self._starting = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"edgeclip-{name}", daemon=True)
         self.state = "connected"
 
@@ -159,7 +163,9 @@ class LiveSource(Source):
                 pixels = pending.connection.finish(pending.received.raw)
             except BadFrame:
                 self._count_failed()
+                self._only_bad = self._only_bad is not False
                 continue
+            self._only_bad = False
             yield Frame(pending.number, pending.time_s, pixels, captured=pending.received.captured)
         if self._failure is not None:
             raise SourceError(f"{self.name} stopped giving frames: {self._failure}") from self._failure
@@ -178,13 +184,23 @@ class LiveSource(Source):
             started = self._thread.ident is not None
             if not started:
                 self._release()
-        if started and self._thread is not threading.current_thread():
+            again, self._closed = self._closed, True
+        if started and not again and self._thread is not threading.current_thread():
             self._thread.join(_CLOSE_WAIT_S)
 
     def _start(self) -> None:
+        if self.process != os.getpid():
+            raise SourceError(
+                f"expected a source of this process, got {self.name}, opened before a fork: open it after"
+            )
         with self._starting:
             if self._thread.ident is None and not self._stopping.is_set():
                 self._thread.start()
+
+    def fail(self, name: str, reason: str) -> None:
+        """As ``Source.fail``; called by the consumer, while the reading thread counts too."""
+        with self._failed:
+            super().fail(name, reason)
 
     def _count_failed(self, count: int = 1) -> None:
         with self._failed:
@@ -214,6 +230,7 @@ class LiveSource(Source):
         started = last = time.perf_counter()  # last: when there was a frame, or the first connection
         index = 0
         attempts = 0  # since there was a frame
+        fruitless = 0  # connections before the first frame that could be decoded
         while not self._stopping.is_set():
             try:
                 if self._connection is None:
@@ -237,6 +254,9 @@ class LiveSource(Source):
                     return
                 if not self._reconnect:
                     raise
+                fruitless += isinstance(loss, Lost) and (index == 0 or self._only_bad is True)
+                if fruitless == _FRUITLESS:
+                    raise SourceError(f"no whole frame came in {_FRUITLESS} connections ({loss})") from loss
                 self._wait(loss, attempts, time.perf_counter() - last)
                 attempts += 1
 

@@ -5,15 +5,19 @@ To add a kind of source: write a function like those below in a file of its own 
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import os
 import re
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
 from edgeclip.errors import SourceError
-from edgeclip.runtime.images import is_image_name
+from edgeclip.runtime.images import is_image_name, kind_of
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, limited
 
@@ -28,12 +32,17 @@ class Kind(NamedTuple):
         pattern: what they match from their start.
         opener: ``module:function`` below ``edgeclip.runtime.sources``, imported when one is opened; takes the text,
             ``realtime`` and the options.
+        path_first: what is there under that name, as a file or folder, goes before it.
     """
 
     form: str
     pattern: str
     opener: str
+    path_first: bool = True
 
+
+# Read as a film: a GIF, and sequences in HEIF, have one frame or many.
+_FILM = re.compile(rb"GIF8|....ftyp(?:avis|msf1|hevc|hevx)", re.DOTALL)
 
 # The first that matches is taken; what matches none is a path.
 KINDS = (
@@ -41,9 +50,9 @@ KINDS = (
     Kind("csi://N", r"csi://", "gstreamer:open_csi"),
     Kind("rtsp:// or rtsps://", r"rtsps?://", "network:open_network"),
     Kind("http:// or https://", r"https?://", "network:open_network"),
-    Kind("a camera's index", r"[0-9]+(\?|$)", "opencv:open_camera"),
-    Kind("/dev/videoN", r"/dev/video[^/]*(\?|$)", "opencv:open_camera"),
-    Kind("- or stdin?… for raw frames on standard input", r"-(\?|$)|stdin\?", "raw:open_raw"),
+    Kind("a camera's index", r"[0-9]+(\?|$)", "opencv:open_camera", path_first=False),
+    Kind("/dev/videoN", r"/dev/video[^/]*(\?|$)", "opencv:open_camera", path_first=False),
+    Kind("- or stdin?… for raw frames on standard input", r"-(\?|$)|stdin\?", "raw:open_raw", path_first=False),
 )
 
 
@@ -60,24 +69,77 @@ def open_source(text: str, *, realtime: bool = False, options: SourceOptions | N
         MissingExtraError: it needs OpenCV, which is not installed.
     """
     for kind in KINDS:
-        if re.match(kind.pattern, text, re.DOTALL):
+        if re.match(kind.pattern, text, re.DOTALL) and not (kind.path_first and _names_a_path(text)):
             opener: Callable[[str, bool, SourceOptions], Source]
             opener = resolve_name(f"edgeclip.runtime.sources.{kind.opener}")
-            return opener(text, realtime, options or SourceOptions())
+            return _interruptible(partial(opener, text, realtime, options or SourceOptions()))
     return _open_path(text, realtime, options or SourceOptions())
+
+
+def _interruptible(opening: Callable[[], Source]) -> Source:
+    """Open on a thread of its own: a signal ends a wait inside a library, which is left behind and ends by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        return opening()  # only the main thread takes signals
+    done, left = threading.Event(), threading.Event()
+    opened: list[Source] = []
+    failed: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            opened.append(opening())
+        except BaseException as error:  # noqa: BLE001 - raised by who waits
+            failed.append(error)
+        done.set()
+        if left.is_set() and opened:
+            opened[0].close()
+
+    threading.Thread(target=open_it, name="edgeclip-open", daemon=True).start()
+    try:
+        done.wait()
+    except BaseException:
+        left.set()
+        raise
+    if failed:
+        raise failed[0]
+    return opened[0]
+
+
+def _names_a_path(text: str) -> bool:
+    """Whether there is a file or folder of that name, or one that a pattern matches; never an error."""
+    if os.path.exists(text):  # noqa: PTH110 - False where Path.exists raises: a name that is too long, a null in it
+        return True
+    try:
+        return glob.has_magic(text) and next(glob.iglob(text, recursive=True), None) is not None  # noqa: PTH207
+    except (OSError, ValueError, re.error):
+        return False
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is opened as one image: by its name, or as a HEIF under any name; no film is."""
+    head = b""
+    with contextlib.suppress(OSError):  # it will be told when it is read
+        if path.is_file():
+            with path.open("rb") as stream:
+                head = stream.read(64)
+    if _FILM.match(head):
+        return False
+    kind = kind_of(head)  # of a HEIF, FFmpeg's first stream may be a tile of the picture
+    return is_image_name(path) or (kind is not None and kind.name == "HEIF")
 
 
 def _open_path(text: str, realtime: bool, options: SourceOptions) -> Source:
     forms = ", ".join(["an image", "a folder", "a pattern of images", "a video file", *(kind.form for kind in KINDS)])
     if not text.strip():
         raise SourceError(f"expected {forms}, got an empty name")
-    if "://" in text:
-        raise SourceError(f"expected {forms}, got {without_password(text)!r}, which is none of them")
+    there = os.path.exists(text)  # noqa: PTH110 - as above
+    if not there and "://" in text:
+        scheme = text.partition("://")[0].strip()[-20:]  # the rest may hold a key in any place
+        raise SourceError(f"expected {forms}, got an address of the kind {scheme!r}, which is none of them")
     path = Path(text)
-    pattern = not path.exists() and glob.has_magic(text)
-    if not pattern and not path.exists():
-        raise SourceError(f"expected {forms}, got {text!r}: no such file")
-    if pattern or path.is_dir() or is_image_name(path):
+    pattern = not there and glob.has_magic(text)
+    if not pattern and not there:
+        raise SourceError(f"expected {forms}, got {without_password(text)!r}: no such file")
+    if pattern or path.is_dir() or _is_picture(path):
         from edgeclip.runtime.sources.stills import ImageSource, ImagesSource
 
         if realtime:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from edgeclip.errors import SourceError
+from edgeclip.limits import check_limit
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.address import RATE, SIDE, one_of, read_options
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
@@ -133,6 +134,7 @@ def open_raw(text: str, realtime: bool, options: SourceOptions) -> Source:
             f"expected the size of the frames on standard input, as in 'stdin?width=640&height=480&format=rgb24', got "
             f"{text!r} without {' and '.join(missing)}"
         )
+    check_limit("image_pixels", given["width"] * given["height"], "standard input", error=SourceError)
     source = RawSource(
         sys.stdin.fileno(), given["width"], given["height"], given.get("format", "rgb24"), given.get("fps")
     )

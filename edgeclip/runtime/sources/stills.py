@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgeclip.errors import SourceError
-from edgeclip.runtime.images import is_image_name, list_images, read_image
+from edgeclip.printable import path_text
+from edgeclip.runtime.images import images_among, list_images, read_image
 from edgeclip.runtime.sources.base import Frame, Source, picture_text
 
 
@@ -15,7 +16,7 @@ class ImageSource(Source):
     """One image as a stream of one frame; it is decoded when the source is opened."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path.name)
+        super().__init__(path_text(path.name))
         self.total = 1
         self._image = read_image(path)
 
@@ -29,7 +30,7 @@ class ImageSource(Source):
 
 
 class ImagesSource(Source):
-    """Many images, in the order given; unreadable ones are counted and passed over.
+    """Many images, in the order given; unreadable ones are counted, named and passed over.
 
     Args:
         name: for people.
@@ -43,34 +44,40 @@ class ImagesSource(Source):
 
     @classmethod
     def folder(cls, path: Path) -> ImagesSource:
-        """The images directly in a folder, sorted by name."""
-        files = [(file, file.name) for file in list_images(path)]
+        """The images directly in a folder, sorted by name; what else is in it is told."""
+        files = [(file, path_text(file.name)) for file in list_images(path)]
         if not files:
-            raise SourceError(f"expected images in {path}, got none: put .jpg or .png files directly in it")
-        return cls(path.name or str(path), files)
+            raise SourceError(
+                f"expected images in {path_text(path)}, got none: put .jpg or .png files directly in it, or name those "
+                "of its folders as '**/*.jpg' after it"
+            )
+        return cls(path_text(path.name or path), files)
 
     @classmethod
     def matching(cls, pattern: str) -> ImagesSource:
         """The images whose paths match a pattern (``**`` means any folders), sorted by path."""
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - "/abs/*.jpg"
-        files = [(path, str(path)) for path in matches if path.is_file() and is_image_name(path)]
+        files = [(path, path_text(path)) for path in images_among(matches, path_text(pattern))]
         if not files:
             raise SourceError(
-                f"expected images that match {pattern!r}, got none among {len(matches)} matching names: "
+                f"expected images that match {path_text(pattern)!r}, got none among {len(matches)} matching names: "
                 "check the pattern, and quote it so that the shell leaves it alone"
             )
-        return cls(pattern, files)
+        return cls(path_text(pattern), files)
 
     def __iter__(self) -> Iterator[Frame]:
         for index, (path, name) in enumerate(self._files):
             try:
                 image = read_image(path)
-            except SourceError:
-                self.failed += 1
+            except SourceError as error:
+                self.fail(name, str(error))
                 continue
             yield Frame(index, 0.0, image, file=name)
         if self.failed == self.total:
-            raise SourceError(f"none of the {self.total} images in {self.name} can be decoded: check one by hand")
+            why = self.failures[0]
+            raise SourceError(
+                f"none of the {self.total} images in {self.name} can be used; of {why.name} it is said: {why.reason}"
+            )
 
     @property
     def paths(self) -> list[Path]:

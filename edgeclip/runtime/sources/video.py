@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +13,15 @@ from typing import Any
 
 import av
 import av.error
-import numpy as np
 
 from edgeclip.errors import InputError, SourceError
+from edgeclip.limits import check_limit, limit
+from edgeclip.printable import path_text
 from edgeclip.runtime.preprocess.preprocess import Pixels
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, picture_text
+from edgeclip.runtime.sources.jpeg import JpegDecoder, jpeg_orientation
 from edgeclip.runtime.sources.live import Connection, Ended, LiveSource, Received
+from edgeclip.runtime.sources.upright import Upright
 
 _log = logging.getLogger("edgeclip")
 
@@ -27,7 +32,7 @@ def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
     Raises:
         SourceError: it is no video.
     """
-    video = VideoSource(path.name, str(path), options)
+    video = VideoSource(path_text(path.name), f"file:{path}", options)  # FFmpeg takes "a:b.mp4" for an address
     if not realtime:
         return video
     return LiveSource(
@@ -38,8 +43,9 @@ def open_video(path: Path, realtime: bool, options: SourceOptions) -> Source:
 class VideoSource(Source):
     """A video file, decoded by FFmpeg on several threads; packets that do not decode are counted and passed over.
 
-    Frames keep the size and format that they were coded with, which may change in mid-stream. Each holds its own
-    reference to the decoder's buffer, so any number of them can be kept.
+    Frames keep the format that they were coded with, and the size, where their pixels are square and they lie upright;
+    it may change in mid-stream. Each holds its own reference to the decoder's buffer, so any number of them can be
+    kept.
 
     Args:
         name: for people.
@@ -69,9 +75,9 @@ class VideoSource(Source):
         self._lock = threading.Lock()  # close() may come from another thread, and must not pull the file from under us
         self._closed = False
         self._container = container or self._open()
-        stream = self._video_stream()
+        stream = self._use()
         self.fps = float(stream.average_rate) if stream.average_rate else None
-        self.total = (stream.frames * options.loop) or None
+        self.total = (_length(self._container, stream) * options.loop) or None
         self._text = f"{stream.codec_context.name} {picture_text(stream.width, stream.height, self.fps)}"
 
     def describe(self) -> str:
@@ -82,18 +88,19 @@ class VideoSource(Source):
         index, offset_s, played = 0, 0.0, 0
         while True:
             first = index
-            end_s = 0.0
-            for decoded in self._decode():
-                time_s = float(decoded.time) if decoded.time is not None else (index - first) / (self.fps or 25.0)
-                end_s = max(end_s, time_s + 1.0 / (self.fps or 25.0))
-                yield Frame(index, round(offset_s + time_s, 6), upright(decoded))
+            began_s, end_s = math.inf, -math.inf  # a clock may begin below 0
+            step_s = 1.0 / (self.fps or 25.0)
+            for stamp, pixels in self._decode():
+                time_s = stamp if stamp is not None else end_s if math.isfinite(end_s) else 0.0
+                began_s, end_s = min(began_s, time_s), max(end_s, time_s + step_s)
+                yield Frame(index, round(offset_s + time_s, 6), pixels)
                 index += 1
             played += 1
             if index == first and not self._closed:
                 raise SourceError(f"{self.name} holds no frame that can be decoded: play it with ffplay to see why")
             if self._closed or played == self._options.loop or not self._rewind():
                 return
-            offset_s += end_s
+            offset_s += end_s - began_s  # a recording's clock need not begin at 0
 
     def close(self) -> None:
         """Close the file; whoever iterates finds the end."""
@@ -101,13 +108,18 @@ class VideoSource(Source):
         with self._lock:
             self._container.close()
 
-    def _video_stream(self) -> Any:
-        if not self._container.streams.video:
+    def _use(self) -> Any:
+        """The video stream of what is open, made ready to decode."""
+        try:
+            stream = video_stream(self._container, self.name)
+        except SourceError:
             self._container.close()
-            raise SourceError(f"expected a video, got {self.name}, which has no video stream")
-        stream = self._container.streams.video[0]
+            raise
         stream.thread_type = "AUTO"
         stream.codec_context.thread_count = self._options.decode_threads
+        self._stream = stream
+        self._jpeg = JpegDecoder(stream.codec_context) if stream.codec_context.name == "mjpeg" else None
+        self._upright = Upright(self.name, stream)
         return stream
 
     def _rewind(self) -> bool:
@@ -116,25 +128,27 @@ class VideoSource(Source):
                 return False
             self._container.close()
             self._container = self._open()
-            self._video_stream()
+            self._use()
             return True
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        stream = self._container.streams.video[0]
-        missing = stream.frames  # of those that the file's index tells of; 0 where it has none
-        packets = self._container.demux(stream)
-        ended = False
+    def _decode(self) -> Iterator[tuple[float | None, Pixels]]:
+        """Each frame's own time, seconds, and its pixels."""
+        packets = self._container.demux(self._stream)
+        received, ended = 0, False
         while not ended:
             with self._lock:
                 if self._closed:
                     return
                 packet, ended = self._next_packet(packets)
-                frames = self._decode_packet(packet)
-            missing -= not ended
-            yield from frames
-        if missing > 0:
-            self.failed += missing
-            _log.warning("%s is cut: %d of its frames are missing", self.name, missing)
+                frames, orientation = self._decode_packet(packet)
+                self._upright.note(self._stream.codec_context)
+                promised = _promised(self._stream) if ended else 0
+            received += not ended
+            for decoded in frames:
+                yield None if decoded.time is None else float(decoded.time), self._upright(decoded, orientation)
+        if promised > received:
+            self.failed += promised - received
+            _log.warning("%s is cut: %d of its frames are missing", self.name, promised - received)
 
     def _next_packet(self, packets: Iterator[Any]) -> tuple[Any | None, bool]:
         """The next packet, or None to flush the decoder, and whether it is the last."""
@@ -143,22 +157,25 @@ class VideoSource(Source):
         except StopIteration:
             return None, True
         except av.error.FFmpegError as error:  # the file is cut or the network is gone; frames are still in the decoder
-            self.failed += 1
-            _log.warning("%s ends early (%s)", self.name, reason_of(error))
+            if not (error.errno == errno.EIO and self._container.size < 0):  # so ends what a server states no length of
+                self.failed += 1
+                _log.warning("%s ends early (%s)", self.name, reason_of(error))
             return None, True
         return packet, packet.size == 0 and packet.dts is None  # PyAV's last packet is empty, and flushes the decoder
 
-    def _decode_packet(self, packet: Any | None) -> list[av.VideoFrame]:
+    def _decode_packet(self, packet: Any | None) -> tuple[list[av.VideoFrame], int]:
+        """The frames that come of a packet, and the orientation in their EXIF."""
         if packet is not None and packet.size == 0 and packet.dts is not None:
-            return []  # AVI writes them for a frame that is as the one before
+            return [], 1  # AVI writes them for a frame that is as the one before
         try:
-            frames = packet.decode() if packet is not None else self._container.streams.video[0].decode(None)
+            if packet is not None and packet.size and self._jpeg is not None:
+                return self._jpeg.decode(packet), jpeg_orientation(bytes(packet))
+            return list(packet.decode() if packet is not None else self._stream.decode(None)), 1
         except av.error.EOFError:
-            return []
+            return [], 1
         except av.error.FFmpegError:
             self.failed += 1
-            return []
-        return list(frames)
+            return [], 1
 
 
 def open_container(path: str) -> Any:
@@ -170,14 +187,46 @@ def open_container(path: str) -> Any:
     try:
         return av.open(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"expected an image or a video, got {path} ({reason_of(error)})") from error
+        name = path_text(path.removeprefix("file:"))
+        raise SourceError(f"expected an image or a video, got {name} ({reason_of(error)})") from error
 
 
-def upright(decoded: av.VideoFrame) -> Pixels:
-    """A decoded frame turned as its display matrix says."""
-    if quarter_turns := round(getattr(decoded, "rotation", 0) / 90) % 4:
-        return np.ascontiguousarray(np.rot90(decoded.to_ndarray(format="rgb24"), quarter_turns))
-    return decoded
+def video_stream(container: Any, name: str) -> Any:
+    """The first video stream in an opened container that can be decoded.
+
+    Args:
+        name: of the source, for the error.
+
+    Raises:
+        SourceError: there is none, or its pictures are too large.
+    """
+    streams = container.streams.video
+    if not streams:
+        raise SourceError(f"expected a video, got {name}, which has no video stream")
+    for stream in streams:
+        codec = stream.codec_context
+        if codec is not None:
+            check_limit("image_pixels", codec.width * codec.height, name, error=SourceError)
+            codec.options = {"max_pixels": str(limit("image_pixels"))}  # also of a size that comes later
+            return stream
+    raise SourceError(f"{name} holds video of a kind that FFmpeg has no decoder for here: convert it to H.264")
+
+
+def _promised(stream: Any) -> int:
+    """How many packets the index tells of, less those that an edit list leaves out; 0 where PyAV does not show it.
+
+    The number in a header is no promise: an edit list does not change it, and an AVI's may be twice the truth.
+    """
+    return len(getattr(stream, "index_entries", ()))
+
+
+def _length(container: Any, stream: Any) -> int:
+    """How many frames will come; 0 where that is not known."""
+    if not container.format.name.startswith("mov"):  # others fill their index as they go
+        return int(stream.frames)
+    left_out = sum(entry.is_discard for entry in getattr(stream, "index_entries", ()))
+    frames = int(stream.frames)
+    return min(frames, _promised(stream) or frames) - int(left_out)
 
 
 def reason_of(error: Exception) -> str:

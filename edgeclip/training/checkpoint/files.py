@@ -5,7 +5,6 @@ Nothing here loads torch before weights are read: a device without it asks for a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
@@ -16,6 +15,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from edgeclip.bundle import STARTER
+from edgeclip.documents import decode_json, read_bytes, read_json
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.files import sha256_file
 from edgeclip.spec import ModelIdentity, ModelOrigin, Name, PreprocessSpec, Sha256
@@ -96,6 +96,18 @@ class _FormatOnly(msgspec.Struct, frozen=True):
     format: str
 
 
+class _NameOnly(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _TextTowerOnly(msgspec.Struct, frozen=True):
+    text: _NameOnly
+
+
+class _TextOnly(msgspec.Struct, frozen=True):
+    model: _TextTowerOnly
+
+
 def checkpoint_folder(name: str) -> Path:
     """Where a checkpoint lies: the folder itself, or ``checkpoint`` in that of a run; ``starter`` is shipped."""
     if name == STARTER:
@@ -110,17 +122,21 @@ def read_config(folder: Path) -> CheckpointConfig | ConfigV1:
     Raises:
         ModelError: absent, unreadable, of another format, or altered.
     """
+    file = folder / CONFIG
     try:
-        raw = (folder / CONFIG).read_bytes()
-        form = msgspec.json.decode(raw, type=_FormatOnly).format
-        if form == FORMAT_V1:
-            return msgspec.json.decode(raw, type=ConfigV1)
-        if form != FORMAT:
-            raise ModelError(f"expected a checkpoint of format {FORMAT} at {folder}, got {form}: use a newer edgeclip")
-        config = msgspec.json.decode(raw, type=CheckpointConfig)
-        for file, expected in config.files.items():
-            _check_file(folder / file, expected)
-    except (OSError, msgspec.MsgspecError) as error:
+        raw = read_bytes(file, error=ModelError)
+    except ModelError as error:
+        raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
+    form = decode_json(raw, _FormatOnly, where=str(file), error=ModelError).format
+    if form == FORMAT_V1:
+        return decode_json(raw, ConfigV1, where=str(file), error=ModelError)
+    if form != FORMAT:
+        raise ModelError(f"expected a checkpoint of format {FORMAT} at {folder}, got {form}: use a newer edgeclip")
+    config = decode_json(raw, CheckpointConfig, where=str(file), error=ModelError)
+    try:
+        for name, expected in config.files.items():
+            _check_file(folder / name, expected)
+    except OSError as error:
         raise ModelError(f"expected a checkpoint at {folder}, got: {error}") from error
     return config
 
@@ -188,8 +204,9 @@ def text_library(origin: ModelOrigin) -> str:
         return origin.loader
     tower = "minilm"
     # What is damaged is reported when it is loaded; older checkpoints have MiniLM and do not say so.
-    with suppress(ValueError, OSError, KeyError, TypeError):
-        tower = json.loads((checkpoint_folder(origin.name) / CONFIG).read_bytes())["model"]["text"]["name"]
+    with suppress(ModelError):
+        config = checkpoint_folder(origin.name) / CONFIG
+        tower = read_json(config, _TextOnly, error=ModelError).model.text.name
     if tower == "minilm":
         return "all_minilm_l6_v2"
     return "transformers" if tower.startswith("hf:") else "open_clip"

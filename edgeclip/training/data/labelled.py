@@ -6,14 +6,18 @@ With labels, for the names of the classes too: ``read_class_names`` reads them f
 from __future__ import annotations
 
 import hashlib
-import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from edgeclip.documents import read_json
 from edgeclip.errors import PromptError, SourceError, TrainingError
 from edgeclip.prompts import parse_classes
-from edgeclip.runtime.images import Image, decode_image, read_image
+from edgeclip.runtime.images import Image, decode_image, read_image, read_image_bytes
 from edgeclip.training.data.pairs import Damaged, ImageTextPair, PairSource, Share, Tally
 
 
@@ -85,17 +89,17 @@ def content_digest(source: PairSource) -> str:
         digest.update(repr(item if isinstance(item, Damaged) else (item.key, item.captions, item.label)).encode())
         if isinstance(item, ImageTextPair):
             try:
-                digest.update(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
-            except OSError as error:
-                digest.update(str(error.strerror).encode())  # a missing image is part of what it holds
+                digest.update(item.image if isinstance(item.image, bytes) else read_image_bytes(item.image))
+            except SourceError as error:  # a missing image is part of what it holds
+                digest.update(str(getattr(error.__cause__, "strerror", None)).encode())
     return digest.hexdigest()
 
 
 def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[str]]:
     """Names of each class, in label order.
 
-    The file is a JSON list of names, of lists of names or of ``{"names": [...]}``; or text, one class a line with
-    its names joined by ``|``; or, where classes are folders, a JSON object of folder name → name or names.
+    The file is a JSON list of names, of lists of names or of ``{"names": [...]}``; or, where classes are folders, an
+    object of folder name → name or names; or any other file that ``parse_classes`` reads: one class a line, say.
 
     Args:
         folders: the class folders in label order, if classes are folders.
@@ -104,12 +108,12 @@ def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[st
         TrainingError: absent, malformed, a class without a name, or another number of classes than folders.
     """
     try:
-        if path.suffix == ".txt" and path.is_file():
-            names = [list(item.names) for item in parse_classes(str(path))]
+        if path.suffix == ".json":
+            names = _from_json(read_json(path, _Names, error=TrainingError), folders)
         else:
-            names = _from_json(json.loads(path.read_text(encoding="utf-8")), folders)
-    except (OSError, ValueError, KeyError, PromptError) as error:
-        raise TrainingError(f"expected a JSON list of class names at {path} ({error})") from error
+            names = [list(item.names) for item in parse_classes(f"{path.parent}/{path.name}")]
+    except (KeyError, PromptError) as error:
+        raise TrainingError(f"expected class names at {path} ({error})") from error
     if not names or not all(all(each) and each for each in names):
         raise TrainingError(f"expected a name for every class in {path}, got {len(names)} classes")
     if folders and len(names) != len(folders):
@@ -117,11 +121,19 @@ def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[st
     return names
 
 
-def _from_json(loaded: object, folders: Sequence[str]) -> list[list[str]]:
-    if isinstance(loaded, dict) and folders:
-        loaded = [loaded[folder] for folder in folders]
-    names: list[list[str]] = []
-    for item in loaded if isinstance(loaded, list) else []:
-        given = item.get("names", []) if isinstance(item, dict) else item
-        names.append([given] if isinstance(given, str) else [str(name) for name in given])
-    return names
+class _Named(msgspec.Struct, frozen=True):
+    """A class with more said of it than its names."""
+
+    names: str | list[str]
+
+
+_Names: Any = dict[str, str | list[str]] | list[str | list[str] | _Named]
+
+
+def _from_json(loaded: Any, folders: Sequence[str]) -> list[list[str]]:
+    given = loaded
+    if isinstance(loaded, dict):
+        spelled = {unicodedata.normalize("NFC", name): value for name, value in loaded.items()}
+        given = [spelled[folder] for folder in folders]
+    names = [item.names if isinstance(item, _Named) else item for item in given]
+    return [[each] if isinstance(each, str) else each for each in names]

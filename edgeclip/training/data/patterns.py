@@ -7,7 +7,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from edgeclip.errors import SourceError, TrainingError
 from edgeclip.extras import require
@@ -41,14 +40,16 @@ def short_names(shards: Sequence[str]) -> list[str]:
     """What messages and keys call files, commands and addresses: no folders, accounts or queries (which hold signatures
     that change), unless that would give two the same name.
     """
-    short = [
-        Path(shard).name if is_local(shard) else shard if shard.startswith(PIPE) else _bare(shard) for shard in shards
-    ]
-    return short if len(set(short)) == len(short) else [without_password(shard) for shard in shards]
+    short = [Path(shard).name if is_local(shard) else _bare(shard) for shard in shards]
+    if len(set(short)) < len(short):
+        short = [without_password(shard) for shard in shards]
+    numbered = [f"{name} #{number}" for number, name in enumerate(short)]  # addresses may differ in a secret only
+    return short if len(set(short)) == len(short) else numbered
 
 
-def _bare(url: str) -> str:
-    return urlsplit(without_password(url))._replace(query="", fragment="").geturl()
+def _bare(shard: str) -> str:
+    shown = without_password(shard)
+    return shown if shard.startswith(PIPE) else re.split("[?#]", shown)[0]
 
 
 def expand_braces(text: str) -> list[str]:

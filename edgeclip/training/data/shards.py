@@ -14,17 +14,19 @@ import gzip
 import io
 import itertools
 import tarfile
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import msgspec
 
-from edgeclip.errors import TrainingError
+from edgeclip.errors import EdgeclipError, TrainingError
 from edgeclip.files import sha256_json
+from edgeclip.limits import check_limit
+from edgeclip.printable import printable
 from edgeclip.runtime.images import IMAGE_SUFFIXES
 from edgeclip.runtime.sources.address import without_password
+from edgeclip.tars import TAR_ERRORS, PlainHeader
 from edgeclip.training.data.labelled import read_class_names
 from edgeclip.training.data.pairs import Classes, Damaged, ImageTextPair, PairSource, Share
 from edgeclip.training.data.patterns import expand, short_names
@@ -152,7 +154,8 @@ def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], No
         name: of the archive, for messages.
 
     Raises:
-        TrainingError: not a tar, damaged, or it ends early; what came before has been given by then.
+        TrainingError: not a tar, damaged, a file of it is sparse or too large, or it ends early; what came before has
+            been given by then.
     """
     buffered = io.BufferedReader(stream, _BUFFER_BYTES)  # type: ignore[type-var]
     try:
@@ -165,12 +168,18 @@ def tar_files(stream: BinaryIO, *, name: str) -> Generator[tuple[str, bytes], No
             while (member := archive.next()) is not None:
                 archive.members.clear()  # it would keep them all
                 if member.isreg():  # no link, no folder
+                    if member.issparse() or member.size < 0:
+                        raise tarfile.ReadError(f"{member.name} is sparse, or its size makes no sense")
+                    where = f"{printable(member.name, lines=False)} of {name}"
+                    check_limit("shard_file_bytes", member.size, where, error=TrainingError)
                     data = archive.fileobj.read(member.size)  # as `extractfile` does, in half the time
                     if len(data) < member.size:
                         raise tarfile.ReadError(f"it ends within {member.name}")
                     yield member.name, data
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        reason = {"unexpected end of data": "it ends within a file"}.get(str(error), str(error))
+    except EdgeclipError:
+        raise
+    except TAR_ERRORS as error:
+        reason = {"unexpected end of data": "it ends within a file"}.get(str(error), printable(str(error), lines=False))
         raise TrainingError(f"{name} is not a readable tar ({reason}): copy or write it again") from error
     finally:
         buffered.detach()  # whoever opened the stream closes it
@@ -183,7 +192,7 @@ class _WholeTar(tarfile.TarFile):
     ended = False
 
 
-class _Header(tarfile.TarInfo):
+class _Header(PlainHeader):
     """A header of a ``_WholeTar``; anything else in its place is an error."""
 
     @classmethod

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgeclip.errors import EdgeclipError, SourceError
-from edgeclip.runtime.sources.address import without_password
+from edgeclip.runtime.sources.address import escaping_hint, without_password
 
 PIPE = "pipe:"
 _TIMEOUT_S = 60
@@ -93,8 +93,9 @@ def _command(command: str) -> Iterator[BinaryIO]:
             if process.returncode and not (problem and process.returncode in _BROKEN_PIPE):
                 errors.seek(max(0, errors.seek(0, os.SEEK_END) - _SHOWN_BYTES))
                 words = errors.read().decode(errors="replace").strip() or "it printed no error"
+                shown = without_password(PIPE + command)
                 raise SourceError(
-                    f"the command {command!r} failed with exit status {process.returncode}: {words}"
+                    f"the command {shown!r} failed with exit status {process.returncode}: {words}"
                 ) from problem
             if problem:
                 raise problem
@@ -115,6 +116,7 @@ class Download(io.RawIOBase):
 
     def __init__(self, url: str) -> None:
         self.name = without_password(url)
+        self._url = url
         self._request = _request(url)
         self._at = 0
         self._size: int | None = None
@@ -140,12 +142,12 @@ class Download(io.RawIOBase):
                 problem = f"{error.code} {error.reason}"
                 if error.code not in _TRANSIENT:
                     break
+            except (ValueError, http.client.InvalidURL) as error:  # no address; what is said of it may be a password
+                problem = f"no address{hint}" if (hint := escaping_hint(self._url)) else str(error)
+                break
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
                 problem = str(reason) or type(reason).__name__
-            except ValueError as error:  # no address
-                problem = str(error)
-                break
             self._hang_up()
             if attempt < _ATTEMPTS:
                 time.sleep(_FIRST_WAIT_S * 2 ** (attempt - 1))
@@ -176,7 +178,10 @@ class Download(io.RawIOBase):
 
 
 def _request(url: str) -> urllib.request.Request:
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise SourceError(f"expected an address, got {without_password(url)!r}, which is none") from error
     account, at, host = parts.netloc.rpartition("@")
     request = urllib.request.Request(urllib.parse.urlunsplit(parts._replace(netloc=host)))
     if at:

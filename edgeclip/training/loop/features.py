@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from edgeclip.files import workshop
 from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
@@ -77,8 +76,8 @@ def _in_onnxruntime(tower: ImageTower) -> Engine:
     """The tower in ONNX Runtime: preprocessed (N, 3, H, W) → pooled features (N, F)."""
     spec = EncoderSpec(preprocess=tower.preprocess, embedding_dim=tower.width, logit_scale=1.0)
     example = torch.zeros(2, 3, tower.preprocess.height, tower.preprocess.width)
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "tower.onnx"
+    with workshop() as folder, quiet():
+        path = folder / "tower.onnx"
         torch.onnx.export(
             tower.module,
             (example,),

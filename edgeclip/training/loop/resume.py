@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgeclip.documents import encode_json
 from edgeclip.errors import RecipeError, TrainingError
 from edgeclip.files import atomic_file
 from edgeclip.training.loop.distributed import World, assign, whole
@@ -81,7 +82,7 @@ def save_state(path: Path, run: Running, *, step: int, recipe: Recipe) -> None:
     state = {
         "format": FORMAT,
         "step": step,
-        "recipe": msgspec.json.encode(recipe).decode(),
+        "recipe": encode_json(recipe).decode(),
         "model": weights,
         "optimizer": moments,
         "scaler": run.scaler.state_dict(),

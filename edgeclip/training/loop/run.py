@@ -166,10 +166,10 @@ class Bar:
 
     def __init__(self, console: Console, *, total: int, done: int, shown: bool) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not (shown and console.is_terminal),

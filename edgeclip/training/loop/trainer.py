@@ -9,6 +9,7 @@ import msgspec
 import torch
 from rich.console import Console
 
+from edgeclip.documents import encode_json
 from edgeclip.errors import TrainingError
 from edgeclip.training.checkpoint.checkpoint import save_checkpoint
 from edgeclip.training.loop.distributed import bare, distribute, join_world, share_of, whole, whole_weights
@@ -41,7 +42,7 @@ def train_recipe(
         folder = RunFolder(target)
         if world.main:
             folder.prepare(recipe, overwrite=overwrite, resume=resume)
-            console.print(msgspec.json.format(msgspec.json.encode(recipe), indent=2).decode(), highlight=False)
+            console.print(msgspec.json.format(encode_json(recipe), indent=2).decode(), highlight=False)
         world.wait()
         batch_size = share_of(settings.batch_size, world, name="optimizer.batch_size")
 

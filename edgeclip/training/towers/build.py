@@ -15,7 +15,7 @@ from edgeclip.training.recipe import Tower
 from edgeclip.training.recipe_file import nearest
 from edgeclip.training.towers.hugging_face import hf_image, hf_text
 from edgeclip.training.towers.libraries import no_options, open_clip_image, open_clip_text, timm_image
-from edgeclip.training.towers.open_clip import wants_quick_gelu
+from edgeclip.training.towers.open_clip_load import wants_quick_gelu
 from edgeclip.training.towers.pretrained import ImageTower, LiteOptions, MiniLm, efficientnet_lite0
 from edgeclip.training.towers.text import TextOptions, TextTransformer
 from edgeclip.training.towers.vit import VisionTransformer, VitOptions
@@ -65,7 +65,7 @@ def without_weights(tower: Tower, files: Path) -> Tower:
     library, _, name = tower.name.partition(":")
     options = tower.options
     if library == "open_clip" and tower.pretrained and wants_quick_gelu(name, tower.pretrained):
-        options = {"quick_gelu": True}
+        options = {**options, "quick_gelu": True}
     return msgspec.structs.replace(tower, pretrained="", options=options)
 
 

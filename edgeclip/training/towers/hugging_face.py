@@ -6,7 +6,6 @@ or an image model or sentence encoder of any other family (``hf_image``, ``hf_te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeclip.documents import read_json
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import Channels, EncoderSpec, ModelOrigin, PreprocessSpec, ScoreKind
-from edgeclip.training.model import ContrastiveModel, TextModule, TextTower
+from edgeclip.training.model import ContrastiveModel, TextModule, TextTower, check_vocabulary
 from edgeclip.training.recipe import Tower
 from edgeclip.training.towers.libraries import features_width, no_options
 from edgeclip.training.towers.open_clip import for_clip_class_token
@@ -177,13 +177,23 @@ class TransformersTextTower(TextTower):
         )
         return batch["input_ids"], batch["attention_mask"] if self._family.masked else None
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        lowered = [text.lower() for text in texts] if self._family.lowercase else list(texts)
+        ids = self.tokenizer(lowered, truncation=False, verbose=False)["input_ids"] if lowered else []
+        longest = self._tower.config.max_position_embeddings
+        return [text for text, tokens in zip(texts, ids, strict=True) if len(tokens) > longest]
+
     @property
     def tokenizer(self) -> Any:
         """transformers' tokenizer, loaded when it is first asked for; raises as ``encode_text`` does."""
         if self._tokenizer is None:
             transformers = require("transformers", purpose="tokenize text")
             with downloads(f"the tokenizer of {self._name}"):
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._name)
+                made = transformers.AutoTokenizer.from_pretrained(self._name)
+            # Of a folder without a tokenizer transformers makes one of two tokens.
+            check_vocabulary(len(made), int(self._tower.config.vocab_size), self._name)
+            self._tokenizer = made
         return self._tokenizer
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
@@ -284,6 +294,10 @@ class HfClipText(TextModule):
         ids, mask = self._text.tokenize(texts)
         return torch.stack([ids, torch.ones_like(ids) if mask is None else mask], dim=1)
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return self._text.too_long(texts)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, 2, L) int64 → (N, T)."""
         ids, mask = tokens.unbind(dim=1)
@@ -382,7 +396,7 @@ def _processor_config(name: str) -> dict[str, Any]:
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-            settings: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+            settings: dict[str, Any] = read_json(Path(found), dict[str, Any], error=ModelError) if found else {}
         # transformers 5 writes one file for all of a model's processors.
         settings = settings.get("image_processor", settings if file.startswith("pre") else {})
         if settings:

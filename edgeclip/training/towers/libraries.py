@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.extras import require
-from edgeclip.spec import PreprocessSpec
+from edgeclip.spec import ModelOptions, PreprocessSpec
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
-from edgeclip.training.towers.open_clip import OpenClipImageTower, OpenClipModel, OpenClipTextTower, channels
+from edgeclip.training.towers.open_clip import OpenClipImageTower, OpenClipModel, OpenClipTextTower
+from edgeclip.training.towers.open_clip_load import channels, load_open_clip
 from edgeclip.training.towers.pretrained import ImageTower
 from edgeclip.training.towers.quiet import downloads
 
@@ -65,13 +67,14 @@ def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG00
 def open_clip_image(name: str, tower: Tower, seed: int) -> ImageTower:
     """The image side of open_clip's ``name``, its own projection included.
 
-    ``pretrained`` is a tag of open_clip's or a weights file; ``options.quick_gelu`` as ``OpenClipModel`` takes it.
+    ``pretrained`` is a tag of open_clip's or a weights file; ``options`` are ``ModelOptions``.
 
     Raises:
-        ModelError: unknown name or tag, or weights that cannot be had.
-        RecipeError: another option.
+        ModelError: unknown name or tag, or weights that cannot be had or do not fit.
+        RecipeError: another option, or weights of other sizes than the options say.
     """
-    model = _open_clip(name, tower, seed)
+    model = OpenClipModel(name, tower.pretrained or None, seed=seed, options=_options(tower))
+    _stated(tower, model.origin.options)
     (visual,) = model.image_modules()
     return ImageTower(OpenClipImageTower(visual), model.encoder.embedding_dim, model.encoder.preprocess, projects=True)
 
@@ -91,6 +94,10 @@ class OpenClipText(TextModule):
         """Token ids (N, L) int64, padded to the model's context."""
         return self._text.tokenize(texts)
 
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return self._text.too_long(texts)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, L) int64 → (N, T)."""
         features: Tensor = self.tower(tokens)
@@ -105,19 +112,27 @@ class OpenClipText(TextModule):
 
 def open_clip_text(name: str, tower: Tower, seed: int) -> TextModule:
     """The text side of open_clip's ``name``; as ``open_clip_image``."""
-    model = _open_clip(name, tower, seed)
-    text = model.text
-    assert isinstance(text, OpenClipTextTower)
-    return OpenClipText(text, model.encoder.embedding_dim)
+    loaded = load_open_clip(name, tower.pretrained or None, seed=seed, options=_options(tower))
+    _stated(tower, loaded.options)
+    return OpenClipText(OpenClipTextTower(loaded), loaded.source.config["embed_dim"])
 
 
-def _open_clip(name: str, tower: Tower, seed: int) -> OpenClipModel:
-    quick_gelu = tower.options.get("quick_gelu", False)
-    if tower.options.keys() - {"quick_gelu"} or not isinstance(quick_gelu, bool):
-        raise RecipeError(
-            f"expected quick_gelu, true or false, as the only option of {tower.name}, got {tower.options}"
-        )
-    return OpenClipModel(name, tower.pretrained or None, seed=seed, quick_gelu=quick_gelu)
+def _options(tower: Tower) -> ModelOptions:
+    try:
+        return msgspec.convert(tower.options, ModelOptions)
+    except msgspec.ValidationError as error:
+        known = ", ".join(ModelOptions.__struct_fields__)
+        raise RecipeError(f"options of the tower {tower.name} ({known}): {error}") from error
+
+
+def _stated(tower: Tower, found: ModelOptions | msgspec.UnsetType) -> None:
+    """Refuse sizes that only the weights say: a checkpoint is built again from its recipe."""
+    said = _options(tower)
+    if not isinstance(found, ModelOptions):
+        return
+    for name in ("image_size", "context_length"):
+        if (size := getattr(found, name)) != getattr(said, name):
+            raise RecipeError(f"{tower.pretrained} has {name} {size}: give it in the options of the tower {tower.name}")
 
 
 def no_options(tower: Tower) -> None:

@@ -10,54 +10,64 @@ know. transformers' CLIP has the same last block, and ``for_clip_class_token`` d
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
-from edgeclip.spec import EncoderSpec, ModelOrigin, PreprocessSpec
-from edgeclip.training.model import ContrastiveModel, TextTower
+from edgeclip.spec import NO_OPTIONS, EncoderSpec, ModelOptions, ModelOrigin
+from edgeclip.training.model import ContrastiveModel, TextTower, check_vocabulary
+from edgeclip.training.towers.open_clip_load import FOLDER, HUB, Loaded, load_open_clip, preprocess_of
 from edgeclip.training.towers.quiet import downloads
+from edgeclip.training.towers.text import cut_texts
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
 
 
 class OpenClipModel(ContrastiveModel):
     """A model of open_clip, in eval mode and float32 on the CPU.
 
     Args:
-        name: an open_clip model name, e.g. ``ViT-B-32`` (``open_clip.list_models()``).
-        pretrained: a tag of that model, or the path of a checkpoint file; ``None`` or ``"none"`` for random weights.
+        name: an open_clip model name, e.g. ``ViT-B-32`` (``open_clip.list_models()``), or ``local-dir:FOLDER`` or
+            ``hf-hub:ORG/NAME`` with ``open_clip_config.json``.
+        pretrained: a tag of that model, or the path of a checkpoint file; ``"none"`` for random weights, and so is
+            None but for a folder or the hub, where it means their own.
         seed: of the random weights; recorded in the origin.
-        quick_gelu: build random weights' architecture with CLIP's first activation, as some tags ask for.
+        options: what is known of the model beside.
 
     Raises:
-        ModelError: unknown name or tag, weights that cannot be had, or preprocessing that a PreprocessSpec cannot
-            state.
+        ModelError: unknown name or tag, weights that cannot be had or do not fit, or preprocessing that nobody states
+            or a PreprocessSpec cannot.
     """
 
-    def __init__(self, name: str, pretrained: str | None = None, *, seed: int = 0, quick_gelu: bool = False) -> None:
-        tag = None if pretrained in {None, "none"} else pretrained
-        model = _create(name, tag, seed, quick_gelu)
+    def __init__(
+        self, name: str, pretrained: str | None = None, *, seed: int = 0, options: ModelOptions = NO_OPTIONS
+    ) -> None:
+        loaded = load_open_clip(name, pretrained, seed=seed, options=options)
+        model, tag, random = loaded.model, loaded.source.tag, loaded.source.weights is None
         self._model = model
-        self.name = f"{name} ({tag or f'random, seed {seed}'})"
-        self.origin = ModelOrigin(loader="open_clip", name=name, pretrained=tag, seed=None if tag else seed)
-        self.text = OpenClipTextTower(name, model)
-        open_clip = require("open_clip", purpose="load an open_clip model")
+        self.name = f"{name} ({tag or f'random, seed {seed}'})" if tag or random else name
+        self.origin = ModelOrigin(
+            loader="open_clip",
+            name=name,
+            pretrained="none" if random and name.startswith((FOLDER, HUB)) else tag,
+            seed=seed if random else None,
+            options=msgspec.UNSET if loaded.options == NO_OPTIONS else loaded.options,
+        )
+        self.text = OpenClipTextTower(loaded)
         self.encoder = EncoderSpec(
-            preprocess=_preprocess_spec(model.visual.preprocess_cfg),
-            embedding_dim=open_clip.get_model_config(name)["embed_dim"],
+            preprocess=preprocess_of(loaded, options, random=random),
+            embedding_dim=loaded.source.config["embed_dim"],
             logit_scale=float(model.logit_scale.detach().exp().reshape(())),
             logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach().reshape(())),
             score="softmax" if model.logit_bias is None else "sigmoid",
         )
+        self.notes = tuple(loaded.notes)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """open_clip's own ``encode_image``: (N, 3, H, W) float32 → (N, D) float32, not normalised."""
@@ -95,8 +105,11 @@ class OpenClipImageTower(nn.Module):
 class OpenClipTextTower(TextTower):
     """Text side of an open_clip model; the tokenizer is made when the first text comes (some must be downloaded)."""
 
-    def __init__(self, name: str, model: Any) -> None:
-        self._name = name
+    def __init__(self, loaded: Loaded) -> None:
+        self._name = loaded.source.name
+        self._context = loaded.context_length
+        self._vocabulary = loaded.vocabulary
+        model = loaded.model
         # CLIP keeps its text layers at its own root; CustomTextCLIP and CoCa in `.text`.
         source = model if not hasattr(model, "text") else model.text
         self._module: nn.Module = CausalText(source) if _only_looks_back(source) else FullText(source)
@@ -123,11 +136,23 @@ class OpenClipTextTower(TextTower):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids (N, L) int64, padded to the model's context; raises as ``encode_text`` does."""
+        return self.tokenizer(list(texts))
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return cut_texts(self.tokenizer, texts, self._context)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """open_clip's tokenizer, made when it is first asked for; raises as ``encode_text`` does."""
         if self._tokenizer is None:
             open_clip = require("open_clip", purpose="tokenize text")
             with downloads(f"the tokenizer of {self._name}"):
-                self._tokenizer = open_clip.get_tokenizer(self._name)
-        return self._tokenizer(list(texts))
+                made = open_clip.get_tokenizer(self._name, context_length=self._context)
+            of_library = getattr(made, "tokenizer", None)  # of transformers, where there is one
+            check_vocabulary(made.vocab_size if of_library is None else len(of_library), self._vocabulary, self._name)
+            self._tokenizer = made
+        return self._tokenizer
 
 
 class FullText(nn.Module):
@@ -197,75 +222,6 @@ def _only_looks_back(source: Any) -> bool:
         return False
     extra = getattr(source, "cls_emb", None) is not None or getattr(source, "use_pad_mask", False)
     return _pooling(source)[0] in {"argmax", "eos"} and not extra
-
-
-def wants_quick_gelu(name: str, tag: str) -> bool:
-    """Whether a tag's weights were trained with CLIP's first activation, whatever the architecture's config says."""
-    open_clip = require("open_clip", purpose="load an open_clip model")
-    known = open_clip.is_pretrained_cfg(name, tag)
-    return known and bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-
-
-def _create(name: str, tag: str | None, seed: int, quick_gelu: bool) -> Any:
-    """Build with open_clip, with the activation that the weights were trained with."""
-    open_clip = require("open_clip", purpose="load an open_clip model")
-    known = open_clip.list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:4]
-        raise ModelError(f"expected an open_clip model name, got {name!r}: did you mean one of {', '.join(near)}?")
-    if tag is None:
-        with torch.random.fork_rng(devices=[]), downloads(f"the configuration of {name}"):
-            torch.manual_seed(seed)
-            return open_clip.create_model(name, force_quick_gelu=quick_gelu, pretrained_text=False).eval()
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    is_tag = open_clip.is_pretrained_cfg(name, tag)
-    if not is_tag and not Path(tag).is_file():
-        available = f"one of {', '.join(tags)}" if tags else "a checkpoint file (open_clip has no weights for it)"
-        raise ModelError(
-            f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
-        )
-    # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
-    # (roberta-ViT-B-32).
-    quick_gelu = quick_gelu or wants_quick_gelu(name, tag)
-    with downloads(f"{name} with weights {tag}"):
-        return open_clip.create_model(
-            name, pretrained=tag, force_quick_gelu=quick_gelu, pretrained_text=False, require_pretrained=True
-        ).eval()
-
-
-def _preprocess_spec(config: dict[str, Any]) -> PreprocessSpec:
-    """open_clip's evaluation transform as a PreprocessSpec.
-
-    ``shortest`` resizes the shorter side to the input's and crops the centre; ``squash`` ignores the aspect ratio.
-    ``interpolation: random`` (training) means bicubic in evaluation, as in ``open_clip.image_transform``.
-    """
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))
-    resize = config.get("resize_mode") or "shortest"
-    interpolation = config.get("interpolation") or "bicubic"
-    if resize not in {"shortest", "squash"} or (resize == "shortest" and height != width):
-        raise ModelError(
-            f"expected resize_mode shortest (square) or squash, got {resize} to {height}x{width}: "
-            "this model's preprocessing cannot be exported"
-        )
-    if interpolation not in {"bicubic", "bilinear", "random"}:
-        raise ModelError(f"expected bicubic or bilinear interpolation, got {interpolation}: it cannot be exported")
-    return PreprocessSpec(
-        height=height,
-        width=width,
-        resize="squash" if resize == "squash" else "shortest",
-        resize_to=max(height, width),
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
-        mean=channels(config["mean"]),
-        std=channels(config["std"]),
-    )
-
-
-def channels(value: float | Sequence[float]) -> tuple[float, float, float]:
-    """Mean or standard deviation of red, green and blue: three numbers, or one for all."""
-    values = (value,) * 3 if isinstance(value, int | float) else value
-    red, green, blue = (float(item) for item in values)
-    return red, green, blue
 
 
 def merge_branches(module: nn.Module) -> nn.Module:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from edgeclip.documents import read_json
 from edgeclip.errors import ModelError
 from edgeclip.extras import require
-from edgeclip.training.model import TextModule
+from edgeclip.training.model import TextModule, check_vocabulary
 from edgeclip.training.towers.quiet import downloads
 
 MAX_TOKENS = 128
@@ -38,6 +39,11 @@ class SentenceEncoder(TextModule):
         """Token ids and their mask, 1 on text and 0 on padding: (N, 2, L) int64; L is the longest of these texts."""
         encoded = self.tokenizer.encode_batch(list(texts))
         return torch.tensor([[item.ids, item.attention_mask] for item in encoded])
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        return [text for text, item in zip(texts, encoded, strict=True) if item.overflowing]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, 2, L) int64 → unit vectors (N, T)."""
@@ -95,7 +101,8 @@ def load_sentence_encoder(name: str, *, weights: bool = True) -> SentenceEncoder
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        settings: dict[str, Any] = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        settings = read_json(Path(found), dict[str, Any], error=ModelError) if found else {}
+        check_vocabulary(tokenizer.get_vocab_size(), int(config.vocab_size), name)
         model = _model(transformers, name, config, weights=weights)
     longest = min(MAX_TOKENS, int(getattr(config, "max_position_embeddings", MAX_TOKENS)))
     pad = int(config.pad_token_id or 0)

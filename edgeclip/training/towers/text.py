@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -36,6 +36,19 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"expected width as a multiple of heads ({self.heads}), got {self.width}")
 
 
+def cut_texts(tokenizer: Any, texts: Sequence[str], context: int) -> list[str]:
+    """Those of the texts that an open_clip tokenizer cuts to ``context`` tokens.
+
+    A text that fits has the same tokens where there is room for one more, and padding after them.
+    """
+    if not texts:
+        return []
+    narrow: Tensor = tokenizer([*texts, ""], context_length=context)  # (N + 1, L)
+    wide: Tensor = tokenizer([*texts, ""], context_length=context + 1)  # (N + 1, L + 1)
+    fits = (wide[:, :-1] == narrow).all(dim=1) & (wide[:, -1] == wide[-1, -1])
+    return [text for text, whole in zip(texts, fits.tolist(), strict=False) if not whole]
+
+
 class TextTransformer(TextModule):
     """The text tower of CLIP (Radford 2021, section 2.4): causal attention, pooled at the end-of-text token.
 
@@ -58,6 +71,10 @@ class TextTransformer(TextModule):
         """Token ids (N, L) int64; L is the longest of these texts, 0 after the end of the others."""
         ids: Tensor = self.tokenizer(list(texts))  # (N, context)
         return ids[:, : int(ids.argmax(dim=1).max()) + 1]
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that ``tokenize`` cuts."""
+        return cut_texts(self.tokenizer, texts, self.tokenizer.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, L) int64 → (N, C). What follows end-of-text is never looked at: attention is causal."""
