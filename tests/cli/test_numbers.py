@@ -91,7 +91,7 @@ def test_a_number_that_cannot_be_meant_is_refused_at_once(
 def test_threads_are_bounded_by_the_cores() -> None:
     check_threads(None)
     check_threads(4 * usable_cores())
-    with pytest.raises(InputError, match=f"for {usable_cores()} cores"):
+    with pytest.raises(InputError, match="cores"):
         check_threads(1000 * usable_cores())
 
 

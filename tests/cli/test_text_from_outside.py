@@ -177,7 +177,7 @@ def test_what_goes_wrong_unforeseen_is_told_as_text(
 ) -> None:
     """A fault of ours is a traceback, whose message may hold a name."""
     monkeypatch.setattr(sys, "argv", ["edgeclip", "inspect", "x"])
-    monkeypatch.setattr("edgeclip.cli.app", lambda: {}[HOSTILE])
+    monkeypatch.setattr("edgeclip.cli.verbs.app", lambda: {}[HOSTILE])
     handlers, terminate = list(logging.getLogger().handlers), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -277,6 +277,9 @@ def test_no_verb_has_a_console_of_its_own_or_prints_past_it() -> None:
                 continue
             called = ast.unparse(node.func)
             where = f"{path.relative_to(PACKAGE)}:{node.lineno}"
+            if called == "print" and path == PACKAGE / "cli" / "__init__.py":  # where rich itself does not load
+                assert "printable(" in ast.unparse(node), where
+                continue
             assert called not in {"print", "Console", "rich.print", "sys.stdout.write", "sys.stderr.write"}, where
             if called == "typer.echo":
                 assert "json" in ast.unparse(node.args[0]), where

@@ -228,10 +228,11 @@ def test_an_engine_that_fails_ends_the_run_and_closes_everything(
     def breaks(engine: Engine, images: FloatArray) -> FloatArray:
         return healthy(engine, images) * np.nan
 
-    monkeypatch.setattr(OrtEngine, "_infer", breaks)
     kept, source = Kept(), Frames("yard", noise(50))
+    stream = start(source, sinks=(kept,))
+    monkeypatch.setattr(OrtEngine, "_infer", breaks)
     with pytest.raises(EngineError, match="not finite"):
-        start(source, sinks=(kept,)).run()
+        stream.run()
     assert kept.complete is False
     assert source.closed
 

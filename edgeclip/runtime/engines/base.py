@@ -287,13 +287,13 @@ def check_threads(threads: int | None) -> None:
     Raises:
         InputError: below 1, or several times the cores that this process may use.
     """
-    if threads is None:
-        return
-    if threads < 1:
+    most = max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())
+    if threads is not None and threads < 1:
         raise InputError(f"expected threads of at least 1, got {threads}")
-    if threads > (most := max(_LEAST_BOUND, _THREADS_A_CORE * usable_cores())):
+    if threads is not None and threads > most:
         raise InputError(
-            f"expected at most {most} threads for {usable_cores()} cores, got {threads}: more are no faster"
+            f"expected threads of at most {most} here, got {threads}: more than there are cores ({usable_cores()}) are "
+            "no faster"
         )
 
 
