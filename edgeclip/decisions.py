@@ -146,7 +146,7 @@ class Confidence:
         doubles = [("float64", shape) for shape in of_doubles]
         expected = (*doubles[:3], ("float32", (count + 1, width)), doubles[3], ("int64", (count,)))
         if got != expected or not count:
-            raise TableError(f"expected decisions of {expected}, got {got}: fit them again")
+            raise TableError(f"expected decisions of shapes {expected}, got {got}: fit them again")
         if self.verified.min() < 0 or self.verified.max() >= classes or len(np.unique(self.verified)) < count:
             raise TableError(f"expected decisions on different rows of {classes}, got others: fit them again")
         if not all(bool((np.abs(part) <= LARGEST).all()) for part in numbers):  # what is no number is no less either

@@ -105,15 +105,15 @@ class KeyCache:
         return {"cache_alpha": repr(float(self.alpha)), "cache_beta": repr(float(self.beta))}
 
     @classmethod
-    def read(cls, stored: Tensors) -> KeyCache | None:
-        """The cache in an opened safetensors file, or None if it holds none.
+    def read(cls, stored: Tensors, width: int) -> KeyCache | None:
+        """The cache in an opened safetensors file of rows of a width, or None if it holds none.
 
         Raises:
             TableError: it cannot be used, or a part of it is missing or malformed.
         """
         if "cache_keys" not in stored.names:
             return None
-        keys = stored.array("cache_keys", "F32", (None, None))
+        keys = stored.array("cache_keys", "F32", (None, width))
         labels = stored.array("cache_labels", "I64", (len(keys),))
         return cls(keys, labels, stored.json("cache_alpha", float), stored.json("cache_beta", float))
 

@@ -27,6 +27,7 @@ from edgeclip.errors import PromptError, TableError
 from edgeclip.files import atomic_file
 from edgeclip.key_cache import FloatArray as FloatArray
 from edgeclip.key_cache import KeyCache, require_unit
+from edgeclip.spec import MOST_WIDTH
 from edgeclip.tensors import open_tensors
 
 _Names = Annotated[list[str], msgspec.Meta(min_length=1)]  # a label, and the names of its class
@@ -81,6 +82,8 @@ class PromptTable:
     decisions: tuple[Decisions, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2:
+            raise TableError(f"expected rows (C, D) in table {self.name!r}, got an array {self.embeddings.shape}")
         named = {*self.background, *self.thresholds}
         if strange := sorted(named.difference(self.labels) if named else ()):
             raise TableError(f"expected background rows and thresholds of classes of {self.name!r}, got {strange[:3]}")
@@ -169,16 +172,17 @@ class PromptTable:
                     "edgeclip prompts build"
                 )
             classes = stored.json("classes", list[_Names])
+            embeddings = stored.array("embeddings", "F32", (len(classes), None), widest=MOST_WIDTH)
             table = cls(
                 name=stored.text("name"),
                 classes=tuple(PromptClass(label, tuple(names)) for label, *names in classes),
-                embeddings=stored.array("embeddings", "F32", (len(classes), None)),
+                embeddings=embeddings,
                 templates=tuple(stored.json("templates", list[str])),
                 model_id=stored.text("model_id"),
                 background=tuple(stored.json("background", list[str], [])),
                 thresholds=stored.json("thresholds", dict[str, int | float], {}),  # as written: they are in the hash
                 adapted=stored.metadata.get("adapted", ""),
-                cache=KeyCache.read(stored),
+                cache=KeyCache.read(stored, embeddings.shape[1]),
                 decisions=read_decisions(stored),
             )
             content = stored.metadata.get("content_hash")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 SCHEMA_VERSION = 1
+MOST_WIDTH = 1 << 16  # of an embedding
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -76,7 +77,7 @@ class EncoderSpec(_Value, frozen=True, kw_only=True):
     """
 
     preprocess: PreprocessSpec
-    embedding_dim: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    embedding_dim: Annotated[int, msgspec.Meta(ge=1, le=MOST_WIDTH)]
     logit_scale: _Scale
     logit_bias: _Bias = 0.0
     score: ScoreKind = "softmax"

@@ -40,12 +40,15 @@ class Tensors:
         self.metadata: dict[str, str] = stored.metadata() or {}
         self.names = frozenset(stored.keys())
 
-    def array(self, name: str, kind: str, shape: Sequence[int | None]) -> npt.NDArray[Any]:
+    def array(
+        self, name: str, kind: str, shape: Sequence[int | None], *, widest: int | None = None
+    ) -> npt.NDArray[Any]:
         """A tensor.
 
         Args:
             kind: its type, as the format calls it: ``F32``, ``F64``, ``I64``, ``U8``.
             shape: as it is expected; None for any length.
+            widest: the most that its last length may be.
 
         Raises:
             EdgeclipError: of the file's type: there is none, it is of another type or shape, or holds numbers that are
@@ -56,6 +59,8 @@ class Tensors:
         about = self._stored.get_slice(name)
         found_kind, found = about.get_dtype(), tuple(about.get_shape())
         fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
+        if fits and widest is not None and found[-1] > widest:
+            raise self._error(f"expected {name} of a width up to {widest:,} in {self._path}, got {found[-1]:,}")
         if found_kind != kind or not fits:
             expected = ", ".join("any" if length is None else str(length) for length in shape)
             raise self._error(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeclip import Bundle
-from edgeclip.calibration.choice.chosen_set import RECORD, read_record
+from edgeclip.calibration.choice.chosen_set import RECORD, FootageSample, read_record, read_sample, write_sample
 from edgeclip.devices.doctor.examine import RECORD as DOCTOR_RECORD
 from edgeclip.devices.doctor.examine import examine
 from edgeclip.devices.plan import cost
@@ -183,3 +184,58 @@ def test_figures_that_no_score_comes_of_are_refused_when_a_bundle_is_opened(
     rewritten(tiny_bundle, change)
     with pytest.raises(ManifestError, match=r"not a valid manifest"):
         Bundle.open(tiny_bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("rows", lambda rows: rows * 1e30),
+        ("rows", lambda rows: rows[0]),
+        ("rows", lambda rows: rows.astype(np.float64)),
+        ("rows", lambda rows: rows * np.nan),
+        ("exposures", lambda exposures: exposures[:-1]),
+        ("exposures", lambda exposures: exposures[:, 0]),
+    ],
+)
+def test_a_sample_of_footage_that_is_none_is_refused(
+    tmp_path: Path, name: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> None:
+    rows, exposures = np.eye(5, 16, dtype=np.float32), np.ones((5, 3), np.float32)
+    write_sample(tmp_path, FootageSample(rows, exposures))
+    np.testing.assert_array_equal(read_sample(tmp_path).rows, rows)
+    spoiled = {"rows": rows, "exposures": exposures}
+    spoiled[name] = change(spoiled[name])
+    write_sample(tmp_path, FootageSample(**spoiled))
+    with pytest.raises(SourceError, match="choose the images again"):
+        read_sample(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clean": []},
+        {"corrupted": []},
+        {"variants": []},
+        {"clean": [{"top1": 1.5, "ci95": [0, 1]}]},
+        {"clean": [{"top1": -1, "ci95": [0, 1]}]},
+        {"clean": [{"top1": None, "ci95": [0, 1]}]},
+    ],
+)
+def test_a_robustness_report_whose_accuracies_are_none_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    accuracy = {"top1": 0.5, "ci95": [0.4, 0.6]}
+    report: dict[str, Any] = {
+        **dict.fromkeys(("model_id", "data", "images_id"), "x"),
+        **dict.fromkeys(("n", "unreadable", "classes", "seed", "suite"), 1),
+        **{name: [] for name in ("severities", "clean_difference", "extra", "shifts", "templates")},
+        "variants": ["fp32"],
+        "clean": [accuracy],
+        "corrupted": [accuracy],
+        "corruptions": [{"name": "noise", "by_severity": [[accuracy]], "mean": [accuracy], "extra": []}],
+        "machine": {},
+    }
+    path = tmp_path / "robustness.json"
+    path.write_text(json.dumps(report))
+    assert read_report(path).variants == ["fp32"]
+    path.write_text(json.dumps(report | change))
+    with pytest.raises(InputError, match="robustness run"):
+        read_report(path)

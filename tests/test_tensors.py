@@ -213,6 +213,11 @@ def header_of(length: int, text: bytes) -> bytes:
 MANY = b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(500_000)) + b"}"
 WIDE = b'{"a":{"dtype":"F32","shape":[' + b"0," * 15_000_000 + b'0],"data_offsets":[0,0]}}'
 TEXTS = b'{"__metadata__":{' + b",".join(b'"%x":""' % i for i in range(2_000_000)) + b"}}"
+WIDEST = b'{"embeddings":{"dtype":"F32","shape":[1,%d],"data_offsets":[0,%d]},"__metadata__":{%s}}' % (
+    (1 << 29) - 1000,
+    (1 << 31) - 4000,
+    b'"format":"edgeclip.prompt-table.1","classes":"[[\\"a\\"]]"',
+)
 SPARSE = b'{"embeddings":{"dtype":"F32","shape":[1,%d],"data_offsets":[0,%d]}}' % (1 << 40, 1 << 42)
 
 
@@ -227,10 +232,11 @@ SPARSE = b'{"embeddings":{"dtype":"F32","shape":[1,%d],"data_offsets":[0,%d]}}' 
         (header_of(len(TEXTS), TEXTS), 0),
         (header_of(64 << 20, b""), 65 << 20),
         (header_of(len(SPARSE), SPARSE), (1 << 42) + 8 + len(SPARSE)),
+        (header_of(len(WIDEST), WIDEST), (1 << 31) - 4000 + 8 + len(WIDEST)),
         (header_of(2, b"[]"), 0),
         (header_of(4, b'"\xff\\"'), 0),
     ],
-    ids=["empty", "short", "endless", "many", "wide", "texts", "blank", "sparse", "list", "bytes"],
+    ids=["empty", "short", "endless", "many", "wide", "texts", "blank", "sparse", "widest", "list", "bytes"],
 )
 def test_a_header_is_bounded_before_it_is_read(tmp_path: Path, raw: bytes, size: int) -> None:
     path = tmp_path / "t.safetensors"

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -187,8 +186,7 @@ class Stream:
             self._sources = _name_apart(sources)
             self._regions = self.options.regions or (whole(),)
             self._failures: list[Exception] = []
-            self._lost: Counter[str] = Counter()  # by source: frames that could not be scored or decided on
-            self._lost_by: Exception | None = None
+            self._lost_by: Exception | None = None  # why the last frame could not be scored or decided on
             self._proved: tuple[Scorer, ...] = ()  # the tables that labelled a frame last
             self._begun = False
             self._stopped = False
@@ -390,11 +388,8 @@ class Stream:
         return self._proved
 
     def _lose(self, job: Job, error: Exception) -> None:
-        """Count a frame that was not labelled; the first one is told."""
-        source = self._sources[job.source].name
-        if not self._lost:
-            _log.warning("frame %d of %s was not labelled: %s", job.frame.index, source, error)
-        self._lost[source] += 1
+        """Count a frame that was not labelled among the failed of its source."""
+        self._sources[job.source].fail(job.frame.file or f"frame {job.frame.index}", str(error))
         self._lost_by = error
         self._places.give(job.kind)
         self._count()
@@ -429,8 +424,7 @@ class Stream:
         self.account.elapsed_s = time.perf_counter() - self.account.started
         for source, feeder in zip(self._sources, self._feeders, strict=True):
             count = self.account.sources[source.name]
-            count.dropped, count.reconnects = source.dropped, source.reconnects
-            count.failed = source.failed + self._lost[source.name]
+            count.dropped, count.failed, count.reconnects = source.dropped, source.failed, source.reconnects
             count.failures = source.failures
             count.read = feeder.taken + count.dropped
 

@@ -86,10 +86,11 @@ class TableSet:
     def _scorer(self, table: PromptTable) -> Scorer:
         self._bundle.check_table(table)
         found = self._bundle.decisions(table, self._variant)
+        scorer = Scorer(table, self._bundle.manifest.encoder, found.decisions)
         self.said.pop(table.name, None)
         if found.said:
             self.said[table.name] = found.said
-        return Scorer(table, self._bundle.manifest.encoder, found.decisions)
+        return scorer
 
 
 class TableWatch:

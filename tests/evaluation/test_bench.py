@@ -145,6 +145,13 @@ def test_every_stage_batch_and_thread_is_measured_and_no_time_left_out(golden_bu
     assert load_result(tmp_path / "result.json") == result
 
 
+@pytest.mark.parametrize("times", [(), (0.0,), (-1.0,), (1e308,), (1e-300,)])
+def test_a_kept_result_of_times_that_none_takes_is_refused(tmp_path: Path, times: tuple[float, ...]) -> None:
+    (tmp_path / "result.json").write_bytes(msgspec.json.encode(result_of(times)))
+    with pytest.raises(InputError, match="bench --json"):
+        load_result(tmp_path / "result.json")
+
+
 def test_a_result_compared_with_itself_does_not_differ(golden_bundle: Path) -> None:
     result = bench([Bundle.open(golden_bundle)], QUICK)
     assert all(ratio.ratio == pytest.approx(1.0) and not ratio.differs for _, ratio in compare(result, result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import shutil
@@ -20,6 +21,7 @@ import pytest
 
 from edgeclip import Bundle, PromptTable
 from edgeclip.errors import InputError, PromptError
+from edgeclip.key_cache import KeyCache
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.records import Event, LabelledFrame, Scored, View
@@ -314,6 +316,11 @@ def test_a_bad_table_is_refused_and_the_old_one_stays(serve: Callable[..., Page]
         "width": page.ask("PUT", "/api/tables/things", table_bytes(bundle, tmp_path, ["dog"], width=8)),
         "model": page.ask("PUT", "/api/tables/things", table_bytes(bundle, tmp_path, ["dog"], model="other")),
     }
+    keys = KeyCache(unit_rows(np.ones((1, WIDTH), np.float32)), np.zeros(1, np.int64), 1.0, 1.0)
+    object.__setattr__(keys, "alpha", 1e308)  # finite, and no score of it is
+    hostile = dataclasses.replace(before[0].table, cache=keys)
+    hostile.save(tmp_path / "hostile.safetensors")
+    refused["alpha"] = page.ask("PUT", "/api/tables/things", (tmp_path / "hostile.safetensors").read_bytes())
     for sentence, (status, body, _) in refused.items():
         assert status == 422
         assert sentence in body["error"]

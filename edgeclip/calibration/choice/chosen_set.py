@@ -22,7 +22,9 @@ from safetensors.numpy import save_file
 
 from edgeclip.calibration.choice.bins import Exposure
 from edgeclip.documents import read_json
-from edgeclip.errors import IntegrityError, SourceError
+from edgeclip.errors import IntegrityError, SourceError, TableError
+from edgeclip.key_cache import require_unit
+from edgeclip.manifest import safe_path
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.tensors import open_tensors
@@ -147,7 +149,7 @@ class ChosenImages(Sequence[Image]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._items = [(folder / item.file, item.sha256) for item in read_record(folder).images]
+        self._items = [(folder / safe_path(item.file), item.sha256) for item in read_record(folder).images]
         for path, sha256 in self._items:
             _content(path, sha256)
 
@@ -168,8 +170,9 @@ class ChosenImages(Sequence[Image]):
 def _content(path: Path, sha256: str) -> bytes:
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"expected {path} of {RECORD}, got: {error.strerror}: choose again") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null in it
+        why = getattr(error, "strerror", None) or error
+        raise IntegrityError(f"expected {path} of {RECORD}, got: {why}: choose again") from error
     if (digest := hashlib.sha256(content).hexdigest()) != sha256:
         raise IntegrityError(
             f"expected {path} with sha256 {sha256[:12]}…, got {digest[:12]}…: it is not the image that was chosen; "
@@ -193,6 +196,8 @@ def read_sample(folder: Path) -> FootageSample:
     try:
         with open_tensors(folder / SAMPLE, error=SourceError) as stored:
             rows = stored.array("rows", "F32", (None, None))
-            return FootageSample(rows, stored.array("exposures", "F32", (len(rows), 3)))
-    except SourceError as error:
+            exposures = stored.array("exposures", "F32", (len(rows), 3))
+        require_unit(rows, str(folder / SAMPLE))
+        return FootageSample(rows, exposures)
+    except (SourceError, TableError) as error:
         raise SourceError(f"expected a sample of the footage, got: {error}; choose the images again") from error

@@ -22,7 +22,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.choose import ChooseOptions, distances
 from edgeclip.calibration.choice.chosen_set import FootageSample, is_chosen_set, read_record, read_sample
 from edgeclip.calibration.choice.footage import Footage, FootageSampler, embedded
-from edgeclip.errors import InputError
+from edgeclip.errors import InputError, SourceError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
@@ -146,6 +146,10 @@ def sample_footage(
             f"expected {source} to be chosen with {options.variant} of model {bundle.manifest.model.id}, got "
             f"{record.variant} of {record.model_id} (graph {record.graph_sha256[:12]}…, not {graph[:12]}…): pass the "
             "`bundle` and `variant` that it was chosen with, or choose again"
+        )
+    if sample.rows.shape[1] != (width := bundle.manifest.encoder.embedding_dim):
+        raise SourceError(
+            f"expected embeddings of width {width} in {source}, got {sample.rows.shape[1]}: choose the images again"
         )
     return sample
 

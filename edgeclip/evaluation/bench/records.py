@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -39,7 +39,7 @@ class BenchSetting(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     engine: str
     stage: Stage
-    batch: int
+    batch: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
     threads: int | None
     size: tuple[int, int]
     frame: tuple[int, int] | None = None
@@ -47,6 +47,10 @@ class BenchSetting(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} threads"
         return f"{self.variant} on {self.engine}, {self.stage}, batch {self.batch}{threads}"
+
+
+_Time = Annotated[float, msgspec.Meta(gt=1e-9, lt=1e9)]  # milliseconds; beyond, no ratio of two of them is finite
+_Round = Annotated[tuple[_Time, ...], msgspec.Meta(min_length=1)]
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -63,7 +67,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     setting: BenchSetting
     ran_on: str
-    rounds_ms: tuple[tuple[float, ...], ...]
+    rounds_ms: Annotated[tuple[_Round, ...], msgspec.Meta(min_length=1)]
     warm_up_s: float
     stable: bool
     memory_mb: float | None = None

@@ -129,12 +129,24 @@ def read_report(path: Path) -> RobustnessReport:
         InputError: absent, or not such a file.
     """
     try:
-        return read_json(path, RobustnessReport)
+        report = read_json(path, RobustnessReport)
+        shares = [[found.top1 for found in found_by_variant] for found_by_variant in _accuracies(report)]
+        shares += [shift.clean_top1 for shift in report.shifts if shift.clean_top1 is not None]
+        alike = all(len(each) == len(report.variants) for each in shares)
+        if not report.variants or not alike or not all(0 <= share <= 1 for each in shares for share in each):
+            raise InputError("expected an accuracy from 0 to 1 for each variant")
+        return report
     except InputError as error:
         raise InputError(
             f"expected the JSON of an earlier robustness run at {path} ({error}): make it with edgeclip robustness "
             "--json"
         ) from error
+
+
+def _accuracies(report: RobustnessReport) -> list[list[Accuracy]]:
+    """Lists of which each has one accuracy a variant."""
+    corrupted = [report.corrupted] if report.corruptions else []
+    return [report.clean, *corrupted, *(shift.top1 for shift in report.shifts)]
 
 
 def verdict(loss: ExtraLoss, *, variant: str, reference: str) -> str:
