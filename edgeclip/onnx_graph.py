@@ -145,7 +145,7 @@ class _Look:
         if depth > _DEPTH:
             self.seen.refused.append(f"has graphs in graphs, more than {_DEPTH} deep")
             return
-        constants, nodes = dict(outer), []
+        constants, nodes = dict(outer), list[_Node]()
         for number, at, stop in self._fields(*span):
             if number == node:
                 nodes.append(self._node(at, stop))
@@ -213,7 +213,8 @@ class _Look:
 
     def _attribute(self, start: int, end: int, graphs: list[Span]) -> tuple[bytes, Numbers | None]:
         """Name and numbers of an attribute; graphs in it are put into ``graphs``."""
-        name, values, data = b"", None, self._data
+        name, data = b"", self._data
+        values: Numbers | None = None
         listed: list[float] = []
         for number, at, stop in self._fields(start, end):
             if number == _NAME:
@@ -236,8 +237,8 @@ class _Look:
 
     def _tensor(self, start: int, end: int) -> tuple[bytes, Numbers | None]:
         """Name, and the numbers if they are few, of a tensor; it is noted if they lie in another file."""
-        name, kind, dims, external, data = b"", 0, [], False, self._data
-        location = b""
+        name, location, kind, external, data = b"", b"", 0, False, self._data
+        dims: list[int] = []
         packed: list[tuple[int, int, int]] = []
         for number, at, stop in self._fields(start, end):
             if number == _DIMS:
