@@ -117,7 +117,8 @@ class Bundle:
         a process that was killed while it wrote had noted: the next one that writes removes it.
 
         Raises:
-            IntegrityError: at the first file that is missing or altered, or if the folder holds unlisted files.
+            IntegrityError: at the first file that is missing or altered, if a graph is not what ``variant_path`` would
+                give, or if the folder holds unlisted files.
         """
         passed: dict[str, FileRecord] = {}
         while True:
@@ -127,6 +128,8 @@ class Bundle:
                         self.file(relative)
                         passed[relative] = record
                         yield relative
+                for variant in self.manifest.variants:
+                    self._check_graph(variant)
                 self._check_nothing_unlisted()
             except IntegrityError:
                 if not self._changed_meanwhile():
@@ -165,20 +168,25 @@ class Bundle:
 
         Raises:
             VariantError: there is no such variant.
-            IntegrityError: a file is missing or altered, the graph reads one that the variant does not list, or asks
-                for more than ``check_graph`` allows.
-            EngineError: it is no ONNX file.
+            IntegrityError: a file is missing or altered, the graph is none, reads a file that the variant does not
+                list, or asks for more than ``check_graph`` allows.
         """
         variant = self.variant(name)
         for data_file in variant.data_files:
             self.file(data_file)
-        path, folder = self.file(variant.file), PurePosixPath(variant.file).parent
-        for location in check_graph(path):
+        path = self.file(variant.file)
+        self._check_graph(variant)
+        return path
+
+    def _check_graph(self, variant: Variant) -> None:
+        """Look at a graph whose hash was checked: what it asks for, and whether the variant lists what it reads."""
+        path, folder = self.path / variant.file, PurePosixPath(variant.file).parent
+        for location in check_graph(path, error=IntegrityError):
             if str(folder / location) not in variant.data_files:
                 raise IntegrityError(
-                    f"{path} reads {location!r}, which the manifest does not list for {name}: make the bundle again"
+                    f"{path} reads {location!r}, which the manifest does not list for {variant.name}: make the bundle "
+                    "again"
                 )
-        return path
 
     def graph_digests(self, name: str) -> list[str]:
         """Sha256 of a variant's ONNX graph and of each external data file, as the manifest has them."""

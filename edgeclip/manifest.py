@@ -133,8 +133,8 @@ def plain_path(folder: Path, relative: str) -> Path:
             path /= part
             if path.is_symlink():
                 raise IntegrityError(
-                    f"expected files in {folder}, got the symbolic link {relative}: copy the bundle with what its "
-                    "links point to"
+                    f"expected files in {folder}, got the symbolic link {path.relative_to(folder)}: copy the bundle "
+                    "with what its links point to"
                 )
     except OSError as error:  # a name that is too long
         raise IntegrityError(f"cannot look for {relative} in {folder} ({error.strerror}): copy it again") from error

@@ -174,6 +174,8 @@ def refused_by_every_way_in(bundle: Bundle, match: str) -> None:
     with pytest.raises(IntegrityError, match=match):
         bundle.variant_path("fp16")
     with pytest.raises(IntegrityError, match=match):
+        list(bundle.verify())
+    with pytest.raises(IntegrityError, match=match):
         load_engine("onnxruntime", path, bundle.manifest.encoder)
     with pytest.raises(IntegrityError, match=match):
         choose(bundle, variant="fp16", engine="onnxruntime")
