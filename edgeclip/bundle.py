@@ -122,6 +122,7 @@ class Bundle:
         """
         passed: dict[str, FileRecord] = {}
         while True:
+            seen = self._manifest_stamp()
             try:
                 for relative, record in sorted(self.manifest.files.items()):
                     if passed.get(relative) != record:
@@ -132,24 +133,35 @@ class Bundle:
                     self._check_graph(variant)
                 self._check_nothing_unlisted()
             except IntegrityError:
-                if not self._changed_meanwhile():
+                if not self._changed_since(seen):
                     raise
             else:
                 return
 
     def _check_nothing_unlisted(self) -> None:
+        leaving = _noted(self.path / LOCK)  # before they are looked for, as the note goes after them
         present = set(visible_files(self.path)) - {MANIFEST}
-        if unlisted := sorted(present - self.manifest.files.keys() - set(_noted(self.path / LOCK))):
+        coming = _noted(self.path / LOCK)  # and after, as the note comes before them
+        if unlisted := sorted(present - self.manifest.files.keys() - {*leaving, *coming}):
             names = printable(", ".join(unlisted[:3]), lines=False)
             raise IntegrityError(f"{self.path} holds files that its manifest does not list ({names}): remove them")
 
-    def _changed_meanwhile(self) -> bool:
-        """Whether the manifest on disk is another of the same model by now; then it is this bundle's."""
+    def _manifest_stamp(self) -> tuple[int, int]:
+        try:
+            found = (self.path / MANIFEST).stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    def _changed_since(self, seen: tuple[int, int]) -> bool:
+        """Whether the manifest on disk was written since, for the same model; then it is this bundle's."""
         fresh = _manifest_in(self.path)
-        if fresh == self.manifest or fresh.model != self.manifest.model:
+        # Two changes may have led back to what it was.
+        changed = fresh != self.manifest or self._manifest_stamp() != seen
+        if fresh.model != self.manifest.model:
             return False
         self.manifest = fresh
-        return True
+        return changed
 
     def variant(self, name: str) -> Variant:
         """The variant called ``name``.
@@ -207,10 +219,15 @@ class Bundle:
             TableError: no such table, or it belongs to another model.
         """
         while True:
+            seen = self._manifest_stamp()
             try:
                 return self._table(name)
-            except (IntegrityError, TableError):  # since the manifest was read it may have been replaced, or added
-                if not self._changed_meanwhile():
+            except (
+                IntegrityError,
+                TableError,
+                FileNotFoundError,
+            ):  # since the manifest was read it may have been replaced, or added
+                if not self._changed_since(seen):
                     raise
 
     def _table(self, name: str | None) -> PromptTable:
@@ -538,6 +555,8 @@ class Changes:
                 with suppress(FileNotFoundError, IsADirectoryError, IntegrityError):
                     plain_path(bundle.path, relative).unlink()
         self._note([])
+        if self.folder.is_symlink() or self.folder.is_file():
+            self.folder.unlink()  # somebody else's idea of that name
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, names: Sequence[str]) -> None:
@@ -593,7 +612,10 @@ def _unpack(archive_path: Path) -> Path:
 
 def _unpack_into(folder: Path, archive_path: Path) -> None:
     for name, read in plain_files(archive_path, error=IntegrityError):
-        relative = safe_path(name)
+        try:
+            relative = safe_path(name)
+        except IntegrityError as error:
+            raise IntegrityError(f"{archive_path}: {error}") from error
         if any(part.startswith(".") for part in relative.parts):
             continue  # none of a bundle's: what an archiver or a file manager adds
         try:

@@ -14,6 +14,7 @@ from edgeclip.printable import printable
 from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
+_DEEPEST = 16  # folders in folders
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,9 +115,9 @@ def visible_files(folder: Path) -> Iterator[str]:
 def safe_path(relative: str) -> PurePosixPath:
     """A relative path that stays inside the bundle, or IntegrityError."""
     path = PurePosixPath(relative)
-    strange = "\\" in relative or printable(relative, lines=False) != relative
+    strange = "\\" in relative or printable(relative, lines=False) != relative or len(path.parts) > _DEEPEST
     if path.is_absolute() or ".." in path.parts or strange or not path.parts:
-        raise IntegrityError(f"expected a path inside the bundle, got {relative!r}: do not use this bundle")
+        raise IntegrityError(f"expected a path inside the bundle, got {relative[:100]!r}: do not use this bundle")
     return path
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeclip.errors import EdgeclipError, EngineError, IntegrityError
-from edgeclip.limits import check_limit
+from edgeclip.limits import check_limit, limit
 from edgeclip.manifest import plain_path
 from edgeclip.printable import printable
 
@@ -27,6 +27,7 @@ Span: TypeAlias = "tuple[int, int]"  # first and last + 1 of some bytes in the f
 _DEPTH = 16  # graphs in graphs
 _FEW = 64  # numbers in a constant that may be a shape
 _ELEMENT_BYTES = 4
+_UNCOUNTED = 1 << 62  # this many or more
 _MOST_PER_BYTE = 8  # elements of a tensor that a byte of the file can stand for
 
 # The numbers of fields in onnx.proto, which never change.
@@ -125,6 +126,7 @@ class _Look:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
+        self._left = limit("graph_fields")
         self.seen = _Seen()
 
     def model(self, start: int, end: int) -> None:
@@ -254,7 +256,9 @@ class _Look:
             elif number == _EXTERNAL:
                 external = True
                 location = self._entry(at, stop).get(b"location", location)
-        elements = math.prod(dims)
+        elements = 1
+        for size in dims:
+            elements = min(elements * size, _UNCOUNTED)
         if any(size < 0 for size in dims):
             self.seen.refused.append(f"declares a tensor of the shape {dims}")
         if external:
@@ -303,8 +307,16 @@ class _Look:
             yield at
             return
         while at < stop:
+            self._count()
             value, at = self._varint(at)
             yield value
+
+    def _count(self) -> None:
+        """Millions of fields would take as many microseconds."""
+        self._left -= 1
+        if self._left < 0:
+            most = limit("graph_fields")
+            check_limit("graph_fields", most + 1, "an ONNX file", error=IntegrityError)
 
     def _varint(self, at: int) -> tuple[int, int]:
         value = shift = 0
@@ -322,6 +334,7 @@ class _Look:
         """(number, start, end) of each field of a message; (number, value, -1) where it is a whole number."""
         data = self._data
         while at < end:
+            self._count()
             key = data[at]
             at += 1
             if key > 127:
@@ -360,4 +373,4 @@ def _product(sizes: Iterable[float]) -> float:
 
 def _whole(value: float) -> int:
     """A whole number that a message can show; NaN and too large ones count as the most."""
-    return int(value) if value < 1 << 62 else 1 << 62
+    return int(value) if value < _UNCOUNTED else _UNCOUNTED
