@@ -222,12 +222,8 @@ class Bundle:
             seen = self._manifest_stamp()
             try:
                 return self._table(name)
-            except (
-                IntegrityError,
-                TableError,
-                FileNotFoundError,
-            ):  # since the manifest was read it may have been replaced, or added
-                if not self._changed_since(seen):
+            except (IntegrityError, TableError, FileNotFoundError):
+                if not self._changed_since(seen):  # it may have been replaced, or added
                     raise
 
     def _table(self, name: str | None) -> PromptTable:
