@@ -117,36 +117,51 @@ class Bundle:
         a process that was killed while it wrote had noted: the next one that writes removes it.
 
         Raises:
-            IntegrityError: at the first file that is missing or altered, or if the folder holds unlisted files.
+            IntegrityError: at the first file that is missing or altered, if a graph is not what ``variant_path`` would
+                give, or if the folder holds unlisted files.
         """
         passed: dict[str, FileRecord] = {}
         while True:
+            seen = self._manifest_stamp()
             try:
                 for relative, record in sorted(self.manifest.files.items()):
                     if passed.get(relative) != record:
                         self.file(relative)
                         passed[relative] = record
                         yield relative
+                for variant in self.manifest.variants:
+                    self._check_graph(variant)
                 self._check_nothing_unlisted()
             except IntegrityError:
-                if not self._changed_meanwhile():
+                if not self._changed_since(seen):
                     raise
             else:
                 return
 
     def _check_nothing_unlisted(self) -> None:
+        leaving = _noted(self.path / LOCK)  # before they are looked for, as the note goes after them
         present = set(visible_files(self.path)) - {MANIFEST}
-        if unlisted := sorted(present - self.manifest.files.keys() - set(_noted(self.path / LOCK))):
+        coming = _noted(self.path / LOCK)  # and after, as the note comes before them
+        if unlisted := sorted(present - self.manifest.files.keys() - {*leaving, *coming}):
             names = printable(", ".join(unlisted[:3]), lines=False)
             raise IntegrityError(f"{self.path} holds files that its manifest does not list ({names}): remove them")
 
-    def _changed_meanwhile(self) -> bool:
-        """Whether the manifest on disk is another of the same model by now; then it is this bundle's."""
+    def _manifest_stamp(self) -> tuple[int, int]:
+        try:
+            found = (self.path / MANIFEST).stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    def _changed_since(self, seen: tuple[int, int]) -> bool:
+        """Whether the manifest on disk was written since, for the same model; then it is this bundle's."""
         fresh = _manifest_in(self.path)
-        if fresh == self.manifest or fresh.model != self.manifest.model:
+        # Two changes may have led back to what it was.
+        changed = fresh != self.manifest or self._manifest_stamp() != seen
+        if fresh.model != self.manifest.model:
             return False
         self.manifest = fresh
-        return True
+        return changed
 
     def variant(self, name: str) -> Variant:
         """The variant called ``name``.
@@ -165,20 +180,25 @@ class Bundle:
 
         Raises:
             VariantError: there is no such variant.
-            IntegrityError: a file is missing or altered, the graph reads one that the variant does not list, or asks
-                for more than ``check_graph`` allows.
-            EngineError: it is no ONNX file.
+            IntegrityError: a file is missing or altered, the graph is none, reads a file that the variant does not
+                list, or asks for more than ``check_graph`` allows.
         """
         variant = self.variant(name)
         for data_file in variant.data_files:
             self.file(data_file)
-        path, folder = self.file(variant.file), PurePosixPath(variant.file).parent
-        for location in check_graph(path):
+        path = self.file(variant.file)
+        self._check_graph(variant)
+        return path
+
+    def _check_graph(self, variant: Variant) -> None:
+        """Look at a graph whose hash was checked: what it asks for, and whether the variant lists what it reads."""
+        path, folder = self.path / variant.file, PurePosixPath(variant.file).parent
+        for location in check_graph(path, error=IntegrityError):
             if str(folder / location) not in variant.data_files:
                 raise IntegrityError(
-                    f"{path} reads {location!r}, which the manifest does not list for {name}: make the bundle again"
+                    f"{path} reads {location!r}, which the manifest does not list for {variant.name}: make the bundle "
+                    "again"
                 )
-        return path
 
     def graph_digests(self, name: str) -> list[str]:
         """Sha256 of a variant's ONNX graph and of each external data file, as the manifest has them."""
@@ -199,10 +219,11 @@ class Bundle:
             TableError: no such table, or it belongs to another model.
         """
         while True:
+            seen = self._manifest_stamp()
             try:
                 return self._table(name)
-            except (IntegrityError, TableError):  # since the manifest was read it may have been replaced, or added
-                if not self._changed_meanwhile():
+            except (IntegrityError, TableError, FileNotFoundError):
+                if not self._changed_since(seen):  # it may have been replaced, or added
                     raise
 
     def _table(self, name: str | None) -> PromptTable:
@@ -530,6 +551,8 @@ class Changes:
                 with suppress(FileNotFoundError, IsADirectoryError, IntegrityError):
                     plain_path(bundle.path, relative).unlink()
         self._note([])
+        if self.folder.is_symlink() or self.folder.is_file():
+            self.folder.unlink()  # somebody else's idea of that name
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, names: Sequence[str]) -> None:
@@ -585,7 +608,10 @@ def _unpack(archive_path: Path) -> Path:
 
 def _unpack_into(folder: Path, archive_path: Path) -> None:
     for name, read in plain_files(archive_path, error=IntegrityError):
-        relative = safe_path(name)
+        try:
+            relative = safe_path(name)
+        except IntegrityError as error:
+            raise IntegrityError(f"{archive_path}: {error}") from error
         if any(part.startswith(".") for part in relative.parts):
             continue  # none of a bundle's: what an archiver or a file manager adds
         try:

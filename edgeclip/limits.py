@@ -34,6 +34,7 @@ LIMITS = {
     "recording_bytes": Limit(256 << 20, "bytes unpacked from a recording of a machine's files"),
     "shard_file_bytes": Limit(256 << 20, "bytes in one file of a training shard"),
     "graph_bytes": Limit(1 << 30, "bytes in tensors that an ONNX graph makes of nothing"),
+    "graph_fields": Limit(5_000_000, "fields in an ONNX file"),
     "graph_rounds": Limit(100_000, "rounds of the loops in an ONNX graph"),
     "first_run_bytes": Limit(4 << 30, "bytes of memory, beside its weights, for a graph's first inference"),
     "first_run_s": Limit(60, "seconds, beside what loading its weights takes, for a graph's first inference"),

@@ -17,6 +17,7 @@ from edgeclip.spec import SCHEMA_VERSION, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
+_DEEPEST = 16  # folders in folders
 
 
 class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,9 +122,9 @@ def visible_files(folder: Path) -> Iterator[str]:
 def safe_path(relative: str) -> PurePosixPath:
     """A relative path that stays inside the bundle, or IntegrityError."""
     path = PurePosixPath(relative)
-    strange = "\\" in relative or printable(relative, lines=False) != relative
+    strange = "\\" in relative or printable(relative, lines=False) != relative or len(path.parts) > _DEEPEST
     if path.is_absolute() or ".." in path.parts or strange or not path.parts:
-        raise IntegrityError(f"expected a path inside the bundle, got {relative!r}: do not use this bundle")
+        raise IntegrityError(f"expected a path inside the bundle, got {relative[:100]!r}: do not use this bundle")
     return path
 
 
@@ -140,8 +141,8 @@ def plain_path(folder: Path, relative: str) -> Path:
             path /= part
             if path.is_symlink():
                 raise IntegrityError(
-                    f"expected files in {folder}, got the symbolic link {relative}: copy the bundle with what its "
-                    "links point to"
+                    f"expected files in {folder}, got the symbolic link {path.relative_to(folder)}: copy the bundle "
+                    "with what its links point to"
                 )
     except OSError as error:  # a name that is too long
         raise IntegrityError(f"cannot look for {relative} in {folder} ({error.strerror}): copy it again") from error

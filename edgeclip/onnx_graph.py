@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgeclip.errors import EdgeclipError, EngineError, IntegrityError
-from edgeclip.limits import check_limit
+from edgeclip.limits import check_limit, limit
 from edgeclip.manifest import plain_path
 from edgeclip.printable import printable
 
@@ -27,6 +27,7 @@ Span: TypeAlias = "tuple[int, int]"  # first and last + 1 of some bytes in the f
 _DEPTH = 16  # graphs in graphs
 _FEW = 64  # numbers in a constant that may be a shape
 _ELEMENT_BYTES = 4
+_UNCOUNTED = 1 << 62  # this many or more
 _MOST_PER_BYTE = 8  # elements of a tensor that a byte of the file can stand for
 
 # The numbers of fields in onnx.proto, which never change.
@@ -125,6 +126,7 @@ class _Look:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
+        self._left = limit("graph_fields")
         self.seen = _Seen()
 
     def model(self, start: int, end: int) -> None:
@@ -145,7 +147,7 @@ class _Look:
         if depth > _DEPTH:
             self.seen.refused.append(f"has graphs in graphs, more than {_DEPTH} deep")
             return
-        constants, nodes = dict(outer), []
+        constants, nodes = dict(outer), list[_Node]()
         for number, at, stop in self._fields(*span):
             if number == node:
                 nodes.append(self._node(at, stop))
@@ -213,7 +215,8 @@ class _Look:
 
     def _attribute(self, start: int, end: int, graphs: list[Span]) -> tuple[bytes, Numbers | None]:
         """Name and numbers of an attribute; graphs in it are put into ``graphs``."""
-        name, values, data = b"", None, self._data
+        name, data = b"", self._data
+        values: Numbers | None = None
         listed: list[float] = []
         for number, at, stop in self._fields(start, end):
             if number == _NAME:
@@ -236,7 +239,7 @@ class _Look:
 
     def _tensor(self, start: int, end: int) -> tuple[bytes, Numbers | None]:
         """Name, and the numbers if they are few, of a tensor; it is noted if they lie in another file."""
-        name, kind, external, location, data = b"", 0, False, b"", self._data
+        name, location, kind, external, data = b"", b"", 0, False, self._data
         dims: list[int] = []
         packed: list[tuple[int, int, int]] = []
         for number, at, stop in self._fields(start, end):
@@ -253,7 +256,9 @@ class _Look:
             elif number == _EXTERNAL:
                 external = True
                 location = self._entry(at, stop).get(b"location", location)
-        elements = math.prod(dims)
+        elements = 1
+        for size in dims:
+            elements = min(elements * size, _UNCOUNTED)
         if any(size < 0 for size in dims):
             self.seen.refused.append(f"declares a tensor of the shape {dims}")
         if external:
@@ -302,8 +307,16 @@ class _Look:
             yield at
             return
         while at < stop:
+            self._count()
             value, at = self._varint(at)
             yield value
+
+    def _count(self) -> None:
+        """Millions of fields would take as many microseconds."""
+        self._left -= 1
+        if self._left < 0:
+            most = limit("graph_fields")
+            check_limit("graph_fields", most + 1, "an ONNX file", error=IntegrityError)
 
     def _varint(self, at: int) -> tuple[int, int]:
         value = shift = 0
@@ -321,6 +334,7 @@ class _Look:
         """(number, start, end) of each field of a message; (number, value, -1) where it is a whole number."""
         data = self._data
         while at < end:
+            self._count()
             key = data[at]
             at += 1
             if key > 127:
@@ -359,4 +373,4 @@ def _product(sizes: Iterable[float]) -> float:
 
 def _whole(value: float) -> int:
     """A whole number that a message can show; NaN and too large ones count as the most."""
-    return int(value) if value < 1 << 62 else 1 << 62
+    return int(value) if value < _UNCOUNTED else _UNCOUNTED

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,6 +215,18 @@ def test_a_symbolic_link_in_a_bundle_is_neither_read_nor_written_through(
         with pytest.raises(BundleError, match="symbolic link"):
             bundle.add_table(make_table("more", model_id=bundle.manifest.model.id))
     assert {path: path.stat().st_mtime_ns for path in [elsewhere, *elsewhere.rglob("*")]} == before
+
+
+@pytest.mark.parametrize("name", [STAGING, LOCK])
+def test_a_hidden_link_is_not_written_through_either(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_bytes(b"x")
+    (tiny_bundle / name).symlink_to(elsewhere)
+    with suppress(BundleError):
+        Bundle.open(tiny_bundle).add_file(REPORT, b"{}")
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+    assert list(Bundle.open(tiny_bundle).verify())
 
 
 def test_a_bundle_whose_own_folder_is_a_link_is_read_and_written(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ BAD = {
     "a name that is too long": header("p", size=b"%011o\0" % 510, kind=b"x", data=b"510 path=" + b"a" * 500 + b"\n")
     + header("a")
     + END,
+    "folders in folders": header("p", size=b"%011o\0" % 3011, kind=b"x", data=b"3011 path=" + b"a/" * 1500 + b"\n")
+    + header("a")
+    + END,
     "no manifest": header("a") + END,
     "nothing": END,
     "empty": b"",
@@ -89,7 +92,7 @@ def test_a_bad_tar_is_refused_and_leaves_nothing(tmp_path: Path, what: str) -> N
 
 # What the readers that write no files take: there a name may be any, and links and devices are passed over.
 HARMLESS = {"device", "hard link", "the same name twice", "a file that is a folder too", "no manifest", "nothing"}
-HARMLESS |= {"a name with a NUL that follows", "a name that is too long"}
+HARMLESS |= {"folders in folders", "a name with a NUL that follows", "a name that is too long"}
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -174,6 +174,8 @@ def refused_by_every_way_in(bundle: Bundle, match: str) -> None:
     with pytest.raises(IntegrityError, match=match):
         bundle.variant_path("fp16")
     with pytest.raises(IntegrityError, match=match):
+        list(bundle.verify())
+    with pytest.raises(IntegrityError, match=match):
         load_engine("onnxruntime", path, bundle.manifest.encoder)
     with pytest.raises(IntegrityError, match=match):
         choose(bundle, variant="fp16", engine="onnxruntime")
@@ -310,6 +312,26 @@ def test_a_graph_that_was_tried_is_not_tried_again(tiny_bundle: Path, monkeypatc
 
 
 # Bytes that are no graph
+
+
+def test_a_file_of_a_million_empty_messages_is_refused_at_once(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = b"\x0a\x00" * 1_000_000  # nodes
+    size = len(graph)
+    head = b"\x3a" + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127 | 128, size >> 21])
+    path = tmp_path / "x.onnx"
+    path.write_bytes(head + graph)
+    monkeypatch.setenv("EDGECLIP_MAX_GRAPH_FIELDS", "50000")
+    with pytest.raises(IntegrityError, match="expected at most 50,000 fields in an ONNX file"):
+        check_graph(path)
+    assert check_graph(tiny_bundle / "image_encoder" / "fp32.onnx") == ()
+
+
+def test_a_tensor_of_a_thousand_dimensions_is_refused(tiny_bundle: Path) -> None:
+    wide = TensorProto(name="wide", data_type=TensorProto.FLOAT, dims=[1 << 62] * 5000, raw_data=b"\0\0\0\0")
+    bundle = add_variant(tiny_bundle, "fp16", with_nodes([helper.make_node("Identity", ["wide"], ["extra"])], wide))
+    refused_by_every_way_in(bundle, "declares a tensor of 4,611,686,018,427,387,904 numbers")
 
 
 def test_damaged_graphs_end_in_errors_of_edgeclip(tiny_bundle: Path, tmp_path: Path) -> None:

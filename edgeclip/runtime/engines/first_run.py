@@ -94,9 +94,10 @@ def main(path: str, height: str, width: str, memory: str, seconds: str) -> None:
 
     cores = len(os.sched_getaffinity(0))
     # Data, not address space: a library reserves far more addresses than it uses.
-    resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) * cores, int(seconds) * cores + 1))
-    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # where memory runs out, this one goes
+    _limit(resource.RLIMIT_DATA, int(memory))
+    _limit(resource.RLIMIT_CPU, int(seconds) * cores)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # where memory runs out, this one goes
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = min(cores, 8)
@@ -107,3 +108,10 @@ def main(path: str, height: str, width: str, memory: str, seconds: str) -> None:
         too_much = isinstance(error, MemoryError) or "alloc" in str(error).lower()
         os._exit(_TOO_MUCH if too_much else 0)
     os._exit(0)
+
+
+def _limit(kind: int, most: int) -> None:
+    """Set a limit of this process, or keep the one that it was started with if that is lower."""
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, hard))
