@@ -106,10 +106,10 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
 
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as error:
+    except ValueError:
         raise SourceError(
             f"expected options as name=value&name=value in {text!r}, got {got(query)}: known are {names}"
-        ) from error
+        ) from None  # which repeats it
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name not in known:
@@ -118,8 +118,8 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
             raise SourceError(f"expected each option once in {text!r}, got {name!r} twice")
         try:
             values[name] = known[name].parse(value)
-        except ValueError as error:
-            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {got(value)}") from error
+        except ValueError:
+            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {got(value)}") from None
     return values
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import is_image_name, list_images, read_image
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame, Source, picture_text
 
 
@@ -56,8 +57,8 @@ class ImagesSource(Source):
         files = [(path, str(path)) for path in matches if path.is_file() and is_image_name(path)]
         if not files:
             raise SourceError(
-                f"expected images that match {pattern!r}, got none among {len(matches)} matching names: "
-                "check the pattern, and quote it so that the shell leaves it alone"
+                f"expected images that match {without_password(pattern)!r}, got none among {len(matches)} matching "
+                "names: check the pattern, and quote it so that the shell leaves it alone"
             )
         return cls(pattern, files)
 
