@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import logging
 import threading
 import traceback
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,6 +42,21 @@ PASSWORDS = [
 def is_told(text: str) -> bool:
     """Whether any part of a secret is in a text."""
     return FIRST in text or SECOND in text
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port of a server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 ADDRESSES = [
@@ -124,6 +142,35 @@ def test_how_to_escape_a_password_is_said(password: str) -> None:
     assert "%2F" not in opened("rtsp://admin:plain@127.0.0.1:9/x")
 
 
+def test_a_password_that_is_escaped_as_said_reaches_the_server(video: Path) -> None:
+    password = "a/b?c#d@e:f%25g h+"
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            if not self.headers["Authorization"]:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            body = video.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(Handler) as port:
+        address = f"http://admin:{urllib.parse.quote(password, '')}@127.0.0.1:{port}/pan.mp4"
+        with open_source(address) as source:
+            assert source.name == f"127.0.0.1:{port}/pan.mp4"
+    assert asked[-1] == "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+
+
 def test_an_option_that_is_not_known_is_named_where_it_can_be_no_password() -> None:
     assert "'transprt'" in opened("rtsp://127.0.0.1:9/x#transprt=tcp")
     assert not is_told(opened(f"rtsp://127.0.0.1:9/x?pwd=a#{FIRST}=tcp"))
@@ -161,13 +208,8 @@ def hook() -> Iterator[tuple[str, list[bytes]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"http://me:{FIRST}@127.0.0.1:{server.server_port}/{SECOND}?token={FIRST}", bodies
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler) as port:
+        yield f"http://me:{FIRST}@127.0.0.1:{port}/{SECOND}?token={FIRST}", bodies
 
 
 def files_below(folder: Path) -> str:
