@@ -68,7 +68,7 @@ ADDRESSES = [
     *(f"http://cam/x;{name}={FIRST}" for name in ("jsessionid", "pwd")),
     f"rtsp://cam:554/user=admin_password={FIRST}_channel=1_stream=0.sdp",
     f"rtsp://cam:554/user=admin&password={FIRST}&channel=1&stream=0.sdp?",
-    f"rtsp://admin:{FIRST}@cam/live#transport=udp&{SECOND}",
+    f"rtsp://admin:{FIRST}@cam/live#access_token={SECOND}",
     f"http://cam/get?mail=a@b&code={FIRST}",
 ]
 TEXTS = [
