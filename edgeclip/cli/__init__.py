@@ -89,6 +89,7 @@ def main() -> None:
     """Run the command line; an expected error is one sentence on stderr and the error's exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger().addHandler(NoticesLog())
+    logging.captureWarnings(capture=True)  # Python's, which would be written as they are
     try:
         app()
     except EdgeclipError as error:

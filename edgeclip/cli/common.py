@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -47,6 +48,11 @@ class _PlainStatus(Status):
 
 def _plain(text: RenderableType) -> RenderableType:
     return Text(text) if isinstance(text, str) else text
+
+
+def echo_json(text: str) -> None:
+    """Print JSON on stdout, not wrapped as the console would, with what JSON itself lets through written as escapes."""
+    typer.echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 console = SafeConsole()
