@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -43,8 +44,7 @@ def _said_safely() -> Iterator[None]:
     try:
         yield
     except _ClickError as error:
-        said = error.format_message()
-        said = printable(without_password(said) if "://" in said else said)
+        said = printable(_without_passwords(error.format_message()))
         error.format_message = lambda: said
         raise
 
@@ -101,12 +101,22 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - Python would print the same, but an error's text as it is
-        notices.print(traceback.format_exc(), highlight=False, soft_wrap=True)
+        notices.print(_without_passwords(traceback.format_exc()), highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _print_error(error: Exception) -> None:
-    notices.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+    notices.print(Text.assemble(("error:", "bold red"), f" {_without_passwords(str(error))}"), soft_wrap=True)
+
+
+def _without_passwords(text: str) -> str:
+    """A message without the secrets of this command line, also where an address stands in another's place."""
+    for word in sys.argv[1:]:
+        for given in (word, word.partition("=")[2]):
+            if given and (shown := without_password(given)) != given:
+                for form in {given, str(Path(given)), repr(given)[1:-1]}:
+                    text = text.replace(form, shown)
+    return text
 
 
 @app.callback(invoke_without_command=True)
