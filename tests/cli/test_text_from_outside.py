@@ -174,6 +174,33 @@ def test_words_of_the_command_line_and_names_of_files_are_text(
     edgeclip(*words, code=2)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["label", "SECRET", "x"],
+        ["label", "BUNDLE", "VIDEO", "--table", "SECRET"],
+        ["label", "BUNDLE", "VIDEO", "--prometheus=SECRET"],
+        ["label", "BUNDLE", "VIDEO", "--overlay", "SECRET"],
+        ["label", "BUNDLE", "VIDEO", "--engine", "SECRET"],
+        ["label", "BUNDLE", "VIDEO", "--top", "SECRET"],
+        ["inspect", "BUNDLE", "SECRET"],
+        ["verify", "SECRET"],
+        ["devices", "show", "SECRET"],
+        ["doctor", "--root", "SECRET"],
+        ["eval", "BUNDLE", "--data", "SECRET"],
+    ],
+    ids=" ".join,
+)
+def test_an_address_in_anothers_place_is_told_without_its_secret(
+    edgeclip: Callable[..., str], tiny_bundle: Path, video: Path, arguments: list[str]
+) -> None:
+    secret = "rtsp://admin:zq7k/wx9j@127.0.0.1:9/live?pwd=zq7k"
+    stand_ins = {"BUNDLE": str(tiny_bundle), "VIDEO": str(video)}
+    said = edgeclip(*(stand_ins.get(word, word).replace("SECRET", secret) for word in arguments), code=2)
+    assert "zq7k" not in said
+    assert "wx9j" not in said
+
+
 def test_what_goes_wrong_unforeseen_is_told_as_text(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
