@@ -205,8 +205,12 @@ def test_what_goes_wrong_unforeseen_is_told_as_text(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of ours is a traceback, whose message may hold a name."""
+
+    def fails() -> None:
+        raise KeyError(HOSTILE)
+
     monkeypatch.setattr(sys, "argv", ["edgeclip", "inspect", "x"])
-    monkeypatch.setattr("edgeclip.cli.app", lambda: {}[HOSTILE])
+    monkeypatch.setattr("edgeclip.cli.app", fails)
     handlers, terminate = list(logging.getLogger().handlers), signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         main()
