@@ -73,6 +73,7 @@ def _run() -> int:
         from edgeclip.cli.verbs import app
 
         logging.getLogger().addHandler(NoticesLog())
+        logging.captureWarnings(capture=True)  # Python's, which would be written as they are
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -87,7 +88,7 @@ def _run() -> int:
         return EdgeclipError.exit_code
     except Exception as error:  # noqa: BLE001 - said, or printed as Python would
         if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)):
-            print(printable(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+            _say(traceback.format_exc(), title="")
             return 1
         _say(
             f"not enough memory ({str(error) or 'none is left'}): raise the limit of this process (ulimit -v, or its "
@@ -97,16 +98,16 @@ def _run() -> int:
     return 0
 
 
-def _say(message: str) -> None:
-    """One line on stderr, in colour where that is a terminal."""
+def _say(message: str, *, title: str = "error: ") -> None:
+    """Say on stderr what went wrong, in colour where that is a terminal, without the secrets of this command line."""
     try:
         from rich.text import Text
 
-        from edgeclip.cli.common import notices
+        from edgeclip.cli.common import notices, without_passwords
 
-        notices.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
+        notices.print(Text.assemble((title, "bold red"), without_passwords(message)), soft_wrap=True)
     except (ImportError, MemoryError, RuntimeError):
-        print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201 - whatever else there is takes memory
+        print(f"{title}{printable(message)}", file=sys.stderr)  # noqa: T201 - whatever else there is takes memory
 
 
 def _leave(code: int) -> NoReturn:

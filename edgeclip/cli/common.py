@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -19,6 +21,7 @@ from rich.text import Text
 from edgeclip.errors import InputError
 from edgeclip.outputs import check_folder_writable, find_output
 from edgeclip.printable import printable
+from edgeclip.runtime.sources.address import without_password
 
 _LARGEST, _LARGEST_SEED = 10**12, (1 << 32) - 1
 
@@ -52,6 +55,11 @@ class _PlainStatus(Status):
 
 def _plain(text: RenderableType) -> RenderableType:
     return Text(text) if isinstance(text, str) else text
+
+
+def echo_json(text: str) -> None:
+    """Print JSON on stdout, not wrapped as the console would, with what JSON itself lets through written as escapes."""
+    typer.echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 console = SafeConsole()
@@ -112,6 +120,16 @@ def output_folder(path: Path | None) -> Path | None:
     if path is not None:
         check_folder_writable(path)
     return path
+
+
+def without_passwords(text: str) -> str:
+    """A message without the secrets of this command line, also where an address stands in another's place."""
+    for word in sys.argv[1:]:
+        for given in (word, word.partition("=")[2]):
+            if given and (shown := without_password(given)) != given:
+                for form in {given, str(Path(given)), repr(given)[1:-1]}:
+                    text = text.replace(form, shown)
+    return text
 
 
 def progress_bars() -> Progress:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edgeclip.cli.common import console
+from edgeclip.cli.common import console, echo_json
 
 if TYPE_CHECKING:
     from edgeclip.devices.catalogue.jetpack import Fault, JetPack
@@ -54,8 +54,7 @@ def show(
 
 
 def _print_json(value: object) -> None:
-    # Not through the console: it would wrap at the terminal's width.
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo_json(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 _COLUMNS = ("fp32", "fp16", "bf16", "fp8", "int8")

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgeclip.cli.common import console, notices, output_file
+from edgeclip.cli.common import console, echo_json, notices, output_file
 
 if TYPE_CHECKING:
     from edgeclip.devices.doctor.examine import Report
@@ -57,7 +57,7 @@ def doctor(
 def _print_json(report: Report) -> None:
     import msgspec
 
-    typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    echo_json(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
 
 
 _MARKS = {"problem": ("✗", "bold red"), "note": ("!", "bold yellow"), "ok": ("✓", "green")}

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeclip.bundle import STARTER, Bundle
-from edgeclip.cli.common import console, notices
+from edgeclip.cli.common import console, echo_json, notices
 from edgeclip.extras import require
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def plan(
         profile = load_profile(device)
     made = make_plan(cost_of(model), profile, demand)
     if as_json:
-        typer.echo(plan_json(made))
+        echo_json(plan_json(made))
     else:
         print_plan(made, console)
 

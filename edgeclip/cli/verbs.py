@@ -14,9 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
-from edgeclip.cli.common import console, with_checked_numbers
+from edgeclip.cli.common import console, with_checked_numbers, without_passwords
 from edgeclip.printable import printable
-from edgeclip.runtime.sources.address import without_password
 from edgeclip.version import __version__
 
 # Typer brings a click of its own or takes another's, by its version; this is the base of its errors in both.
@@ -40,8 +39,7 @@ def _said_safely() -> Iterator[None]:
     try:
         yield
     except _ClickError as error:
-        said = error.format_message()
-        said = printable(without_password(said) if "://" in said else said)
+        said = printable(without_passwords(error.format_message()))
         error.format_message = lambda: said
         raise
 

@@ -13,7 +13,7 @@ from edgeclip.evaluation.html_page import picture_uri, render_page
 from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json, write_text
 from edgeclip.runtime.images import Image
-from edgeclip.runtime.sources.address import short_name
+from edgeclip.runtime.sources.address import short_name, without_password
 
 PAGE = "calibration.html"
 _SIDE = 96  # pixels of a picture in the page
@@ -64,13 +64,18 @@ def compare_footage(
     """
     require("scipy.stats", purpose="compare footage", extra="eval")
     samples = [sample_footage(bundle, source, options, progress=progress) for source in (a, b)]
-    names = [short_name(source) if "://" in source else Path(source).name or source for source in (a, b)]
+    names = [_name(source) for source in (a, b)]
     drift = measure_drift(names[0], samples[0], names[1], samples[1], seed=options.seed)
     if json_file:
         write_json(json_file, drift)
     if output:
         write_text(output, render_page("drift.html.j2", drift=drift, level=LEVEL, parts=PARTS))
     return drift
+
+
+def _name(source: str) -> str:
+    shown = without_password(source)
+    return short_name(source) if "://" in source else Path(shown).name or shown
 
 
 def images_page(record: CalibrationSet, images: Sequence[Image]) -> str:

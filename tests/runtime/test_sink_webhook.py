@@ -226,7 +226,7 @@ def test_what_a_server_says_is_made_printable_and_short(
     tiny_bundle: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = "\x1b[31mno\x9b" + "x" * 5000
-    monkeypatch.setitem(BaseHTTPRequestHandler.responses, 404, (reason, ""))  # type: ignore[arg-type]
+    monkeypatch.setitem(BaseHTTPRequestHandler.responses, 404, (reason, ""))
     with receiver([404]) as server, caplog.at_level(logging.WARNING, logger="edgeclip"):
         failed = run_until(tiny_bundle, WebhookSink(server.url), lambda: len(server.requests) == 3)
     for said in (failed["webhook"], caplog.text):

@@ -28,6 +28,7 @@ from edgeclip.prompts import FloatArray, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.images import Image
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.open import open_source
 
 _BATCH = 32
@@ -340,7 +341,9 @@ def _embed_footage(
             if watch:
                 watch(sum(map(len, rows)), 0)
     if not rows:
-        raise SourceError(f"expected frames in {', '.join(sources)}, got none: check the sources")
+        raise SourceError(
+            f"expected frames in {', '.join(map(without_password, sources))}, got none: check the sources"
+        )
     return np.concatenate(rows)
 
 

@@ -33,6 +33,7 @@ from edgeclip.files import cache_dir, keep_json, sha256_file, sha256_json
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.records import UNKNOWN
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame
 from edgeclip.runtime.sources.open import open_source
 
@@ -131,7 +132,10 @@ def _video(path: Path, source: str, number: int) -> Path:
     places = [Path(source), path.parent / source]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        raise SourceError(f"expected the video {source!r} of {path}:{number}, got no such file: pass `source`, a file")
+        raise SourceError(
+            f"expected the video {without_password(source)!r} of {path}:{number}, got no such file: pass `source`, a "
+            "file"
+        )
     return found
 
 

@@ -19,6 +19,7 @@ from edgeclip.extras import require
 from edgeclip.prompts import PromptTable, make_classes
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame
 
 _log = logging.getLogger("edgeclip")
@@ -87,7 +88,7 @@ class WebSink(Sink):
         """
         host, _, port = address.rpartition(":")
         if not host or not (port.isascii() and port.isdigit() and len(port) <= 5):
-            raise InputError(f"expected an address HOST:PORT, got {address!r}")
+            raise InputError(f"expected an address HOST:PORT, got {without_password(address)!r}")
 
         def make_table(name: str, classes: str) -> PromptTable:
             # Not text: what a browser sends must not name a file of this machine.

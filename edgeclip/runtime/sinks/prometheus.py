@@ -10,6 +10,7 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame
 
 _log = logging.getLogger("edgeclip")
@@ -144,5 +145,7 @@ def _parse(address: str) -> tuple[str, int]:
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535) or (
         address.startswith(":") and not host
     ):
-        raise InputError(f"expected a port or HOST:PORT to serve metrics at, such as 9100, got {address!r}")
+        raise InputError(
+            f"expected a port or HOST:PORT to serve metrics at, such as 9100, got {without_password(address)!r}"
+        )
     return host.strip("[]") or "127.0.0.1", int(port)

@@ -98,7 +98,7 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
         SourceError: not of that form, an unknown option, one given twice, or a value that does not fit.
     """
     names = ", ".join(f"{name}=" for name in known)
-    secret = "://" in text and re.search("[@?]", text)  # then what stands for an option may be part of a password
+    secret = re.match(r"(rtsp|http)s?://.*\?", text, re.DOTALL)  # the server's query: what follows may be of a password
     text = without_password(text)
 
     def got(part: str) -> str:
@@ -106,10 +106,10 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
 
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as error:
+    except ValueError:
         raise SourceError(
             f"expected options as name=value&name=value in {text!r}, got {got(query)}: known are {names}"
-        ) from error
+        ) from None  # which repeats it
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name not in known:
@@ -118,8 +118,8 @@ def read_options(text: str, query: str, known: Mapping[str, Option]) -> dict[str
             raise SourceError(f"expected each option once in {text!r}, got {name!r} twice")
         try:
             values[name] = known[name].parse(value)
-        except ValueError as error:
-            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {got(value)}") from error
+        except ValueError:
+            raise SourceError(f"expected {name}= to be {known[name].expected} in {text!r}, got {got(value)}") from None
     return values
 
 
@@ -174,8 +174,11 @@ def _address_without(address: str) -> str:
     scheme, mark, rest = address.partition("://")
     start, *rest_parts = re.split(r"([?#&;])", rest.rpartition("@")[2])
     shown = _IN_PATH.sub(r"\1=***", start)
+    in_options = "=" not in start  # ours, as long as nothing of the server's has a raw "#" in it
     for separator, part in zip(rest_parts[::2], rest_parts[1::2], strict=True):
-        shown += separator + _query_part_without(part)
+        in_options = in_options and (separator == "#" or "#" in shown)
+        is_option = in_options and re.fullmatch(rf"(?!{_SECRET_NAME})\w+=[\w.]{{1,12}}", part, re.IGNORECASE)
+        shown += separator + (part if is_option else _query_part_without(part))
     return f"{scheme}{mark}{shown}"
 
 

@@ -133,8 +133,7 @@ def _open_path(text: str, realtime: bool, options: SourceOptions) -> Source:
         raise SourceError(f"expected {forms}, got an empty name")
     there = os.path.exists(text)  # noqa: PTH110 - as above
     if not there and "://" in text:
-        scheme = text.partition("://")[0].strip()[-20:]  # the rest may hold a key in any place
-        raise SourceError(f"expected {forms}, got an address of the kind {scheme!r}, which is none of them")
+        raise SourceError(f"expected {forms}, got {without_password(text)!r}, which is none of them")
     path = Path(text)
     pattern = not there and glob.has_magic(text)
     if not pattern and not there:

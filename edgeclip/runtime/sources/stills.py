@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeclip.errors import SourceError
 from edgeclip.printable import path_text
 from edgeclip.runtime.images import images_among, list_images, read_image
+from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame, Source, picture_text
 
 
@@ -60,8 +61,8 @@ class ImagesSource(Source):
         files = [(path, path_text(path)) for path in images_among(matches, path_text(pattern))]
         if not files:
             raise SourceError(
-                f"expected images that match {path_text(pattern)!r}, got none among {len(matches)} matching names: "
-                "check the pattern, and quote it so that the shell leaves it alone"
+                f"expected images that match {without_password(path_text(pattern))!r}, got none among {len(matches)} matching "
+                "names: check the pattern, and quote it so that the shell leaves it alone"
             )
         return cls(path_text(pattern), files)
 
