@@ -193,8 +193,20 @@ class TransformersTextTower(TextTower):
                 made = transformers.AutoTokenizer.from_pretrained(self._name)
             # Of a folder without a tokenizer transformers makes one of two tokens.
             check_vocabulary(len(made), int(self._tower.config.vocab_size), self._name)
+            self._check_end(made)
             self._tokenizer = made
         return self._tokenizer
+
+    def _check_end(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer whose texts do not end in the token that CLIP takes the embedding from."""
+        ids = tokenizer("a")["input_ids"]
+        wanted = self._tower.config.eos_token_id
+        # CLIP's first configurations say 2 and mean the largest id.
+        if self._family is _CLIP and ids[-1] != (max(ids) if wanted == 2 else wanted):
+            raise ModelError(
+                f"expected a tokenizer whose texts end in token {wanted}, where {self._name} takes the embedding, got "
+                f"{ids[-1]}: put the model's own tokenizer files beside its weights"
+            )
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Token ids (N, L) int64 and, for CLIP, a mask (N, L) of 1 for text and 0 for padding → (N, D) float32."""

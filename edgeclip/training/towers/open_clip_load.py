@@ -246,19 +246,23 @@ def _of_config(name: str, pretrained: str | None) -> Source:
     tag = None if pretrained in {None, "none"} else pretrained
     if tag and not Path(tag).is_file():
         raise ModelError(f"expected a file of weights with {name}, got {tag!r}: leave it out to use its own")
-    own = pretrained is None
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / CONFIG).is_file():
             raise ModelError(f"expected {CONFIG} in the folder {folder}, got none: choose another")
-        file, weights = folder / CONFIG, _weights_in(folder) if own else None
+        config, stated = _read_config(folder / CONFIG)
+        weights = _weights_in(folder) if pretrained is None else None
     else:
         open_clip = require("open_clip", purpose="load an open_clip model")
-        model_id = name.removeprefix(HUB)
         with downloads(f"the open_clip model {name}"):
             get = open_clip.pretrained.download_pretrained_from_hf
-            file = Path(get(model_id, filename=CONFIG))
-            weights = Path(get(model_id)) if own else None
+            config, stated = _read_config(Path(get(name.removeprefix(HUB), filename=CONFIG)))
+            weights = Path(get(name.removeprefix(HUB))) if pretrained is None else None
+    return Source(name, tag, config, Path(tag) if tag else weights, stated)
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The architecture in ``open_clip_config.json``, and the preprocessing if it is there."""
     found = read_json(file, dict[str, Any], error=ModelError)
     config, stated = found.get("model_cfg"), found.get("preprocess_cfg")
     needed = {"embed_dim", "vision_cfg", "text_cfg"}
@@ -266,7 +270,7 @@ def _of_config(name: str, pretrained: str | None) -> Source:
         raise ModelError(f"expected model_cfg with {', '.join(sorted(needed))} in {file}: get the whole model")
     if not isinstance(stated, dict | None):
         raise ModelError(f"expected preprocess_cfg in {file} as an object, got {type(stated).__name__}")
-    return Source(name, tag, config, Path(tag) if tag else weights, stated)
+    return config, stated
 
 
 def _weights_in(folder: Path) -> Path:
