@@ -459,6 +459,33 @@ def test_a_checkpoint_that_lacks_weights_is_refused(clip_folder: Path, tmp_path:
         load_model(str(tmp_path))
 
 
+def test_weights_of_other_shapes_than_the_configuration_says_are_named(clip_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((clip_folder / "config.json").read_text())
+    config["vision_config"]["image_size"] = 96
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(clip_folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"position_embedding\.weight: \(37, 64\) by its config, \(17, 64\) in the file"
+    ):
+        load_model(str(tmp_path))
+
+
+def test_a_bias_of_the_scores_that_the_configuration_does_not_know_is_refused(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = {**load_file(clip_folder / "model.safetensors"), "logit_bias": torch.zeros(1)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
+    with pytest.raises(ModelError, match="expected no logit_bias"):
+        load_model(str(tmp_path))
+
+
+def test_preprocessing_that_a_folder_does_not_state_is_said(clip_folder: Path) -> None:
+    assert "no preprocessor_config.json" in load_model(str(clip_folder)).notes[0]
+
+
 def test_loading_leaves_the_processs_logging_alone() -> None:
     root = logging.getLogger()
     handlers = list(root.handlers)
