@@ -381,7 +381,7 @@ def _load(name: str, class_name: str, config: Any, *, weights: bool) -> Any:
         raise ModelError(f"{name} lacks {len(missing)} weights ({few(missing)}){said}: get the whole checkpoint")
     if "logit_bias" in unknown:
         raise ModelError(
-            f"expected no logit_bias in {name}, a {config.model_type} by its config.json, which has none: its scores would "
+            f"expected no logit_bias in {name}, a {config.model_type} by its config.json, which has none: scores would "
             "not be those that it was trained with"
         )
     return model.float().eval()
