@@ -96,6 +96,14 @@ def test_without_tags_the_default_is_said(
     assert model.notes == tuple(record.getMessage() for record in caplog.records if record.name == "edgeclip")
 
 
+def test_an_activation_that_tags_were_trained_with_is_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, TINY, {"openai": {**SQUASH, "quick_gelu": True}})
+    (note,) = load_model(TINY, pretrained=weights(tmp_path / "w.pt")).notes
+    assert note == (f"the weights are run with GELU, as {TINY} says; if they began as openai, name {TINY}-quickgelu")
+
+
 # Sizes
 
 
@@ -244,6 +252,25 @@ def test_a_folder_of_open_clip_is_found_again_from_anywhere(folder: Path, monkey
         assert load_text_tower(model.identity).sha256 == model.text.sha256
         assert load_again(model.origin).identity == model.identity
     assert load_again(load_model(str(folder), pretrained="none").origin).origin.seed == 0
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    repository = tmp_path / "hub" / "models--me--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = load_model("hf-hub:me/tiny")
+    assert (model.name, model.encoder.preprocess.resize) == ("hf-hub:me/tiny", "squash")
+    assert load_text_tower(model.identity).sha256 == model.text.sha256
+    with pytest.raises(ModelError, match="cannot load the open_clip model hf-hub:me/other"):
+        load_model("hf-hub:me/other")
 
 
 def test_a_file_of_weights_is_found_again_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
