@@ -94,13 +94,18 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
     """
     path = Path(text_or_file)
     if _is_file(path):
-        return make_classes(_read(path))
+        return read_classes(path)
     if not text_or_file.strip():
         raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
     items = [item for line in text_or_file.splitlines() if line.strip() for item in line.split(",")]
     if paths := [item.strip() for item in items if _looks_like_a_path(item.strip(), alone=len(items) == 1)]:
         raise PromptError(f"expected class names or a file of them, got {paths[0]!r}: no such file")
     return make_classes(items)
+
+
+def read_classes(path: Path) -> tuple[PromptClass, ...]:
+    """The classes of a file. Raises as ``parse_classes``."""
+    return make_classes(_read(path))
 
 
 def _is_file(path: Path) -> bool:

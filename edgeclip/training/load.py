@@ -123,10 +123,9 @@ def in_full(name: str) -> str:
 
 def short_name(name: str) -> str:
     """What to call what is made of a model: the last part of its name, or of the path in full."""
-    full = in_full(name)
     for prefix in (OPEN_CLIP_FOLDER, OPEN_CLIP_HUB, HUB_PREFIX):
-        full = full.removeprefix(prefix)
-    return Path(full).name or "model"
+        name = name.removeprefix(prefix)
+    return Path(os.path.normpath(Path(name).absolute())).name or "model"
 
 
 def _has_model_type(config: Path) -> bool:

@@ -55,6 +55,12 @@ def test_help_shows_what_an_option_is_when_left_out() -> None:
     assert "[half of what is free]" in " ".join(re.sub("[│╭╰─]", " ", edgeclip("build", "--help")).split())
 
 
+def test_options_of_a_model_are_checked_before_it_is_loaded() -> None:
+    assert "expected --mean as one or 3 numbers with commas between them, got '1,2'" in refused(
+        "export", "ViT-B-32", "--pretrained", "none", "--mean", "1,2"
+    )
+
+
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", edgeclip("--version"))
 

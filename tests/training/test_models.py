@@ -169,6 +169,49 @@ def test_transformers_reads_the_tokens_that_open_clip_writes(clip_folder: Path) 
         assert not full[length:].any()
 
 
+def test_a_folder_without_its_tokenizer_encodes_no_text(
+    clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of such a folder transformers makes a tokenizer of two tokens, by which all texts are the same."""
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).symlink_to(clip_folder / file)
+    model = load_model(str(tmp_path))
+    with pytest.raises(ModelError, match=r"expected a tokenizer of 49,408 tokens, .* got one of 2: put"):
+        model.encode_text(TEXTS)
+    assert class_rows(model.text, 32).shape == (0, 32)
+    assert "no prompt can be encoded yet: expected a tokenizer" in caplog.text
+
+
+def test_a_tokenizer_whose_texts_end_elsewhere_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    for file in clip_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((clip_folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 5
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"texts end in token 5, .* got 49407"):
+        load_model(str(tmp_path)).encode_text(TEXTS)
+
+
+def test_a_damaged_tokenizer_is_one_sentence(clip_folder: Path, tmp_path: Path) -> None:
+    for file in clip_folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "vocab.json").unlink()
+    vocabulary = json.loads((clip_folder / "vocab.json").read_text())
+    (tmp_path / "vocab.json").write_text(json.dumps(dict(list(vocabulary.items())[:30_000])))
+    with pytest.raises(ModelError, match="cannot load the tokenizer of"):
+        load_model(str(tmp_path)).encode_text(TEXTS)
+
+
+def test_texts_longer_than_the_context_are_found(clip: OpenClipModel, clip_folder: Path) -> None:
+    texts = ["a cat", LONG, "word " * 75, "word " * 76]  # 77 tokens with start and end; one more
+    for model in (clip, TransformersModel(str(clip_folder))):
+        assert model.text.too_long(texts) == [texts[1], texts[3]]
+        assert model.text.too_long([]) == []
+    starter = load_model("starter")
+    assert starter.text.too_long(["a cat", "word " * 126, "word " * 127]) == ["word " * 127]
+
+
 class WordTokenizer:
     """Stands for SigLIP's tokenizer, which must be downloaded: a token a word, padded with 1 when asked to."""
 
@@ -414,6 +457,33 @@ def test_a_checkpoint_that_lacks_weights_is_refused(clip_folder: Path, tmp_path:
     (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
     with pytest.raises(ModelError, match=r"lacks 1 weights \(visual_projection.weight"):
         load_model(str(tmp_path))
+
+
+def test_weights_of_other_shapes_than_the_configuration_says_are_named(clip_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((clip_folder / "config.json").read_text())
+    config["vision_config"]["image_size"] = 96
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(clip_folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"position_embedding\.weight: \(37, 64\) by its config, \(17, 64\) in the file"
+    ):
+        load_model(str(tmp_path))
+
+
+def test_a_bias_of_the_scores_that_the_configuration_does_not_know_is_refused(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = {**load_file(clip_folder / "model.safetensors"), "logit_bias": torch.zeros(1)}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((clip_folder / "config.json").read_text())
+    with pytest.raises(ModelError, match="expected no logit_bias"):
+        load_model(str(tmp_path))
+
+
+def test_preprocessing_that_a_folder_does_not_state_is_said(clip_folder: Path) -> None:
+    assert "no preprocessor_config.json" in load_model(str(clip_folder)).notes[0]
 
 
 def test_loading_leaves_the_processs_logging_alone() -> None:

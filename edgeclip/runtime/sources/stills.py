@@ -60,9 +60,10 @@ class ImagesSource(Source):
         matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - "/abs/*.jpg"
         files = [(path, path_text(path)) for path in images_among(matches, path_text(pattern))]
         if not files:
+            shown = without_password(path_text(pattern))
             raise SourceError(
-                f"expected images that match {without_password(path_text(pattern))!r}, got none among {len(matches)} matching "
-                "names: check the pattern, and quote it so that the shell leaves it alone"
+                f"expected images that match {shown!r}, got none among {len(matches)} matching names: "
+                "check the pattern, and quote it so that the shell leaves it alone"
             )
         return cls(path_text(pattern), files)
 

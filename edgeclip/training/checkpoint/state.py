@@ -60,7 +60,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, where: str, model: s
         if key in own and own[key].shape != value.shape
     ]
     said = [
-        f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{', …' if len(keys) > _NAMED else ''})"
+        f"{len(keys)} {what} ({few(keys)})"
         for keys, what in (
             (missing, "weights of the model are missing"),
             (unknown, "are none of the model's"),
@@ -71,6 +71,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, where: str, model: s
     if said:
         raise ModelError(f"the weights in {where} do not fit {model}: {'; '.join(said)}{_hint(unknown)}")
     module.load_state_dict(dict(state))
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
 
 
 def _hint(unknown: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
+from edgeclip.class_names import read_classes
 from edgeclip.documents import read_json
 from edgeclip.errors import PromptError, SourceError, TrainingError
-from edgeclip.prompts import parse_classes
 from edgeclip.runtime.images import Image, decode_image, read_image, read_image_bytes
 from edgeclip.training.data.pairs import Damaged, ImageTextPair, PairSource, Share, Tally
 
@@ -111,7 +111,7 @@ def read_class_names(path: Path, *, folders: Sequence[str] = ()) -> list[list[st
         if path.suffix == ".json":
             names = _from_json(read_json(path, _Names, error=TrainingError), folders)
         else:
-            names = [list(item.names) for item in parse_classes(f"{path.parent}/{path.name}")]
+            names = [list(item.names) for item in read_classes(path)]
     except (KeyError, PromptError) as error:
         raise TrainingError(f"expected class names at {path} ({error})") from error
     if not names or not all(all(each) and each for each in names):

@@ -19,6 +19,7 @@ from edgeclip.errors import ModelError, RecipeError
 from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 from edgeclip.spec import Channels, EncoderSpec, ModelOrigin, PreprocessSpec, ScoreKind
+from edgeclip.training.checkpoint.state import few
 from edgeclip.training.model import ContrastiveModel, TextModule, TextTower, check_vocabulary
 from edgeclip.training.recipe import Tower
 from edgeclip.training.towers.libraries import features_width, no_options
@@ -98,8 +99,13 @@ class TransformersModel(ContrastiveModel):
         self.name = name
         self.origin = ModelOrigin(loader="transformers", name=name)
         self.text = TransformersTextTower(name, family, model)
+        settings = _processor_config(name)
+        if weights and not settings:
+            self.notes = (
+                f"{name} has no preprocessor_config.json: images are prepared as is usual for a {config.model_type}",
+            )
         self.encoder = EncoderSpec(
-            preprocess=_preprocess_spec(_processor_config(name), family, int(config.vision_config.image_size)),
+            preprocess=_preprocess_spec(settings, family, int(config.vision_config.image_size)),
             embedding_dim=config.projection_dim if family is _CLIP else config.vision_config.hidden_size,
             logit_scale=float(model.logit_scale.detach().exp().reshape(())),
             logit_bias=float(model.logit_bias.detach().reshape(())) if hasattr(model, "logit_bias") else 0.0,
@@ -193,8 +199,20 @@ class TransformersTextTower(TextTower):
                 made = transformers.AutoTokenizer.from_pretrained(self._name)
             # Of a folder without a tokenizer transformers makes one of two tokens.
             check_vocabulary(len(made), int(self._tower.config.vocab_size), self._name)
+            self._check_end(made)
             self._tokenizer = made
         return self._tokenizer
+
+    def _check_end(self, tokenizer: Any) -> None:
+        """Refuse a tokenizer whose texts do not end in the token that CLIP takes the embedding from."""
+        ids = tokenizer("a")["input_ids"]
+        wanted = self._tower.config.eos_token_id
+        # CLIP's first configurations say 2 and mean the largest id.
+        if self._family is _CLIP and ids[-1] != (max(ids) if wanted == 2 else wanted):
+            raise ModelError(
+                f"expected a tokenizer whose texts end in token {wanted}, where {self._name} takes the embedding, got "
+                f"{ids[-1]}: put the model's own tokenizer files beside its weights"
+            )
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Token ids (N, L) int64 and, for CLIP, a mask (N, L) of 1 for text and 0 for padding → (N, D) float32."""
@@ -345,9 +363,27 @@ def _load(name: str, class_name: str, config: Any, *, weights: bool) -> Any:
     if not weights:
         return getattr(transformers, class_name)(config).float().eval()
     with downloads(f"the transformers model {name}"):
-        model, info = getattr(transformers, class_name).from_pretrained(name, config=config, output_loading_info=True)
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{name} lacks {len(missing)} weights ({missing[0]}, …): get the whole checkpoint")
+        model, info = getattr(transformers, class_name).from_pretrained(
+            name,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+    missing, unknown = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if others := [
+        f"{key}: {tuple(own)} by its config, {tuple(found)} in the file" for key, found, own in info["mismatched_keys"]
+    ]:
+        raise ModelError(
+            f"the weights of {name} do not fit its config.json: {few(others)} differ in shape; give both of one model"
+        )
+    if missing:
+        said = f", and holds others ({few(unknown)})" if unknown else ""
+        raise ModelError(f"{name} lacks {len(missing)} weights ({few(missing)}){said}: get the whole checkpoint")
+    if "logit_bias" in unknown:
+        raise ModelError(
+            f"expected no logit_bias in {name}, a {config.model_type} by its config.json, which has none: scores would "
+            "not be those that it was trained with"
+        )
     return model.float().eval()
 
 

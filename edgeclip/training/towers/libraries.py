@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgeclip.errors import ModelError, RecipeError
 from edgeclip.extras import require
 from edgeclip.spec import ModelOptions, PreprocessSpec
+from edgeclip.training.checkpoint.state import read_state
 from edgeclip.training.model import TextModule
 from edgeclip.training.recipe import Tower
 from edgeclip.training.towers.open_clip import OpenClipImageTower, OpenClipModel, OpenClipTextTower
@@ -51,6 +52,8 @@ def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG00
             network = timm.create_model(name, **options, **({"img_size": size} if size else {}))
         except TypeError:  # a convolutional network takes any size and has no such argument
             network = timm.create_model(name, **options)
+    if file.is_file() and size is None:
+        _same_positions(network, file)
     config = timm.data.resolve_model_data_config(network)
     side = size or int(config["input_size"][-1])
     preprocess = PreprocessSpec(
@@ -62,6 +65,19 @@ def timm_image(name: str, tower: Tower, seed: int) -> ImageTower:  # noqa: ARG00
         std=channels(config["std"]),
     )
     return ImageTower(network, features_width(network, side), preprocess)
+
+
+def _same_positions(network: nn.Module, file: Path) -> None:
+    """Refuse weights of another image size, whose position embeddings timm has resampled."""
+    own = getattr(network, "pos_embed", None)
+    if not isinstance(own, Tensor) or file.suffix in {".npz", ".npy"}:
+        return
+    found = read_state(file).get("pos_embed")
+    if found is not None and found.shape != own.shape:
+        raise RecipeError(
+            f"{file} has position embeddings of shape {tuple(found.shape)}, the tower {tuple(own.shape)}: give the "
+            "image_size that is meant"
+        )
 
 
 def open_clip_image(name: str, tower: Tower, seed: int) -> ImageTower:

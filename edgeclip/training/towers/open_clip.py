@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -51,7 +52,8 @@ class OpenClipModel(ContrastiveModel):
         loaded = load_open_clip(name, pretrained, seed=seed, options=options)
         model, tag, random = loaded.model, loaded.source.tag, loaded.source.weights is None
         self._model = model
-        self.name = f"{name} ({tag or f'random, seed {seed}'})" if tag or random else name
+        called = Path(name).name if name.startswith(FOLDER) else name
+        self.name = f"{called} ({tag or f'random, seed {seed}'})" if tag or random else called
         self.origin = ModelOrigin(
             loader="open_clip",
             name=name,

@@ -22,7 +22,7 @@ from edgeclip.documents import read_json
 from edgeclip.errors import ModelError
 from edgeclip.extras import require
 from edgeclip.spec import ModelOptions, PreprocessSpec
-from edgeclip.training.checkpoint.state import fill, read_state
+from edgeclip.training.checkpoint.state import few, fill, read_state
 from edgeclip.training.towers.quiet import downloads
 
 CONFIG = "open_clip_config.json"
@@ -40,7 +40,7 @@ _RESNET_PATCH = 32  # a ModifiedResNet makes one cell of 32x32 pixels
 
 
 @dataclass(frozen=True)
-class WeightSource:
+class OpenClipFiles:
     """Where an open_clip model comes from.
 
     Attributes:
@@ -73,7 +73,7 @@ class Loaded:
     """
 
     model: Any
-    source: WeightSource
+    source: OpenClipFiles
     options: ModelOptions
     context_length: int
     notes: list[str] = field(default_factory=list)
@@ -129,7 +129,7 @@ def preprocess_of(loaded: Loaded, options: ModelOptions, *, random: bool) -> Pre
     return preprocess_spec({**known, **given})
 
 
-def _of_the_tags(source: WeightSource, given: Mapping[str, Any], notes: list[str], *, random: bool) -> dict[str, Any]:
+def _of_the_tags(source: OpenClipFiles, given: Mapping[str, Any], notes: list[str], *, random: bool) -> dict[str, Any]:
     """The preprocessing that all tags of the architecture share; what they do not share has to be given."""
     open_clip = require("open_clip", purpose="load an open_clip model")
     name = source.name
@@ -153,7 +153,7 @@ def _of_the_tags(source: WeightSource, given: Mapping[str, Any], notes: list[str
         if len(found) == 1:
             shared[key] = next(iter(found))
         elif key not in given:
-            differ[key] = "; ".join(f"{value} in {_few(having)}" for value, having in found.items())
+            differ[key] = "; ".join(f"{value} in {few(having)}" for value, having in found.items())
     if differ and not random:
         said = ". ".join(f"{key}: {what}" for key, what in differ.items())
         raise ModelError(
@@ -213,7 +213,7 @@ def wants_quick_gelu(name: str, tag: str) -> bool:
 # Where it comes from
 
 
-def _source(name: str, pretrained: str | None) -> WeightSource:
+def _source(name: str, pretrained: str | None) -> OpenClipFiles:
     tag = None if pretrained in {None, "none"} else pretrained
     if name.startswith((FOLDER, HUB)):
         return _of_config(name, pretrained)
@@ -224,41 +224,45 @@ def _source(name: str, pretrained: str | None) -> WeightSource:
         raise ModelError(f"expected an open_clip model name, got {name!r}: did you mean one of {', '.join(near)}?")
     config = open_clip.get_model_config(name)
     if tag is None:
-        return WeightSource(name, None, config, None, None)
+        return OpenClipFiles(name, None, config, None, None)
     if open_clip.is_pretrained_cfg(name, tag):
         stated = open_clip.get_pretrained_cfg(name, tag)
         with downloads(f"{name} with weights {tag}"):
             weights = Path(open_clip.factory.download_pretrained(stated))
         # open_clip only warns of the activation. A tag that says nothing was trained with the config as it is
         # (roberta-ViT-B-32).
-        return WeightSource(name, tag, config, weights, stated, quick_gelu=wants_quick_gelu(name, tag))
+        return OpenClipFiles(name, tag, config, weights, stated, quick_gelu=wants_quick_gelu(name, tag))
     if not Path(tag).is_file():
         tags = _tags(name)
         available = f"one of {', '.join(tags)}" if tags else "a checkpoint file (open_clip has no weights for it)"
         raise ModelError(
             f"expected pretrained weights of {name}, got {tag!r}: give {available}, or none for random ones"
         )
-    return WeightSource(name, tag, config, Path(tag), None)
+    return OpenClipFiles(name, tag, config, Path(tag), None)
 
 
-def _of_config(name: str, pretrained: str | None) -> WeightSource:
+def _of_config(name: str, pretrained: str | None) -> OpenClipFiles:
     """A folder or hub name with ``open_clip_config.json``; its own weights unless others are asked for."""
     tag = None if pretrained in {None, "none"} else pretrained
     if tag and not Path(tag).is_file():
         raise ModelError(f"expected a file of weights with {name}, got {tag!r}: leave it out to use its own")
-    own = pretrained is None
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / CONFIG).is_file():
             raise ModelError(f"expected {CONFIG} in the folder {folder}, got none: choose another")
-        file, weights = folder / CONFIG, _weights_in(folder) if own else None
+        config, stated = _read_config(folder / CONFIG)
+        weights = _weights_in(folder) if pretrained is None else None
     else:
         open_clip = require("open_clip", purpose="load an open_clip model")
-        model_id = name.removeprefix(HUB)
         with downloads(f"the open_clip model {name}"):
             get = open_clip.pretrained.download_pretrained_from_hf
-            file = Path(get(model_id, filename=CONFIG))
-            weights = Path(get(model_id)) if own else None
+            config, stated = _read_config(Path(get(name.removeprefix(HUB), filename=CONFIG)))
+            weights = Path(get(name.removeprefix(HUB))) if pretrained is None else None
+    return OpenClipFiles(name, tag, config, Path(tag) if tag else weights, stated)
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The architecture in ``open_clip_config.json``, and the preprocessing if it is there."""
     found = read_json(file, dict[str, Any], error=ModelError)
     config, stated = found.get("model_cfg"), found.get("preprocess_cfg")
     needed = {"embed_dim", "vision_cfg", "text_cfg"}
@@ -266,7 +270,7 @@ def _of_config(name: str, pretrained: str | None) -> WeightSource:
         raise ModelError(f"expected model_cfg with {', '.join(sorted(needed))} in {file}: get the whole model")
     if not isinstance(stated, dict | None):
         raise ModelError(f"expected preprocess_cfg in {file} as an object, got {type(stated).__name__}")
-    return WeightSource(name, tag, config, Path(tag) if tag else weights, stated)
+    return config, stated
 
 
 def _weights_in(folder: Path) -> Path:
@@ -275,7 +279,7 @@ def _weights_in(folder: Path) -> Path:
     if named or len(found) == 1:
         return (named or found)[0]
     raise ModelError(
-        f"expected one file of weights beside {folder / CONFIG}, got {_few([file.name for file in found]) or 'none'}: "
+        f"expected one file of weights beside {folder / CONFIG}, got {few([file.name for file in found]) or 'none'}: "
         f"call it {_WEIGHTS[0]}, or give it as pretrained"
     )
 
@@ -290,7 +294,7 @@ def _tags(name: str) -> list[str]:
 
 
 def _build(
-    source: WeightSource,
+    source: OpenClipFiles,
     options: ModelOptions,
     *,
     seed: int = 0,
@@ -321,7 +325,7 @@ def _build(
     return Loaded(model, source, options, context or int(source.config["text_cfg"].get("context_length", 77)))
 
 
-def _with_weights(source: WeightSource, state: dict[str, Tensor], options: ModelOptions) -> Loaded:
+def _with_weights(source: OpenClipFiles, state: dict[str, Tensor], options: ModelOptions) -> Loaded:
     """The network at the sizes that the weights have, with the weights in it."""
     bias, notes = _bias(source, state, options)
     loaded = _build(source, options, logit_bias=bias)
@@ -355,7 +359,7 @@ def _with_weights(source: WeightSource, state: dict[str, Tensor], options: Model
     return loaded
 
 
-def _bias(source: WeightSource, state: dict[str, Tensor], options: ModelOptions) -> tuple[float | None, list[str]]:
+def _bias(source: OpenClipFiles, state: dict[str, Tensor], options: ModelOptions) -> tuple[float | None, list[str]]:
     """What to make the model with, that its scores have a bias where the weights have one; and what there is to say."""
     has = source.config.get("init_logit_bias") is not None
     where = source.tag or source.weights
@@ -468,7 +472,7 @@ def _check_size(loaded: Loaded, options: ModelOptions) -> None:
         )
 
 
-def _activation(source: WeightSource, options: ModelOptions) -> list[str]:
+def _activation(source: OpenClipFiles, options: ModelOptions) -> list[str]:
     """What to say of weights in a file whose architecture has tags that were trained with the other activation."""
     if source.stated is not None or source.name.startswith((FOLDER, HUB)) or options.quick_gelu:
         return []
@@ -477,12 +481,12 @@ def _activation(source: WeightSource, options: ModelOptions) -> list[str]:
     if of_config or not others:
         return []
     return [
-        f"the weights are run with GELU, as {source.name} says; if they began as {_few(others)}, name "
+        f"the weights are run with GELU, as {source.name} says; if they began as {few(others)}, name "
         f"{source.name}-quickgelu"
     ]
 
 
-def _big_vision(source: WeightSource, options: ModelOptions) -> Loaded:
+def _big_vision(source: OpenClipFiles, options: ModelOptions) -> Loaded:
     """Google's own files, which open_clip reads into a model of the same sizes and no other."""
     assert source.weights
     loaded = _build(source, options)
@@ -498,7 +502,7 @@ def _big_vision(source: WeightSource, options: ModelOptions) -> Loaded:
     return loaded
 
 
-def _context(source: WeightSource) -> int:
+def _context(source: OpenClipFiles) -> int:
     return int(source.config["text_cfg"].get("context_length", 77))
 
 
@@ -509,7 +513,3 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _size(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -75,7 +75,10 @@ def downloads(what: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except _LOADING_ERRORS as error:
+    except Exception as error:
+        # The library tokenizers raises nothing more exact than Exception.
+        if not isinstance(error, _LOADING_ERRORS) and type(error) is not Exception:
+            raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if not online and _is_missing_file(error):
             reason = (
