@@ -100,7 +100,7 @@ class BundleTextEncoder:
             if self._tower is None:
                 self._tower = load_text_tower(self._model)
             made = self._tower.encode_text(list(missing.values()))
-            cut = set(self._tower.too_long(list(missing.values())))
+            cut = self._tower.too_long(list(missing.values()))
             self.too_long += cut
             # What is not finite is refused by the caller and must not be found again; what is cut is to be told again.
             whole = [row for row, text in enumerate(missing.values()) if text not in cut]
