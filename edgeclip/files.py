@@ -190,6 +190,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     beside = output.way == "rename"
     if beside:
         _make_folder(output.target.parent, path)
+    elif output.way == "in place":
+        sweep(output.target.parent)
     with _finishes(path), workshop(output.target.parent if beside else None, path.stem) as folder:
         temporary = folder / path.name
         yield temporary
