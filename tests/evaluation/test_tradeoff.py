@@ -450,5 +450,5 @@ def test_bad_input_is_refused_before_anything_runs(tiny_bundle: Path, photos: Pa
     assert "got one twice" in refused("tradeoff", "starter", "starter", *data, "--rounds", "3")
     assert "expected a prompt table in tiny.edgeclip" in refused("tradeoff", tiny_bundle, *data)
     (tmp_path / "file").write_text("")
-    assert "got the file" in refused("tradeoff", "starter", "--data", photos, "-o", tmp_path / "file")
+    assert "is not a folder" in refused("tradeoff", "starter", "--data", photos, "-o", tmp_path / "file")
     assert not out.exists()

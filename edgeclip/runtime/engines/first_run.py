@@ -28,7 +28,7 @@ _CHILD = (
 _MEMORY_OF_WEIGHTS = 6
 _WEIGHTS_BYTES_A_SECOND = 10 << 20
 _TOO_MUCH = 3  # the exit status that says so
-_refused: dict[str, str] = {}
+_found: dict[str, str | None] = {}
 
 
 def check_first_run(bundle: Bundle, variant: str) -> None:
@@ -44,20 +44,22 @@ def check_first_run(bundle: Bundle, variant: str) -> None:
     kept = cache_dir("first_runs") / f"{key}.json"
     if kept.is_file():
         return
-    if key not in _refused:
+    if key not in _found:
         path = bundle.variant_path(variant)
         weights = sum(bundle.manifest.files[file].size for file in (described.file, *described.data_files))
         memory += _MEMORY_OF_WEIGHTS * weights
         seconds += weights // _WEIGHTS_BYTES_A_SECOND
-        _refused[key] = _tried(path, spec.height, spec.width, memory=memory, seconds=seconds)
-    if _refused[key]:
-        raise EngineError(f"{variant} of {bundle.path.name} {_refused[key]}")
+        _found[key] = _tried(path, spec.height, spec.width, memory=memory, seconds=seconds)
+    if reason := _found[key]:
+        raise EngineError(f"{variant} of {bundle.path.name} {reason}")
+    if reason is None:
+        return
     with suppress(EdgeclipError):  # a cache that cannot be written to costs a trial at the next start
         write_json(kept, {"variant": variant})
 
 
-def _tried(path: Path, height: int, width: int, *, memory: int, seconds: int) -> str:
-    """Why a graph is refused, to complete "the graph …"; empty if it is not."""
+def _tried(path: Path, height: int, width: int, *, memory: int, seconds: int) -> str | None:
+    """Why a graph is refused, to complete "the graph …"; empty if it is not, None if it could not be tried."""
     command = [
         sys.executable,
         "-c",
@@ -81,7 +83,7 @@ def _tried(path: Path, height: int, width: int, *, memory: int, seconds: int) ->
         return large
     if done.returncode < 0:
         return f"crashes ONNX Runtime ({signal.Signals(-done.returncode).name}): export it again"
-    return ""
+    return None if done.returncode else ""
 
 
 def main(path: str, height: str, width: str, memory: str, seconds: str) -> None:
