@@ -149,13 +149,13 @@ class ExportedFamily:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ExportedFamily]]:
-    """Exports a family by its name in ``tests.families``, once a session; or ``starter``, which is shipped so."""
+    """Exports a family of ``tests.families``, transformers two blocks deep, once a session; or the starter."""
     pytest.importorskip("torch")
     pytest.importorskip("open_clip")
     pytest.importorskip("transformers")
     from edgeclip.export.bundle import onnx_metadata
     from edgeclip.export.onnx import export_onnx
-    from tests.families import FAMILIES, as_if_trained
+    from tests.families import FAMILIES, as_if_trained, shortened
 
     folder = tmp_path_factory.mktemp("families")
     made: dict[str, ExportedFamily] = {}
@@ -166,7 +166,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             return ExportedFamily(bundle.variant_path("fp32"), bundle.manifest.encoder)
         if name not in made:
             own = folder / name.replace("/", "-")
-            model = as_if_trained(FAMILIES[name](own / "model"))
+            model = as_if_trained(shortened(FAMILIES[name](own / "model")))
             metadata = onnx_metadata(model.name, model.identity.id, "fp32")
             fp32, *_ = export_onnx(model.exportable(), model.encoder, own / "fp32.onnx", metadata=metadata)
             made[name] = ExportedFamily(fp32, model.encoder)

@@ -21,6 +21,7 @@ from edgeclip.training.towers.open_clip import OpenClipModel
 SMALL = "PE-Core-T-16-384"  # the smallest of open_clip's own models
 TINY = "tiny-ViT"  # a form of open_clip's that is a few blocks wide and deep
 _BATCH = 16
+_VIT_B_DEPTH = 12
 
 open_clip.add_model_config(Path(__file__).parent / "inputs" / f"{TINY}.json")
 
@@ -47,6 +48,20 @@ def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:
             for name, parameter in root.named_parameters():
                 if name.endswith(("gamma", "layer_scale")):
                     parameter.uniform_(0.2, 1.0, generator=generator)
+    return model
+
+
+def shortened(model: ContrastiveModel, depth: int = 2) -> ContrastiveModel:
+    """Keep the first blocks of a vision transformer: all its operators at their width, in a fraction of the time.
+
+    Other networks, whose stages differ in width, are left as they are.
+    """
+    for root in model.image_modules():
+        for module in root.modules():
+            for name in ("resblocks", "blocks"):  # open_clip's own transformer, timm's
+                blocks = getattr(module, name, None)
+                if isinstance(blocks, torch.nn.ModuleList | torch.nn.Sequential) and len(blocks) == _VIT_B_DEPTH:
+                    del blocks[depth:]
     return model
 
 
