@@ -306,6 +306,9 @@ def test_what_is_no_class_name_is_refused(classes: Any) -> None:
 )
 def test_a_table_whose_rows_do_not_fit_is_refused(labeller: edgeclip.Labeller, picture: Path, rows: Any) -> None:
     own = labeller.bundle.table()
-    wrong = dataclasses.replace(own, classes=own.classes[:2], embeddings=rows)
-    with pytest.raises(edgeclip.EdgeclipError, match=r"rows of|rows of width|one a class|width"):
-        labeller.classify(picture, table=wrong)
+
+    def classify() -> None:
+        labeller.classify(picture, table=dataclasses.replace(own, classes=own.classes[:2], embeddings=rows))
+
+    with pytest.raises(edgeclip.EdgeclipError, match=r"rows \(C, D\)|rows of width|one a class|width|finite"):
+        classify()

@@ -112,7 +112,7 @@ def test_the_hash_covers_keys_and_fitted_rows() -> None:
     [
         ({"keys": 2 * keys().keys}, "unit length"),
         ({"keys": keys().keys.astype(np.float64)}, "float32"),
-        ({"labels": np.zeros(4, np.int64)}, "a label for each"),
+        ({"labels": np.zeros(4, np.int64)}, "label for each"),
         ({"labels": np.full(5, 3)}, "rows 0 to 2"),
         ({"keys": keys(width=8).keys}, f"width {WIDTH}"),
         ({"alpha": -1.0}, "alpha"),

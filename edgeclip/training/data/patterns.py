@@ -43,8 +43,11 @@ def short_names(shards: Sequence[str]) -> list[str]:
     short = [Path(shard).name if is_local(shard) else _bare(shard) for shard in shards]
     if len(set(short)) < len(short):
         short = [without_password(shard) for shard in shards]
-    numbered = [f"{name} #{number}" for number, name in enumerate(short)]  # addresses may differ in a secret only
-    return short if len(set(short)) == len(short) else numbered
+    different = list(dict.fromkeys(shards))
+    if len(set(short)) == len(different):
+        return short
+    # They differ in a secret only.
+    return [f"{name} #{different.index(shard)}" for name, shard in zip(short, shards, strict=True)]
 
 
 def _bare(shard: str) -> str:
