@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgeclip
+from edgeclip.limits import LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -105,6 +106,12 @@ def test_every_figure_has_its_command_and_its_printout_or_says_that_none_was_kep
         assert "`" in command or "as above" in command, what
         assert "](results/" in command or "not kept" in command, what
         assert beside.strip(), f"nothing stands beside {what}"
+
+
+def test_every_bound_stands_in_the_document() -> None:
+    text = (DOCS / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `EDGECLIP_MAX_(\w+)` \| ([\d,]+) \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(name.upper(), f"{bound.most:,}", bound.what) for name, bound in LIMITS.items()]
 
 
 def test_the_readme_fits_two_screens() -> None:
