@@ -236,7 +236,12 @@ class Bundle:
         if name not in tables:
             available = ", ".join(tables) or "none yet; make one with edgeclip prompts build"
             raise TableError(f"{self.path.name} has no prompt table {name!r}: expected one of: {available}")
-        table = PromptTable.load(self.file(tables[name].file))
+        entry = tables[name]
+        table = PromptTable.load(self.file(entry.file))
+        if (table.name, len(table.classes), table.content_hash) != (entry.name, entry.classes, entry.content_hash):
+            raise TableError(
+                f"{entry.file} of {self.path.name} is not the table {name!r} of its manifest: build it anew"
+            )
         self.check_table(table)
         return table
 

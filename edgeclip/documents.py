@@ -5,13 +5,14 @@ And a value in, JSON out.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from edgeclip.errors import EdgeclipError, InputError
-from edgeclip.limits import check_limit
+from edgeclip.limits import check_limit, limit
 from edgeclip.printable import path_text
 
 _BOM = b"\xef\xbb\xbf"
@@ -26,8 +27,10 @@ def read_bytes(path: Path, *, error: type[EdgeclipError] = InputError) -> bytes:
     """
     try:
         with path.open("rb") as stream:
-            check_limit("document_bytes", path.stat().st_size, str(path), error=error)
-            return stream.read().removeprefix(_BOM)
+            check_limit("document_bytes", os.fstat(stream.fileno()).st_size, str(path), error=error)
+            data = stream.read(limit("document_bytes") + 1)  # a device or pipe has no size
+            check_limit("document_bytes", len(data), str(path), error=error)
+            return data.removeprefix(_BOM)
     except (OSError, ValueError) as problem:  # ValueError: a path with a null in it
         raise error(f"cannot read {path} ({getattr(problem, 'strerror', None) or problem})") from problem
 

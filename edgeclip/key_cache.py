@@ -88,7 +88,7 @@ class KeyCache:
     @cached_property
     def sha256(self) -> str:
         """Digest of keys, labels and both numbers."""
-        digest = hashlib.sha256(f"{self.keys.shape} {self.alpha!r} {self.beta!r}".encode())
+        digest = hashlib.sha256(f"{self.keys.shape} {float(self.alpha)!r} {float(self.beta)!r}".encode())
         digest.update(np.ascontiguousarray(self.keys).data)
         digest.update(np.ascontiguousarray(self.labels, np.int64).data)
         return digest.hexdigest()

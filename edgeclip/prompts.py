@@ -27,6 +27,7 @@ from edgeclip.errors import PromptError, TableError
 from edgeclip.files import atomic_file
 from edgeclip.key_cache import FloatArray as FloatArray
 from edgeclip.key_cache import KeyCache, require_unit
+from edgeclip.printable import printable
 from edgeclip.spec import MOST_WIDTH
 from edgeclip.tensors import open_tensors
 
@@ -36,7 +37,7 @@ TABLE_FORMAT = "edgeclip.prompt-table.1"
 ALIKE = 0.9999  # cosine from which two rows say the same; singular and plural of a word are at 0.99
 _ALIKE_BLOCK = 1024  # rows compared with all others at once
 _VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # choose between two pictures of one emoji
-_SHOWN = 5  # labels that a message names
+_SHOWN, _LONGEST = 5, 40  # labels that a message names, and how much of each
 
 _log = logging.getLogger("edgeclip")
 
@@ -119,6 +120,15 @@ class PromptTable:
         more.update(np.ascontiguousarray(self.embeddings).data)  # of the array itself: a copy could be gigabytes
         return more.hexdigest()
 
+    def _check_texts(self, path: Path) -> None:
+        """Refuse a name that no table can have, and labels that are empty or would move a terminal's cursor."""
+        try:
+            check_table_name(self.name)
+        except PromptError as error:
+            raise TableError(f"{path}: {error}") from error
+        if strange := [label for label in self.labels if not label.strip() or printable(label, lines=False) != label]:
+            raise TableError(f"expected labels as plain text in {path}, got {strange[0][:40]!r}: make it again")
+
     def check_decisions(self) -> None:
         """Refuse decisions on these rows that do not fit them; those on earlier rows are stale, and kept.
 
@@ -142,7 +152,7 @@ class PromptTable:
         if self.background:
             metadata["background"] = json.dumps(self.background, ensure_ascii=False)
         if self.thresholds:
-            metadata["thresholds"] = json.dumps(dict(self.thresholds), ensure_ascii=False)
+            metadata["thresholds"] = json.dumps(_plain(self.thresholds), ensure_ascii=False)
         if self.adapted:
             metadata["adapted"] = self.adapted
         tensors = {"embeddings": np.ascontiguousarray(self.embeddings)}
@@ -186,6 +196,7 @@ class PromptTable:
                 decisions=read_decisions(stored),
             )
             content = stored.metadata.get("content_hash")
+        table._check_texts(path)
         require_unit(table.embeddings, str(path))
         table.check_decisions()
         if content != table.content_hash:
@@ -204,8 +215,13 @@ def content_hash(
     """sha256 over everything that determines a table's rows, and over what is said of them."""
     content: list[Any] = [[[item.label, *item.names] for item in classes], list(templates), model_id]
     if background or thresholds:  # tables without either keep the hash that they always had
-        content += [list(background), sorted((thresholds or {}).items())]
+        content += [list(background), sorted(_plain(thresholds or {}).items())]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _plain(thresholds: Mapping[str, float]) -> dict[str, int | float]:
+    """Thresholds as JSON has them; a whole number stays one, as it is written so."""
+    return {label: value if isinstance(value, int | float) else float(value) for label, value in thresholds.items()}
 
 
 def encode_table(
@@ -317,7 +333,8 @@ def _looks(label: str) -> str:
 def _shown(labels: Sequence[str]) -> str:
     """A few labels so that they are seen to differ: those that look the same are written in ASCII."""
     same = len({_looks(label) for label in labels}) < len(labels)
-    few = [ascii(label) if same else repr(label) for label in labels[:_SHOWN]]
+    cut = [label if len(label) <= _LONGEST else f"{label[:_LONGEST]}…" for label in labels[:_SHOWN]]
+    few = [ascii(label) if same else repr(label) for label in cut]
     return ", ".join(few) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -200,3 +201,12 @@ def test_an_existing_bundle_survives_a_failed_overwrite(tiny_bundle: Path) -> No
     with pytest.raises(InputError, match="exists already"), create_bundle(tiny_bundle):
         pass
     shutil.rmtree(tiny_bundle)
+
+
+@pytest.mark.parametrize("change", [{"classes": 7}, {"content_hash": "0" * 64}, {"name": "other"}])
+def test_a_table_that_is_not_the_listed_one_is_refused(tiny_bundle: Path, change: dict[str, Any]) -> None:
+    manifest = read_manifest(tiny_bundle)
+    (entry,) = manifest.tables
+    write_manifest(tiny_bundle, msgspec.structs.replace(manifest, tables=(msgspec.structs.replace(entry, **change),)))
+    with pytest.raises(TableError, match="is not the table"):
+        Bundle.open(tiny_bundle).table()

@@ -16,7 +16,7 @@ from edgeclip.calibration.choice.chosen_set import RECORD, FootageSample, read_r
 from edgeclip.devices.doctor.examine import RECORD as DOCTOR_RECORD
 from edgeclip.devices.doctor.examine import examine
 from edgeclip.devices.plan import cost
-from edgeclip.documents import decode_json, read_text, read_yaml
+from edgeclip.documents import decode_json, read_bytes, read_text, read_yaml
 from edgeclip.errors import BundleError, EdgeclipError, InputError, ManifestError, SourceError
 from edgeclip.evaluation.bench.records import load_result
 from edgeclip.evaluation.decisions.data import open_reviewed
@@ -239,3 +239,9 @@ def test_a_robustness_report_whose_accuracies_are_none_is_refused(tmp_path: Path
     path.write_text(json.dumps(report | change))
     with pytest.raises(InputError, match="robustness run"):
         read_report(path)
+
+
+def test_what_has_no_size_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECLIP_MAX_DOCUMENT_BYTES", "1000")
+    with pytest.raises(InputError, match="at most 1,000 bytes in a JSON, YAML or text file, got 1,001 in /dev/zero"):
+        read_bytes(Path("/dev/zero"))

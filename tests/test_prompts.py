@@ -15,7 +15,8 @@ from rich.console import Console
 from edgeclip import Bundle, PromptTable, load_templates, make_classes, parse_classes
 from edgeclip.cli.bundle import print_card
 from edgeclip.errors import PromptError, TableError
-from edgeclip.prompts import FloatArray, alike_rows, encode_table, name_alike
+from edgeclip.key_cache import KeyCache
+from edgeclip.prompts import FloatArray, PromptClass, alike_rows, encode_table, name_alike
 from tests.conftest import make_table
 
 
@@ -299,3 +300,22 @@ def test_background_is_of_the_table_and_not_of_its_cached_rows(monkeypatch: pyte
     assert (one.name, one.background) == ("c", ("empty room",))
     with pytest.raises(PromptError, match="expected the names wall, plaster, got wall, mural"):
         table_for_bundle(starter, classes, ["{}"], name="d", background=make_classes(["wall | mural"]))
+
+
+def test_a_table_of_other_number_types_comes_back(tmp_path: Path) -> None:
+    table = make_table(model_id="m")
+    cache = KeyCache(table.embeddings, np.arange(3), alpha=100, beta=1)
+    table = dataclasses.replace(table, cache=cache, thresholds={"cat": np.float32(0.5), "rocket": 1})
+    table.save(tmp_path / "t.safetensors")
+    assert PromptTable.load(tmp_path / "t.safetensors").content_hash == table.content_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("", "cat"), ("x/../y", "cat"), ("t", ""), ("t", "a\0"), ("t", "\x1b[31m")]
+)
+def test_a_table_whose_words_are_no_plain_text_is_refused(tmp_path: Path, name: str, label: str) -> None:
+    table = make_table(model_id="m")
+    classes = (PromptClass(label, (label,)), *table.classes[1:])
+    dataclasses.replace(table, name=name, classes=classes).save(tmp_path / "t.safetensors")
+    with pytest.raises(TableError, match=r"expected a table name|expected labels as plain text"):
+        PromptTable.load(tmp_path / "t.safetensors")

@@ -27,6 +27,7 @@ from edgeclip.training.load import load_model, load_text_tower  # noqa: E402
 from edgeclip.training.model import ContrastiveModel, weights_digest  # noqa: E402
 from edgeclip.training.towers.hugging_face import _CLIP, _SIGLIP, TransformersModel, _preprocess_spec  # noqa: E402
 from edgeclip.training.towers.open_clip import CausalText, OpenClipModel, OpenClipTextTower  # noqa: E402
+from edgeclip.training.towers.quiet import quiet  # noqa: E402
 
 TEXTS = ["a cat", "a photo of a dog.", "a close-up photo of the small, red fire engine parked in a narrow street"]
 LONG = "word " * 200
@@ -523,3 +524,13 @@ def _size(model: ContrastiveModel) -> tuple[int, int]:
 def _blocks(module: torch.nn.Module) -> int:
     lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
     return max(len(part) for part in lists)
+
+
+def test_threads_that_are_quiet_at_once_leave_logging_as_it_was() -> None:
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logging.root.manager.disable == logging.CRITICAL
+    second.__exit__(None, None, None)
+    assert logging.root.manager.disable == logging.NOTSET

@@ -19,6 +19,7 @@ import msgspec
 from edgeclip.errors import InputError
 from edgeclip.files import atomic_file, sweep
 from edgeclip.outputs import find_output
+from edgeclip.printable import printable
 from edgeclip.runtime.records import LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
 from edgeclip.runtime.sources.base import Frame
@@ -131,7 +132,8 @@ class CsvSink(Sink):
 
 def _row(values: tuple[object, ...]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(values)
+    shown = [printable(value, lines=False) if isinstance(value, str) else value for value in values]
+    csv.writer(text, lineterminator="\n").writerow(shown)
     return text.getvalue().encode()
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 import socket
+import threading
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -32,18 +33,31 @@ _LOADING_ERRORS = (
 )
 
 
+# Two threads that overlap must not restore each other's silence.
+_LOCK = threading.Lock()
+_INSIDE: list[None] = []
+_BEFORE: list[int] = []
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence logging and Python warnings inside; leave the process's logging as it was."""
+    """Silence logging and Python warnings inside; leave the process's logging as it was, once no thread is inside."""
     root = logging.getLogger()
-    handlers, disabled = list(root.handlers), logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    handlers = list(root.handlers)
+    with _LOCK:
+        if not _INSIDE:
+            _BEFORE[:] = [logging.root.manager.disable]
+        _INSIDE.append(None)
+        logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        with _LOCK:
+            _INSIDE.pop()
+            if not _INSIDE:
+                logging.disable(_BEFORE[0])
         # open_clip logs through the root logger, which installs a handler of its own as a side effect.
         for handler in [handler for handler in root.handlers if handler not in handlers]:
             root.removeHandler(handler)
