@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
+import reprlib
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from edgeclip.documents import read_json, read_text, read_yaml
+from edgeclip.documents import decode_json, read_text, read_yaml
 from edgeclip.errors import PromptError
 from edgeclip.extras import require
 
@@ -43,8 +46,8 @@ def load_templates(name_or_file: str) -> tuple[str, ...]:
         open_clip: Any = require("open_clip", purpose="use CLIP's ImageNet templates")
         functions: Sequence[Callable[[str], str]] = open_clip.OPENAI_IMAGENET_TEMPLATES
         return tuple(function("{}") for function in functions)
-    path = Path(name_or_file)
-    if not _is_file(path):
+    path = _find_file(name_or_file)
+    if path is None:
         raise PromptError(f"expected templates simple, imagenet or a file, got {name_or_file!r}: no such file")
     found = _read(path)
     if not isinstance(found, list) or not all(isinstance(line, str) for line in found):
@@ -85,21 +88,23 @@ def parse_classes(text_or_file: str) -> tuple[PromptClass, ...]:
     holds is told by its suffix:
 
     - ``.txt``, ``.names``, ``.labels``, ``.lst`` or none: one class a line; a line that begins with ``#`` is a comment.
-    - ``.json``: a list of names, or ``{label: [names]}``.
+    - ``.json``, ``.yaml``, ``.yml``: a list of names, ``{label: [names]}`` or ``{number: name}``; or one of them under
+      ``names``, as in YOLO's ``data.yaml``, ``classes``, ``labels`` or ``id2label``.
     - ``.csv``, ``.tsv``: one column, a column called ``name``, ``class`` or ``label``, or numbers beside names.
-    - ``.yaml``, ``.yml``: as JSON, or YOLO's ``data.yaml``, whose ``names`` are a list or numbered.
 
     Raises:
         PromptError: no class, an empty name or a duplicate label; a path where no file is; a file that cannot be read.
     """
-    path = Path(text_or_file)
-    if _is_file(path):
+    if path := _find_file(text_or_file):
         return read_classes(path)
     if not text_or_file.strip():
         raise PromptError('expected at least one class name, got none: for example "mug, bottle, phone"')
     items = [item for line in text_or_file.splitlines() if line.strip() for item in line.split(",")]
     if paths := [item.strip() for item in items if _looks_like_a_path(item.strip(), alone=len(items) == 1)]:
-        raise PromptError(f"expected class names or a file of them, got {paths[0]!r}: no such file")
+        raise PromptError(
+            f"expected class names or a file of them, got {_shown(paths[0])}: no such file; a class of that "
+            "name can stand in one"
+        )
     return make_classes(items)
 
 
@@ -108,19 +113,35 @@ def read_classes(path: Path) -> tuple[PromptClass, ...]:
     return make_classes(_read(path))
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is such a file; a list of classes may be too long to be asked for."""
+def _find_file(text: str) -> Path | None:
+    """The file, or the pipe that a shell's ``<(...)`` makes, of that name; None where nothing is.
+
+    Raises:
+        PromptError: what is there is a folder, a device or a link to nothing.
+    """
+    if not text.strip():
+        return None
     try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+        mode = Path(text).stat().st_mode
+    except (OSError, ValueError):  # a list of classes may be too long to be asked for
+        if not os.path.islink(text):  # noqa: PTH114 — Path's raises what was caught here
+            return None
+        got = "a link to nothing"
+    else:
+        if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+            return Path(text)
+        got = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    raise PromptError(
+        f"expected names or a file of them, got {text!r}, which is {got}: give a file; a class of that name can stand "
+        "in one"
+    )
 
 
 def _looks_like_a_path(item: str, *, alone: bool) -> bool:
     """Whether a class name is none: it ends as a file of names does, or begins or is written as a path."""
     if Path(item).suffix.lower() in _READERS.keys() - {""} or item.startswith(("/", "./", "../", "~/")):
         return True
-    return alone and ("/" in item or "\\" in item or re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", item) is not None)
+    return _SUFFIX.search(item) is not None or (alone and ("/" in item or "\\" in item))
 
 
 def _read(path: Path) -> Any:
@@ -138,52 +159,135 @@ def _lines(path: Path) -> list[str]:
 
 
 def _json(path: Path) -> Any:
-    found = read_json(path, object, error=PromptError)
+    text = read_text(path, error=PromptError)
+    found = decode_json(text, object, where=str(path), error=PromptError)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        by_key: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in by_key:
+                raise PromptError(f"expected each key once in {path}, got {_shown(key)} again: rename one")
+            by_key[key] = value
+        return by_key
+
+    try:
+        json.loads(text, object_pairs_hook=once, parse_int=str)  # msgspec keeps the last of equal keys and says nothing
+    except RecursionError as problem:
+        raise PromptError(f"{path} is nested too deeply: make it anew") from problem
     if not isinstance(found, list | dict):
         raise PromptError(f"expected a JSON list or object in {path}, got {_kind(found)}")
-    return found
+    return _names_in(found, path)
 
 
 def _yaml(path: Path) -> Any:
-    found = read_yaml(path, error=PromptError)
-    if isinstance(found, dict) and "names" in found:  # YOLO's
-        names, count = found["names"], found.get("nc")
-        if isinstance(count, int) and isinstance(names, list | dict) and len(names) != count:
-            raise PromptError(f"expected the {count} names in {path} that its nc says, got {len(names)}: mend one")
-        found = names
-    if isinstance(found, dict) and found and all(str(key).isdecimal() for key in found):  # numbered
-        found = [found[key] for key in sorted(found, key=int)]
+    return _names_in(read_yaml(path, error=PromptError), path)
+
+
+def _names_in(found: Any, path: Path) -> list[Any] | dict[Any, Any]:
+    """A document's names: a list, or by label; taken from where data sets and models keep them, in their order."""
+    given = found if isinstance(found, dict) else {}
+    key = next((key for name in _NAME_KEYS for key in given if isinstance(key, str) and key.casefold() == name), None)
+    if key is not None:
+        found, count = given[key], given.get("nc")
+        if isinstance(count, int) and isinstance(found, list | dict) and len(found) != count:
+            raise PromptError(
+                f"expected the {_shown(count)} names in {path} that its nc says, got {len(found)}: mend one"
+            )
+        others = [other for other in given if other not in (key, *_DATA_KEYS) and _are_texts(given[other])]
+        if others and key != "id2label":
+            raise PromptError(
+                f"expected all names of {path} in one place, got lists under {key!r} and {_shown(others[0])}: if the "
+                "keys are labels, write a list of classes instead"
+            )
+    elif _describes_data(given):
+        raise PromptError(f"expected names in {path}, which describes a data set, got none: add names: [...]")
+    if isinstance(found, dict) and found and all(map(_is_index, found)):
+        listed = [(key, found[key]) for key in sorted(found, key=int)]
+        if strange := [(key, name) for key, name in listed if isinstance(name, list | dict)]:
+            number, name = strange[0]
+            raise PromptError(
+                f"expected one name for each number in {path}, got {_shown(name)} for {_shown(number)}: keep the name "
+                "alone, names of one class are joined by |"
+            )
+        found = [name for _, name in listed]
     if not isinstance(found, list | dict):
         raise PromptError(f"expected a list of names, or names by label, in {path}, got {_kind(found)}")
     return found
 
 
+def _describes_data(given: dict[Any, Any]) -> bool:
+    """Whether a document says where images lie; "train" alone may be a class."""
+    train = given.get("train")
+    return (
+        not given.keys().isdisjoint({"nc", "val"})
+        or len(_DATA_KEYS & given.keys()) > 1
+        or (isinstance(train, str) and "/" in train)
+    )
+
+
+def _is_index(key: object) -> bool:
+    if isinstance(key, str):
+        return key.isdecimal() and len(key) < 19  # of more digits no number is made
+    return isinstance(key, int) and not isinstance(key, bool)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
 def _csv(path: Path) -> list[str]:
     text = read_text(path, error=PromptError)
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
     try:
-        read = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        read = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
         rows = [[cell.strip() for cell in row] for row in read]
     except csv.Error as error:
         raise PromptError(f"{path} is not a readable table ({error}): save it as CSV in UTF-8") from error
     rows = [row for row in rows if any(row) and not row[0].startswith("#")]
     if not rows:
         return []
-    headings = [heading.casefold().replace("_", " ") for heading in rows[0]]
+    headings = [_heading(cell) for cell in rows[0]]
     named = [headings.index(name) for name in _NAME_COLUMNS if name in headings]
     width = len(rows[0])
     if strange := [row for row in rows if len(row) != width]:
-        raise PromptError(f"expected {width} columns in each row of {path}, got {len(strange[0])}: {strange[0][:3]}")
+        raise PromptError(
+            f"expected {width} columns in each row of {path}, got {len(strange[0])}: {_shown(strange[0])}"
+        )
     if named:
-        return [row[named[0]] for row in rows[1:]]
-    columns = [column for column in range(width) if width == 1 or not all(row[column].isdecimal() for row in rows)]
+        # People call the numbers of classes "class" and "label" too.
+        worded = [column for column in range(width) if not all(_is_code(row[column]) for row in rows[1:])]
+        if worded and not set(named) & set(worded):
+            raise PromptError(
+                f"expected names in the column {_shown(rows[0][named[0]])} of {path}, got numbers: call the one that "
+                "has them name"
+            )
+        return [row[next((column for column in named if column in worded), named[0])] for row in rows[1:]]
+    columns = [column for column in range(width) if width == 1 or not all(_is_code(row[column]) for row in rows)]
     if width > 2 or len(columns) != 1:
         raise PromptError(
             f"expected one column of names in {path}, or one called {', '.join(_NAME_COLUMNS)}, got {width} columns "
-            f"({', '.join(rows[0][:4])}): add a row of headings"
+            f"({', '.join(cell[:40] for cell in rows[0][:4])}): add a row of headings"
         )
     return [row[columns[0]] for row in rows]
+
+
+def _separator(text: str) -> str:
+    """What stands between a table's columns; ``|`` only where it cannot join the names of one class."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    first = lines[0] if lines else ""
+    separator = max(",;\t", key=first.count)
+    if separator in first or "|" not in first:
+        return separator
+    headed = any(_heading(cell.strip(' "')) in _NAME_COLUMNS for cell in first.split("|"))
+    return "|" if headed or all(_is_code(line.partition("|")[0].strip()) for line in lines) else separator
+
+
+def _heading(cell: str) -> str:
+    return cell.casefold().replace("_", " ")
+
+
+def _is_code(cell: str) -> bool:
+    """Whether a cell is empty, a number, or an id of WordNet as ImageNet's classes have it."""
+    return re.fullmatch(r"([+-]?\d+(\.\d*)?|n\d{8})?", cell) is not None
 
 
 # By suffix; what a file of names or templates is read by.
@@ -194,6 +298,11 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys((".yaml", ".yml"), _yaml),
 }
 _NAME_COLUMNS = ("name", "class name", "class", "label", "category", "names", "classes")
+# Where a JSON or YAML document keeps its names: YOLO's data sets, ours and others', a transformers model.
+_NAME_KEYS = ("names", "classes", "class_names", "labels", "categories", "id2label")
+_DATA_KEYS = frozenset({"train", "val", "test", "path", "nc"})
+# How a file's name ends.
+_SUFFIX = re.compile(r"\.([A-Za-z]\w{1,4}|pickle|parquet|safetensors)$")
 
 
 def make_classes(items: Sequence[str] | Mapping[str, str | Sequence[str]]) -> tuple[PromptClass, ...]:
@@ -219,7 +328,8 @@ def make_classes(items: Sequence[str] | Mapping[str, str | Sequence[str]]) -> tu
         if not item.label or not all(item.names):
             raise PromptError(f"class {position} has an empty name: remove the stray comma or separator")
         if item.label in seen:
-            raise PromptError(f"class {item.label!r} is given twice (at {seen[item.label]} and {position}): remove one")
+            label = _shown(item.label)
+            raise PromptError(f"class {label} is given twice (at {seen[item.label]} and {position}): remove one")
         seen[item.label] = position
     return classes
 
@@ -229,7 +339,7 @@ def _names_of(label: object, names: object) -> list[str]:
     if isinstance(names, str):
         return [_text(names)]
     if not isinstance(names, list | tuple):
-        raise PromptError(f"expected a name or a list of names of class {label!r}, got {_kind(names)}")
+        raise PromptError(f"expected a name or a list of names of class {_shown(label)}, got {_kind(names)}")
     return [_text(name) for name in names] or [_text(label)]
 
 
@@ -237,12 +347,22 @@ def _text(name: object) -> str:
     """A name, if it is text that can be written."""
     if not isinstance(name, str):
         hint = "put it in quotes" if isinstance(name, bool | int | float) else "names of one class are joined by |"
-        raise PromptError(f"expected class names as text, got {name!r}: {hint}")
+        raise PromptError(f"expected class names as text, got {_shown(name)}: {hint}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise PromptError(f"expected class names in UTF-8, got {name!r}: write it anew") from error
+        raise PromptError(f"expected class names in UTF-8, got {_shown(name)}: write it anew") from error
     return name
+
+
+def _shown(value: object) -> str:
+    """A value in a message: its beginning, however large it is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring = 2, 3, 3, 80
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return _kind(value)
 
 
 def _kind(value: object) -> str:

@@ -29,6 +29,7 @@ LIMITS = {
     "mjpeg_bytes": Limit(32 << 20, "bytes in one picture"),
     "image_bytes": Limit(1 << 30, "bytes in an image file"),
     "document_bytes": Limit(64 << 20, "bytes in a JSON, YAML or text file"),
+    "yaml_values": Limit(1_000_000, "values in YAML whose aliases are written out"),
     "tar_members": Limit(100_000, "files in a tar"),
     "tar_bytes": Limit(16 << 30, "bytes unpacked from a tar"),
     "recording_bytes": Limit(256 << 20, "bytes unpacked from a recording of a machine's files"),

@@ -16,7 +16,7 @@ from edgeclip.calibration.choice.chosen_set import RECORD, FootageSample, read_r
 from edgeclip.devices.doctor.examine import RECORD as DOCTOR_RECORD
 from edgeclip.devices.doctor.examine import examine
 from edgeclip.devices.plan import cost
-from edgeclip.documents import decode_json, read_bytes, read_text, read_yaml
+from edgeclip.documents import decode_json, decode_yaml, read_bytes, read_text, read_yaml
 from edgeclip.errors import BundleError, EdgeclipError, InputError, ManifestError, SourceError
 from edgeclip.evaluation.bench.records import load_result
 from edgeclip.evaluation.decisions.data import open_reviewed
@@ -116,6 +116,42 @@ def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path: Path) -> None:
     path = tmp_path / "regions.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([{"name": "door", "box": [0.1, 0.2, 0.5, 0.9]}]).encode())
     assert load_regions(path)[0].name == "door"
+
+
+def laughs(form: str) -> str:
+    """YAML of nine lines whose value has more than 9^8 parts."""
+    return "l0: &l0 {x: [lol]}\n" + "".join(
+        f"l{n}: &l{n} {form.format(', '.join([f'*l{n - 1}'] * 9))}\n" for n in range(1, 9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs("[{}]"), "EDGECLIP_MAX_YAML_VALUES"),
+        (laughs("{{<<: [{}]}}"), "EDGECLIP_MAX_YAML_VALUES"),
+        ("&a [b, *a]", "an alias that stands for what it is in"),
+        ("a: &a {b: [*a]}", "an alias that stands for what it is in"),
+        ("- &l0 x\n" + "".join(f"- &l{n} [*l{n - 1}]\n" for n in range(1, 200)), "nested too deeply"),
+        ("a: 1\nb: 2\na: 3", "got 'a' again in line 3"),
+        ("x: {1: a, 0x1: b}", "got '0x1' again"),
+        ("a: !!int ''", "not valid YAML"),
+        ("a: !!bool maybe", "not valid YAML"),
+    ],
+)
+def test_yaml_that_would_be_large_endless_or_poorer_is_refused(text: str, message: str) -> None:
+    pytest.importorskip("yaml")
+    with pytest.raises(InputError, match=message) as refused:
+        decode_yaml(text, where="it")
+    assert len(str(refused.value)) < 300
+
+
+def test_yaml_that_says_a_thing_once_and_means_it_twice_is_read() -> None:
+    pytest.importorskip("yaml")
+    text = "base: &base {lr: 1, steps: [1, 2]}\nlong: {<<: *base, lr: 2}\nagain: [*base, *base]"
+    base = {"lr": 1, "steps": [1, 2]}
+    assert decode_yaml(text, where="it") == {"base": base, "long": base | {"lr": 2}, "again": [base, base]}
+    assert decode_yaml("# nothing", where="it") is None
 
 
 @pytest.mark.parametrize("text", ["- " * 20_000, "a: 2026-13-01", "\0", "a: &a [*a, *b]"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,6 +138,21 @@ def test_classes_from_files(tmp_path: Path) -> None:
         ("mapped.yaml", "path: x\nnames:\n  10: car\n  2: dog\n", ["dog", "car"]),
         ("quoted.yml", "names:\n  '0': person\n  '1': car\n", ["person", "car"]),
         ("list.yaml", "\ufeff- person\n- car\n", ["person", "car"]),
+        ("numbers.csv", "class,label\n0,person\n1,car\n", ["person", "car"]),
+        ("category.csv", "label,category\n0,person\n1,car\n", ["person", "car"]),
+        ("floats.csv", "class,label\n0.0,person\n1.0,car\n", ["person", "car"]),
+        ("wordnet.csv", "class,label\nn01440764,tench\n,shark\n", ["tench", "shark"]),
+        ("digits.csv", "id,name\n0,7\n1,8\n", ["7", "8"]),
+        ("bars.csv", "id|name\n1|person\n2|car\n", ["person", "car"]),
+        ("bare_bars.csv", "1|person\n2|car\n", ["person", "car"]),
+        ("joined.csv", "person | human\ncar\n", ["person", "car"]),
+        ("after.csv", "# classes, of mine\nid;name\n1;person\n", ["person"]),
+        ("id2label.json", '{"0": "tench", "10": "shark", "2": "ray"}', ["tench", "ray", "shark"]),
+        ("config.json", '{"architectures": ["ViT"], "id2label": {"0": "cat", "1": "dog"}}', ["cat", "dog"]),
+        ("names.json", '{"names": ["a", "b"]}', ["a", "b"]),
+        ("classes.json", '{"version": 1, "classes": ["mug", "cup"]}', ["mug", "cup"]),
+        ("labels.yaml", "Labels: [mug, cup]\n", ["mug", "cup"]),
+        ("train.yaml", "train: [train, locomotive]\ncar: automobile\n", ["train", "car"]),
     ],
 )
 def test_classes_are_read_from_files_as_people_have_them(
@@ -160,6 +177,15 @@ def test_classes_are_read_from_files_as_people_have_them(
         ("broken.yaml", "names: [a\n", "not valid YAML"),
         ("unnamed.csv", "/m/01,Tortoise\n/m/02,Cat\n", "add a row of headings"),
         ("ragged.csv", "a,b\nc\n", "expected 2 columns"),
+        ("numbers.csv", "class,colour\n0,red\n1,green\n", "column 'class' of .* got numbers"),
+        ("imagenet.json", '{"0": ["n01440764", "tench"], "1": ["n2", "shark"]}', "one name for each number"),
+        ("places.json", '{"classes": ["mug"], "cup": ["cup", "tea cup"]}', "lists under 'classes' and 'cup'"),
+        ("data.yaml", "train: x\nval: y\n", "describes a data set"),
+        ("data.json", '{"nc": 2, "path": "x"}', "describes a data set"),
+        ("images.yaml", "train: ../train/images\n", "describes a data set"),
+        ("twice.json", '{"mug": "cup", "mug": "glass"}', "each key once .* got 'mug' again"),
+        ("twice.yaml", "mug: cup\nbottle: x\nmug: glass\n", "each key once .* got 'mug' again in line 3"),
+        ("zeros.yaml", "names:\n  0: person\n  00: car\n", "each key once .* got '00' again in line 3"),
         ("book.xlsx", "PK", "give it the suffix that fits"),
     ],
 )
@@ -188,6 +214,9 @@ def test_lines_of_a_text_are_classes_too() -> None:
         ("mug, more.csv", "'more.csv': no such file"),
         ("C:\\names\\mine", "no such file"),
         ("classes.xlsx", "no such file"),
+        ("my classes.doc", "no such file"),
+        ("labels.pkl, x", "'labels.pkl': no such file"),
+        ("mug, my labels.parquet", "no such file"),
         ("  ", "at least one class"),
         ("cat,,dog", "class 2 has an empty name"),
         ("cat, |dog", "class 2 has an empty name"),
@@ -198,6 +227,52 @@ def test_lines_of_a_text_are_classes_too() -> None:
 def test_unusable_classes_are_refused(text: str, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         parse_classes(text)
+
+
+@pytest.mark.parametrize("text", ["Dr. Pepper", "U.S. flag, No. 5", "St. Bernard, 3.5 mm jack", "e-mail @ home"])
+def test_a_point_within_a_name_makes_no_path(text: str) -> None:
+    assert [item.label for item in parse_classes(text)] == text.split(", ")
+
+
+def test_what_is_there_and_is_no_file_of_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adir").mkdir()
+    (tmp_path / "link").symlink_to("absent")
+    for text, message in {
+        "adir": "a folder",
+        ".": "a folder",
+        "link": "a link to nothing",
+        "/dev/null": "no reg",
+    }.items():
+        for read in (parse_classes, load_templates):
+            with pytest.raises(PromptError, match=message):
+                read(text)
+    assert [item.label for item in parse_classes("adir, mug")] == ["adir", "mug"]  # names, whatever lies about
+
+
+def test_names_are_read_from_a_pipe(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    os.write(theirs, b"mug | cup\nbottle\n")
+    os.close(theirs)
+    try:
+        assert [item.label for item in parse_classes(f"/dev/fd/{ours}")] == ["mug", "bottle"]
+    finally:
+        os.close(ours)
+    os.mkfifo(tmp_path / "classes.yaml")
+    writer = threading.Thread(target=(tmp_path / "classes.yaml").write_text, args=("names: [mug, bottle]\n",))
+    writer.start()
+    assert [item.label for item in parse_classes(str(tmp_path / "classes.yaml"))] == ["mug", "bottle"]
+    writer.join()
+
+
+def test_a_message_shows_the_beginning_of_what_is_large() -> None:
+    large: object = "mug"
+    for _ in range(7):
+        large = [large] * 9
+    for names in ([large], {"x" * 10_000: large}, {"x" * 10_000: None}, ["x" * 10_000] * 2, [1 << 99_999]):
+        with pytest.raises(PromptError) as refused:
+            make_classes(names)  # type: ignore[arg-type]
+        assert len(str(refused.value)) < 600
 
 
 def test_unusable_class_files_are_refused(tmp_path: Path) -> None:

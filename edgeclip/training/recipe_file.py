@@ -10,9 +10,8 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from edgeclip.documents import read_yaml
+from edgeclip.documents import decode_yaml, read_yaml
 from edgeclip.errors import RecipeError
-from edgeclip.extras import require
 from edgeclip.training.adapt.recipe import FewShotRecipe
 from edgeclip.training.recipe import Recipe
 
@@ -41,7 +40,6 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe | FewSho
 
 def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The keys and values of a recipe file with its overrides, not yet checked. Raises as ``load_recipe`` does."""
-    yaml = require("yaml", purpose="read a recipe")
     tree = read_yaml(path, error=RecipeError)
     if not isinstance(tree, dict):
         raise RecipeError(f"expected keys and values in {path}, got {type(tree).__name__}")
@@ -49,11 +47,8 @@ def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator or not key:
             raise RecipeError(f"expected an override key=value, got {override!r}")
-        try:
-            _set(tree, key.split("."), yaml.safe_load(value) if value else "")
-        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise RecipeError(f"expected a YAML value in the override {override[:80]!r} ({reason})") from error
+        where = f"the YAML value of the override {override[:80]!r}"
+        _set(tree, key.split("."), decode_yaml(value, where=where, error=RecipeError) if value else "")
     return tree
 
 

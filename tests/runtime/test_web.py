@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -352,11 +353,13 @@ def test_class_names_become_a_table_where_there_is_a_text_encoder(serve: Callabl
     assert page.prompts(table="things", classes="one\ntwo, three")[1]["count"] == 3
     secret = tmp_path / "secret"
     secret.write_text("password")
+    os.mkfifo(tmp_path / "pipe")
     for status, content, sentence in (
         (400, {"table": "things", "classes": "unicorn"}, "remove it"),
         (400, {"table": "things", "classes": "cat, cat"}, "twice"),
         (400, {"table": "things", "classes": " "}, "at least one class"),
         (400, {"table": "things", "classes": str(secret)}, "name of a file"),
+        (400, {"table": "things", "classes": str(tmp_path / "pipe")}, "name of a file"),
         (400, {"table": "things"}, "classes"),
         (404, {"table": "none", "classes": "cat"}, "things"),
     ):

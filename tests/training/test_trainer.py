@@ -532,6 +532,8 @@ def test_training_on_features_is_training_on_images(shapes: Path, tmp_path: Path
         ("augment.crop_scale=[0.9, 0.5]", "low <= high"),
         ("optimizer.batch_size=1", "batch_size"),
         ("optimizer.lr=: :", "YAML value"),
+        ("optimizer.lr=&a [*a]", "YAML value of the override .* an alias"),
+        ("model={a: 1, a: 2}", "each key once in the YAML value"),
         ("scale.precision=int8", "precision"),
         ("scale.strategy=fsdp", "torchrun"),
         ("model.image.name=vitt", "vit"),

@@ -269,14 +269,14 @@ def _class_names(given: str | list[str]) -> str:
     lines = given if isinstance(given, list) else given.replace("\n", ",").split(",")
     classes = make_classes([line for line in lines if line.strip()])
     text = ", ".join(" | ".join((item.label, *(name for name in item.names if name != item.label))) for item in classes)
-    if "," not in text and (text.endswith((".txt", ".json")) or _is_file(text)):
+    if "," not in text and (text.endswith((".txt", ".json")) or _exists(text)):
         raise PromptError(f"expected class names, got {text!r}, which is the name of a file: write the names here")
     return text
 
 
-def _is_file(text: str) -> bool:
+def _exists(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        return Path(text).exists()
     except (OSError, ValueError):  # longer than a name can be, or with a null in it
         return False
 
