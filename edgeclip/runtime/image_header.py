@@ -21,12 +21,14 @@ Image = npt.NDArray[np.uint8]
 _HEAD = 64  # bytes that tell every kind
 _ORIENTATION, _WIDTH, _HEIGHT = 274, 256, 257  # tags of TIFF, and so of EXIF
 _EXIF = b"Exif\x00\x00"
-# Markers of JPEG that begin a segment, and the end.
+# Markers of JPEG that begin a segment, a picture or its end.
 _IS_MARKER = np.zeros(256, np.bool_)
-_IS_MARKER[[*range(0xC0, 0xD0), *range(0xD9, 0xF0), 0xFE]] = True
+_IS_MARKER[[*range(0xC0, 0xD0), *range(0xD8, 0xF0), 0xFE]] = True
 _BLOCK = 1 << 20
-_END, _APP1 = 0xD9, 0xE1
+_START, _END, _SCAN, _APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_COEFFICIENTS = 64  # of a block
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
 _PNM = re.compile(rb"P[1-6]%s(\d{1,9})%s(\d{1,9})\s" % (_SPACE, _SPACE))
 _PAM = re.compile(rb"^(WIDTH|HEIGHT)\s+(\d{1,9})\s*$", re.MULTILINE)
@@ -45,6 +47,24 @@ class Header(NamedTuple):
     width: int
     height: int
     orientation: int = 1
+
+
+class JpegWalk(NamedTuple):
+    """What the markers of a JPEG say.
+
+    Attributes:
+        width, height, orientation: as in ``Header``.
+        frame: the marker of its frame, which tells how it is coded; 0 where there is none.
+        bits: of a sample.
+        end: where its end marker stands.
+    """
+
+    width: int
+    height: int
+    orientation: int
+    frame: int
+    bits: int
+    end: int
 
 
 class ImageKind(NamedTuple):
@@ -157,17 +177,42 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
 
 
 def _jpeg(data: bytes) -> tuple[int, int, int]:
-    width = height = 0
+    walk = walk_jpeg(data)
+    return walk.width, walk.height, walk.orientation
+
+
+def walk_jpeg(data: bytes) -> JpegWalk:
+    """Walk a JPEG from its start to its end marker; what follows is no part of it: padding, or a phone's film.
+
+    Raises:
+        struct.error, IndexError: it does not come to its end, another picture begins before, or scans are missing.
+    """
+    width = height = frame = bits = 0
     orientation, at = 1, 2
+    missing: dict[int, set[int]] = {}  # by component: the coefficients that no scan has given to their last bit
     for place, marker in _markers(data):
         if place < at:  # within a segment, such as a thumbnail's
             continue
         at = place + 2
-        if marker == _END:  # what follows is no part of it: padding, or a phone's film
-            return width, height, orientation
+        if marker == _START:
+            raise struct.error("another picture begins")
+        if marker == _END:
+            if any(missing.values()):
+                raise struct.error("scans are missing")
+            return JpegWalk(width, height, orientation, frame, bits, place)
         (length,) = struct.unpack_from(">H", data, at)
         if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 3)
+            frame = marker
+            bits, height, width, count = struct.unpack_from(">BHHB", data, at + 2)
+            missing = {data[at + 8 + 3 * each]: set(range(_COEFFICIENTS)) for each in range(count)}
+        elif marker == _SCAN:
+            after = at + 3 + 2 * data[at + 2]
+            first, last, approximation = struct.unpack_from("BBB", data, after)
+            if frame not in _PROGRESSIVE:
+                first, last, approximation = 0, _COEFFICIENTS - 1, 0
+            if not approximation & 15:  # how many bits later scans refine
+                for component in data[at + 3 : after : 2]:
+                    missing.get(component, set()).difference_update(range(first, last + 1))
         elif marker == _APP1 and orientation == 1 and data.startswith(_EXIF, at + 2):
             orientation = exif_orientation(data[at + 2 : at + length])
         at += length

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError, SourceError
-from edgeclip.limits import check_limit, limit
+from edgeclip.limits import check_limit
 from edgeclip.printable import path_text
 from edgeclip.runtime.image_header import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # part of this module's interface
 from edgeclip.runtime.image_header import Image as Image
@@ -27,6 +27,11 @@ _log = logging.getLogger("edgeclip")
 
 # How OpenCV's account of its build calls the decoder of a kind, where it may lack it.
 _DECODERS = {"JPEG": "JPEG", "PNG": "PNG", "WebP": "WEBP", "TIFF": "TIFF", "PNM": "PXM", "JPEG 2000": "JPEG 2000"}
+# What the system's loader says of a library for which there is no room. "Operation not permitted" is a folder of which
+# nothing may be run; of the "static TLS block" there is little however much memory there is.
+_NO_MEMORY = re.compile(
+    r"failed to map segment(?!.*not permitted)|cannot allocate memory(?! in static TLS)|out of memory", re.IGNORECASE
+)
 
 
 def opencv() -> Any:
@@ -36,7 +41,7 @@ def opencv() -> Any:
         MissingExtraError: there is none, or it does not load.
     """
     # Read once, when cv2 loads. What is wrong with a file is said by our own exception, not by a warning.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     try:
         import cv2
     except ModuleNotFoundError as error:
@@ -45,11 +50,17 @@ def opencv() -> Any:
             "apt install python3-opencv (it has GStreamer), elsewhere pip install 'edgeclip[opencv]'"
         ) from error
     except ImportError as error:
-        raise MissingExtraError(
-            f"OpenCV is needed to read images and cameras but does not load ({error}): the system's, on a Jetson or "
-            f"from apt, was built for NumPy 1 and here is NumPy {np.__version__}; if that is why, "
-            "run pip install 'numpy<2'"
-        ) from error
+        said = str(error)
+        if _NO_MEMORY.search(said):
+            why = f"there is no memory to load it ({said}): free some, or raise the limit of this process (ulimit -v)"
+        elif "numpy" in said.lower():
+            why = (
+                f"does not load ({said}): the system's, on a Jetson or from apt, was built for NumPy 1 and here is "
+                f"NumPy {np.__version__}; if that is why, run pip install 'numpy<2'"
+            )
+        else:
+            why = f"does not load ({said}): mend what is named there, or install OpenCV again"
+        raise MissingExtraError(f"OpenCV is needed to read images and cameras but {why}") from error
     return cv2
 
 
@@ -59,19 +70,25 @@ def images_among(paths: Iterable[Path], where: object) -> list[Path]:
     Args:
         where: names the place, for the warning. Hidden files are none of anybody's.
     """
-    images, others = [], Counter[str]()
+    images, others, no_files = [], Counter[str](), Counter[str]()
     for path in paths:
         if path.name.startswith("."):  # a half-written file, or what another system keeps beside its own
             continue
         if path.is_dir():
             others["folders"] += 1
-        elif path.is_file() and is_image_name(path):
+        elif not path.is_file():
+            no_files["pipes or devices" if path.exists() else "links to nothing"] += 1
+        elif is_image_name(path):
             images.append(path)
         else:
             others[path_text(path.suffix.lower()) or "without a suffix"] += 1
-    if others:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
-        _log.warning("%s: passed over what is no image by its name (%s)", where, kinds)
+    passed_over = [
+        f"{why} ({', '.join(f'{count:,} {kind}' for kind, count in found.most_common(8))})"
+        for why, found in (("what is no image by its name", others), ("what is no regular file", no_files))
+        if found
+    ]
+    if passed_over:
+        _log.warning("%s: passed over %s", where, " and ".join(passed_over))
     return images
 
 
@@ -128,19 +145,22 @@ def read_image_bytes(path: Path) -> bytes:
     """The bytes of an image file, whichever way the accents in its name are written.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: it cannot be read, or is a pipe or device.
     """
     try:
         try:
-            stream = path.open("rb")
+            about = path.stat()
         except FileNotFoundError:
             if (same := _spelled_otherwise(path)) is None:
                 raise
-            stream = same.open("rb")
-        with stream:
-            about = os.fstat(stream.fileno())
-            check_limit("image_bytes", about.st_size, path_text(path), error=SourceError)
-            return stream.read(about.st_size if stat.S_ISREG(about.st_mode) else limit("image_bytes"))
+            path, about = same, same.stat()
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):  # opening it might wait for ever
+            raise SourceError(
+                f"expected an image at {path_text(path)}, got a pipe or device: save what it gives as a file first"
+            )
+        check_limit("image_bytes", about.st_size, path_text(path), error=SourceError)
+        with path.open("rb") as stream:
+            return stream.read(about.st_size)
     except (OSError, ValueError) as error:  # ValueError: a path with a null in it
         raise SourceError(
             f"expected an image at {path_text(path)}, got: {getattr(error, 'strerror', None) or error}"
@@ -171,6 +191,10 @@ def decode_image(data: bytes, *, name: str) -> Image:
     """
     header = read_header(data, name=name)
     check_limit("image_pixels", header.width * header.height, name, error=SourceError)
+    if header.kind == "JPEG":
+        from edgeclip.runtime.sources.jpeg import check_whole
+
+        check_whole(data, name=name)
     if header.kind in ("HEIF", "GIF"):  # which not every OpenCV reads; and none puts the tiles of a HEIF together
         from edgeclip.runtime.heif import decode_first, decode_heif
 

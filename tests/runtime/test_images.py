@@ -7,6 +7,8 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
 from edgeclip import Bundle
-from edgeclip.errors import SourceError
+from edgeclip.errors import MissingExtraError, SourceError
 from edgeclip.runtime.images import (
     IMAGE_SUFFIXES,
     Image,
@@ -26,6 +28,7 @@ from edgeclip.runtime.images import (
     decode_image,
     list_images,
     list_labelled,
+    opencv,
     read_image,
 )
 from edgeclip.runtime.regions import Region
@@ -197,6 +200,77 @@ def test_what_follows_a_jpegs_end_is_nobodys_business(progressive: bool, trailer
     assert_like(decode_image(data + trailer, name="x"), image)
 
 
+def grainy() -> PillowImage.Image:
+    """A picture of which every part takes bytes."""
+    grain = np.random.default_rng(5).integers(0, 60, (170, 120, 3))
+    return PillowImage.fromarray((smooth() // 2 + grain).astype(np.uint8))
+
+
+def jpegs_with_an_end_but_not_whole() -> dict[str, bytes]:
+    end = b"\xff\xd9"
+    plain, tuned = encoded(grainy(), "JPEG"), encoded(grainy(), "JPEG", optimize=True)
+    progressive, marked = encoded(grainy(), "JPEG", progressive=True), encoded(grainy(), "JPEG", restart_marker_rows=1)
+    scans = [at for at in range(len(progressive)) if progressive[at : at + 2] == b"\xff\xda"]
+    half = len(plain) // 2
+    return {
+        "half": plain[:half] + end,
+        "all but the last tenth": plain[: len(plain) * 9 // 10] + end,
+        "half, tables of its own": tuned[: len(tuned) // 2] + end,
+        "half, with restarts": marked[: len(marked) // 2] + end,
+        "half, then a whole one": plain[:half] + plain,
+        "half, then zeros": plain[:half] + bytes(half) + end,
+        "half, then zeros that say little": tuned[: len(tuned) // 2] + bytes(len(tuned) // 2) + end,
+        "one scan of many": progressive[: scans[1]] + end,
+        "all scans but the last": progressive[: scans[-1]] + end,
+        "half of the last scan": progressive[: (scans[-1] + len(progressive)) // 2] + end,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), jpegs_with_an_end_but_not_whole().items(), ids=jpegs_with_an_end_but_not_whole()
+)
+def test_a_jpeg_is_cut_though_it_has_its_end(kind: str, data: bytes) -> None:
+    with pytest.raises(SourceError, match=r"x is a truncated or damaged JPEG .*copy it again"):
+        decode_image(data, name="x")
+
+
+def one_scan_a_component() -> bytes:
+    """A baseline JPEG whose three components follow one another."""
+    parts = [encoded(PillowImage.fromarray(smooth()[..., each]), "JPEG") for each in range(3)]
+    frame, scan = parts[0].index(b"\xff\xc0"), parts[0].index(b"\xff\xda")
+    head = struct.pack(">HHBHHB", 0xFFC0, 17, 8, 170, 120, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
+    joined = parts[0][:frame] + head + parts[0][frame + 13 : scan]  # 13: of the frame of a single component
+    for number, part in enumerate(parts, start=1):
+        scan = part.index(b"\xff\xda")
+        joined += struct.pack(">HHB", 0xFFDA, 8, 1) + bytes((number, 0, 0, 63, 0)) + part[scan + 10 : -2]
+    return joined + b"\xff\xd9"
+
+
+def whole_jpegs() -> dict[str, bytes]:
+    # Its codes for "as before" are of zeros only, so that it ends in a long row of them.
+    flat = encoded(PillowImage.new("RGB", (2000, 2000), (10, 200, 30)), "JPEG", optimize=True)
+    assert flat.endswith(bytes(300) + b"\xff\xd9")
+    return {
+        "one colour": flat,
+        "one colour, progressive": encoded(
+            PillowImage.new("L", (640, 480), 9), "JPEG", optimize=True, progressive=True
+        ),
+        "zeros before its end, as padding": encoded(grainy(), "JPEG")[:-2] + bytes(64) + b"\xff\xd9",
+        "one scan a component": one_scan_a_component(),
+        "four colours": encoded(grainy().convert("CMYK"), "JPEG"),
+        "four colours, subsampled": encoded(grainy().convert("CMYK"), "JPEG", subsampling=2),
+        "grey": encoded(grainy().convert("L"), "JPEG"),
+        "one pixel": encoded(PillowImage.new("RGB", (1, 1)), "JPEG"),
+        "a restart after each block": encoded(grainy(), "JPEG", restart_marker_blocks=1),
+    }
+
+
+@pytest.mark.parametrize(("kind", "data"), whole_jpegs().items(), ids=whole_jpegs())
+def test_a_whole_jpeg_is_whole_however_it_is_coded(kind: str, data: bytes) -> None:
+    with PillowImage.open(io.BytesIO(data)) as expected:
+        assert decode_image(data, name="x").shape[1::-1] == expected.size
+
+
 def kinds_of_image() -> dict[str, bytes]:
     image = PillowImage.fromarray(smooth())
     forms = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"] + ["JPEG2000"] * bool(features.check("jpg_2000"))
@@ -232,6 +306,52 @@ def test_damage_ends_in_a_sentence() -> None:
             assert str(error)  # noqa: PT017 - most are refused, some still show something
         else:
             assert image.size
+
+
+def test_a_damaged_image_is_told_once_by_us(tmp_path: Path) -> None:
+    """OpenCV has its say on standard error unless it is told not to, when it is loaded."""
+    for form in ["BMP", "TIFF", "PPM", *["JPEG2000"] * bool(features.check("jpg_2000"))]:
+        data = encoded(grainy(), form)
+        (tmp_path / form).write_bytes(data[: len(data) * 9 // 10])
+    plain = encoded(grainy(), "JPEG")
+    (tmp_path / "JPEG").write_bytes(plain[: len(plain) // 2] + b"\xff\xd9")
+    code = (
+        "import sys; from pathlib import Path; from edgeclip.runtime.images import read_image\n"
+        "for path in Path(sys.argv[1]).iterdir():\n"
+        "    try: read_image(path)\n"
+        "    except Exception as error: print(path.name, type(error).__name__)\n"
+    )
+    plain_environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=plain_environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert sorted(done.stdout.split()) == sorted(
+        word for path in tmp_path.iterdir() for word in (path.name, "SourceError")
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("libavcodec.so.59: failed to map segment from shared object", "no memory to load it"),
+        ("libx.so: cannot open shared object file: Cannot allocate memory", "no memory to load it"),
+        ("libx.so: failed to map segment from shared object: Operation not permitted", "does not load"),
+        ("libgomp.so.1: cannot allocate memory in static TLS block", "does not load"),
+        ("libGL.so.1: cannot open shared object file: No such file or directory", "mend what is named there"),
+        ("numpy.core.multiarray failed to import", "was built for NumPy 1"),
+    ],
+)
+def test_why_opencv_does_not_load_is_told(
+    said: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    with pytest.raises(MissingExtraError, match=expected) as caught:
+        opencv()
+    assert said in str(caught.value)
+    assert ("numpy<2" in str(caught.value)) == ("numpy" in said)
 
 
 # Too large ------------------------------------------------------------------------------------------------------------
@@ -335,6 +455,33 @@ def test_every_kind_of_image_in_a_folder_is_one(tmp_path: Path, caplog: pytest.L
     with open_source(str(tmp_path / "*.[jm]*")) as source:
         assert source.total == 2
     assert "1 .mp4" in caplog.text
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.png").symlink_to("pipe.jpg")
+    (tmp_path / "null.gif").symlink_to("/dev/null")
+    for name in ("pipe.jpg", "link.png", "null.gif"):
+        with pytest.raises(SourceError, match=rf"{name}, got a pipe or device: save what it gives as a file"):
+            open_source(str(tmp_path / name))
+        with pytest.raises(SourceError, match="got a pipe or device"):
+            as_image(tmp_path / name)
+
+
+def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quadrants().save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, target in (("dead.jpg", "nowhere"), ("dead2.png", "nowhere"), ("round.jpg", "round.jpg")):
+        (tmp_path / name).symlink_to(target)
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    (tmp_path / "notes.txt").unlink()
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    odd = "what is no regular file (3 links to nothing, 1 pipes or devices)"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: passed over what is no image by its name (1 .txt) and {odd}",
+        f"{tmp_path}: passed over {odd}",
+    ]
 
 
 def test_a_moving_gif_alone_is_a_film_and_in_a_folder_its_first_frame(tmp_path: Path) -> None:
