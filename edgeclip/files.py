@@ -69,7 +69,10 @@ def cache_place() -> Path:
         InputError: nothing names a place.
     """
     if own := os.environ.get("EDGECLIP_CACHE"):
-        return Path(own).absolute()
+        try:  # a service's settings and .env files reach us with the ~ that a shell would have replaced
+            return Path(own).expanduser().absolute() if own.startswith("~") else Path(own).absolute()
+        except RuntimeError as error:
+            raise InputError(f"EDGECLIP_CACHE is {own}, and that user has no home folder") from error
     shared = Path(os.environ.get("XDG_CACHE_HOME") or "")
     if shared.is_absolute():  # its specification has others ignored
         return shared / "edgeclip"

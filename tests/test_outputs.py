@@ -16,7 +16,7 @@ import pytest
 
 from edgeclip import files
 from edgeclip.errors import InputError
-from edgeclip.files import atomic_file, atomic_files, atomic_folder, cache_dir, workshop, write_text
+from edgeclip.files import atomic_file, atomic_files, atomic_folder, cache_dir, cache_place, workshop, write_text
 from edgeclip.outputs import check_folder_writable, check_writable, find_output, is_shared
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users are for root")
@@ -419,6 +419,17 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by its specification
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert cache_dir("x") == tmp_path / "me" / ".cache" / "edgeclip" / "x"
+
+
+def test_a_home_is_put_in_where_no_shell_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for named, place in (("~/c", "me/c"), ("~", "me"), ("./~/c", "~/c"), ("a~", "a~")):
+        monkeypatch.setenv("EDGECLIP_CACHE", named)
+        assert cache_place() == tmp_path / place
+    monkeypatch.setenv("EDGECLIP_CACHE", "~nobody-of-this-name/c")
+    with pytest.raises(InputError, match="no home folder"):
+        cache_place()
 
 
 def test_a_workshop_of_a_long_name_can_be_made(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rich.text import Text
 from edgeclip.errors import InputError
 from edgeclip.outputs import check_folder_writable, find_output
 from edgeclip.printable import printable
-from edgeclip.runtime.sources.address import without_password
+from edgeclip.runtime.sources.address import as_usual, without_password
 
 _LARGEST, _LARGEST_SEED = 10**12, (1 << 32) - 1
 
@@ -127,7 +127,7 @@ def without_passwords(text: str) -> str:
     for word in sys.argv[1:]:
         for given in (word, word.partition("=")[2]):
             if given and (shown := without_password(given)) != given:
-                for form in {given, str(Path(given)), repr(given)[1:-1]}:
+                for form in {given, as_usual(given), str(Path(given)), repr(given)[1:-1]}:
                     text = text.replace(form, shown)
     return text
 

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
+from edgeclip.cli.apart import with_outputs_apart
 from edgeclip.cli.common import console, with_checked_numbers, without_passwords
 from edgeclip.printable import printable
 from edgeclip.version import __version__
@@ -77,7 +78,7 @@ app.add_typer(devices.app, name="devices")
 app.add_typer(calibrate.app, name="calibrate")
 for group in (app, prompts.app, devices.app, calibrate.app):
     for command in group.registered_commands:
-        command.callback = command.callback and with_checked_numbers(command.callback)
+        command.callback = command.callback and with_checked_numbers(with_outputs_apart(command.callback))
 
 
 @app.callback(invoke_without_command=True)

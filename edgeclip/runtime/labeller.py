@@ -310,8 +310,9 @@ def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 def _opened(source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None) -> Source:
     if isinstance(source, Source):
         return source
-    is_index = isinstance(source, Integral) and not isinstance(source, bool)
-    if is_index or isinstance(source, str | os.PathLike):
+    if isinstance(source, Integral) and not isinstance(source, bool):
+        return open_source(int(source), realtime=realtime, options=options)
+    if isinstance(source, str | os.PathLike):
         return open_source(str(source), realtime=realtime, options=options)
     raise InputError(
         f"expected a path, an address, a camera's index or an opened source, got {type(source).__name__}: images in "

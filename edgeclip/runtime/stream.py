@@ -268,9 +268,12 @@ class Stream:
                 yield item
 
     def run(self) -> Account:
-        """Label everything, for the sinks only."""
+        """Label everything, for the sinks only; once each of them has failed, the run ends."""
         for _ in self._items():
-            pass
+            kept = [sink for sink in self._sinks if not sink.sink.only_shows]
+            if kept and all(sink.dead for sink in kept) and not self._stopped:
+                _log.warning("every output has failed: the run ends")
+                self.stop()
         return self.account
 
     def _items(self) -> Iterator[LabelledFrame | Event]:

@@ -15,10 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
 from edgeclip import Bundle, make_classes
+from edgeclip.cli import main
+from edgeclip.cli.apart import with_outputs_apart
+from edgeclip.cli.common import output_file, output_folder
+from edgeclip.errors import InputError
 from edgeclip.runtime.images import write_image
 
 EDGECLIP = [sys.executable, "-m", "edgeclip"]
@@ -138,6 +144,16 @@ def test_standard_output_as_an_output_has_nothing_else(tiny_bundle: Path, video:
     assert "3 frames labelled" in err
 
 
+def test_a_run_that_nobody_reads_any_more_ends(tiny_bundle: Path, video: Path) -> None:
+    process = started("label", tiny_bundle, video, "--loop", 0, "--jsonl", "/dev/stdout")
+    assert process.stdout
+    assert process.stderr
+    assert json.loads(process.stdout.readline())["frame"] == 0
+    process.stdout.close()
+    assert "every output has failed: the run ends" in process.stderr.read()
+    assert process.wait(timeout=60) == 1
+
+
 def test_an_output_that_was_lost_is_an_exit_code(tiny_bundle: Path, video: Path, tmp_path: Path) -> None:
     process = started("label", tiny_bundle, video, "--jsonl", "/dev/full", "--csv", tmp_path / "labels.csv")
     out, _ = process.communicate(timeout=60)
@@ -183,3 +199,102 @@ def test_importing_the_package_and_its_command_line_loads_no_library() -> None:
     code = "import sys, edgeclip.cli; print({'numpy', 'msgspec', 'rich', 'typer', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "label BUNDLE in.png --jsonl in.png",
+        "label BUNDLE in.mp4 --overlay in.mp4",
+        "label BUNDLE in.mp4 --overlay link.mp4",
+        "label BUNDLE link.mp4 --overlay in.mp4",
+        "label BUNDLE in.png --jsonl new.jsonl --csv in.png",
+        "label BUNDLE photos --jsonl photos/a.png",
+        "label BUNDLE photos/*.png --jsonl photos/a.png",
+        "label BUNDLE in.png --table table.safetensors --jsonl table.safetensors",
+        "label BUNDLE in.png --regions regions.json --jsonl ./regions.json",
+        "label BUNDLE in.png --classes classes.txt --csv classes.txt",
+        "label BUNDLE in.png --jsonl BUNDLE/manifest.json",
+        "label BUNDLE in.png --jsonl BUNDLE/new.jsonl",
+        "label way in.png --jsonl BUNDLE/new.jsonl",
+        "bench BUNDLE --json BUNDLE/fp32.json",
+        "eval BUNDLE --data data.jsonl --json data.jsonl",
+        "prompts build BUNDLE --classes classes.txt --name x -o classes.txt",
+        "prompts study BUNDLE --data photos --names names.json --json names.json --overwrite",
+        "calibrate images photos -o photos --overwrite",
+        "calibrate images photos/deep/b.png -o photos --overwrite",
+        "doctor --root machine.tar --record machine.tar",
+    ],
+)
+def test_an_output_that_is_read_is_refused_before_any_work(
+    words: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    (there / "photos" / "deep").mkdir(parents=True)
+    for name in ("in.png", "in.mp4", "photos/a.png", "photos/deep/b.png", "table.safetensors", "regions.json"):
+        (there / name).write_bytes(name.encode())
+    for name in ("classes.txt", "data.jsonl", "names.json", "machine.tar"):
+        (there / name).write_bytes(name.encode())
+    (there / "link.mp4").symlink_to("in.mp4")
+    (there / "way").symlink_to(tiny_bundle)
+    monkeypatch.chdir(there)
+    before = contents(there) | contents(tiny_bundle)
+    monkeypatch.setattr(sys, "argv", ["edgeclip", *words.replace("BUNDLE", str(tiny_bundle)).split()])
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    signal.signal(signal.SIGTERM, handler)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: expected an output apart from what is read, got ")
+    assert contents(there) | contents(tiny_bundle) == before
+
+
+def writes(
+    *,
+    said: str,
+    file: Annotated[Path | None, typer.Option(callback=output_file)] = None,
+    output: Annotated[Path | None, typer.Option(callback=output_folder)] = None,
+    **_others: object,
+) -> str:
+    """A verb with a file and a folder to write."""
+    return f"{said} {file} {output}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": ["photos"], "file": Path("photos/old.jsonl")},  # the last run's
+        {"source": ["photos"], "file": Path("photos/new.png")},
+        {"source": ["photos/*.png", "*.png"], "file": Path("same")},
+        {"source": ["photos"], "classes": "/dev/null", "file": Path("/dev/null")},
+        {"source": ["photos"], "file": Path("/dev/stdout")},
+        {"name": "same", "file": Path("same")},
+        {"root": Path("/"), "file": Path("old.tar")},
+        {"source": ["photos/deep"], "output": Path("calib"), "overwrite": True},
+        {"bundle": "BUNDLE", "output": Path(), "overwrite": False},
+        {"classes": "a" * 5000, "templates": "a\0b [", "file": Path("same")},
+    ],
+)
+def test_an_output_beside_what_is_read_is_taken(
+    options: dict[str, object], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("photos/deep", "calib"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("photos/old.jsonl", "photos/a.png", "same", "old.tar"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    given = {name: str(tiny_bundle) if value == "BUNDLE" else value for name, value in options.items()}
+    assert with_outputs_apart(writes)(said="done", **given).startswith("done ")
+
+
+def test_a_table_may_be_written_over_itself_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t").touch()
+    both = {"table": str(tmp_path / "t"), "output": tmp_path / "t"}
+    assert with_outputs_apart(writes)(said="done", overwrite=True, **both)
+    with pytest.raises(InputError, match="is read"):
+        with_outputs_apart(writes)(said="done", overwrite=False, **both)

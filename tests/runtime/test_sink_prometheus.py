@@ -105,7 +105,9 @@ def test_it_listens_on_this_machine_only_and_stops(tiny_bundle: Path) -> None:
         scrape(sink.port)
 
 
-@pytest.mark.parametrize(("address", "host"), [("9100", "127.0.0.1"), ("0.0.0.0:9100", "0.0.0.0"), ("[::1]:1", "::1")])
+@pytest.mark.parametrize(
+    ("address", "host"), [("9100", "127.0.0.1"), ("0.0.0.0:9100", "0.0.0.0"), ("[::1]:1", "::1"), ("::1:1", "::1")]
+)
 def test_another_host_is_used_only_if_it_is_named(address: str, host: str) -> None:
     assert PrometheusSink(address).host == host
 

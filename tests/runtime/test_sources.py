@@ -556,6 +556,48 @@ def test_a_camera_that_is_not_there_is_refused() -> None:
         open_source("97")
 
 
+@pytest.mark.parametrize("name", ["0", "12", "0?width=640"])
+def test_a_file_that_is_called_like_a_camera_is_opened(
+    name: str, photographs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.jpg").write_bytes((photographs_dir / "coffee.jpg").read_bytes())
+    with open_source(name) as source:
+        assert [frame.file for frame in source] == ["a.jpg"]
+
+
+def test_a_number_is_a_camera_also_where_a_file_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "97").mkdir()
+    with pytest.raises(SourceError, match="camera 97 cannot be opened"):
+        open_source(97)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("RTSP://127.0.0.1:1/a", "at rtsp://127.0.0.1:1/a"),
+        (" rtsp://127.0.0.1:1/a", "at rtsp://127.0.0.1:1/a"),
+        ("\tHttp://127.0.0.1:1/A\n", "at http://127.0.0.1:1/A"),
+        ("CSI://x", "csi:// and the camera's index"),
+        ("GST:", "a GStreamer pipeline after gst:"),
+    ],
+)
+def test_capitals_and_blanks_of_an_address_do_not_count(text: str, kind: str) -> None:
+    with pytest.raises(SourceError, match=kind):
+        open_source(text)
+
+
+def test_a_file_of_an_addresss_name_goes_before_it(
+    photographs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / " GST:a.jpg").write_bytes((photographs_dir / "coffee.jpg").read_bytes())
+    with open_source(" GST:a.jpg") as source:
+        assert source.total == 1
+
+
 def test_a_truncated_jpeg_is_refused_alone_and_counted_in_a_folder(photographs_dir: Path, tmp_path: Path) -> None:
     data = (photographs_dir / "coffee.jpg").read_bytes()
     cut = _write(tmp_path / "cut.jpg", data[: len(data) // 2])

@@ -262,6 +262,40 @@ def test_stopping_labels_what_was_taken_and_keeps_the_output(start: Callable[...
     assert kept.complete is True
 
 
+class Lost(Kept):
+    """Fails at its third record."""
+
+    name = "lost"
+
+    def write(self, labelled: LabelledFrame, frame: Frame | None) -> None:
+        super().write(labelled, frame)
+        if len(self.records) == 3:
+            raise BrokenPipeError("nobody reads")
+
+
+class Shown(Kept):
+    """One that only shows what passes."""
+
+    name = "shown"
+    only_shows = True
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_run_ends_once_every_output_has_failed(start: Callable[..., Stream], shown: bool) -> None:
+    source = Frames("yard", noise(400))
+    account = start(source, sinks=(Lost(), *([Shown()] if shown else []))).run()
+    assert account.sink_failed == {"lost": "BrokenPipeError: nobody reads"}
+    assert 3 <= account.labelled < 400
+    assert source.given < 400
+
+
+def test_a_run_goes_on_for_an_output_that_is_left_and_for_whoever_iterates(start: Callable[..., Stream]) -> None:
+    assert start(Frames("yard", noise(60)), sinks=(Lost(), Kept())).run().labelled == 60
+    assert start(Frames("yard", noise(60)), sinks=(Shown(),)).run().labelled == 60
+    assert start(Frames("yard", noise(60))).run().labelled == 60
+    assert sum(1 for _ in start(Frames("yard", noise(60)), sinks=(Lost(),))) == 60
+
+
 def test_a_silent_camera_can_be_stopped(start: Callable[..., Stream], video: Path) -> None:
     """The first frame of the file is due at once, the second in 20 s."""
     slow = video.with_name("slow.mp4")

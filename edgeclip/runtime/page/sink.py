@@ -19,7 +19,7 @@ from edgeclip.extras import require
 from edgeclip.prompts import PromptTable, make_classes
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sources.address import without_password
+from edgeclip.runtime.sources.address import host_and_port, without_password
 from edgeclip.runtime.sources.base import Frame
 
 _log = logging.getLogger("edgeclip")
@@ -86,9 +86,10 @@ class WebSink(Sink):
         Raises:
             InputError: not an address, or a token that can be guessed.
         """
-        host, _, port = address.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5):
-            raise InputError(f"expected an address HOST:PORT, got {without_password(address)!r}")
+        found = host_and_port(address)
+        if found is None or not found[0]:
+            raise InputError(f"expected an address HOST:PORT or [IPv6]:PORT, got {without_password(address)!r}")
+        host, port = found
 
         def make_table(name: str, classes: str) -> PromptTable:
             # Not text: what a browser sends must not name a file of this machine.
@@ -100,7 +101,7 @@ class WebSink(Sink):
                 raise InputError("the run is over")
 
         make = make_table if bundle and bundle.has_text_encoder else None
-        page = cls(host.strip("[]"), int(port), token, make_table=make)
+        page = cls(host, port, token, make_table=make)
         return page
 
     def open(self, run: Run) -> None:

@@ -73,12 +73,14 @@ class Sink(ABC):
         wants_pixels: whether ``write`` gets the frame beside the record; frames are large, so few sinks should.
         lossless: whether files wait for this sink when it is slow, rather than going on without it; for sinks that
             write to this machine. Live sources never wait.
+        only_shows: whether a run whose other sinks have all failed does not go on for this one's sake.
         hurried_s: how long one step may take once the run was interrupted, seconds: whoever asked it to end waits.
     """
 
     name: str
     wants_pixels: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
+    only_shows: ClassVar[bool] = False
     hurried_s: ClassVar[float] = 6.0
 
     def open(self, run: Run) -> None:  # noqa: B027 - most sinks open nothing
@@ -129,6 +131,11 @@ class SinkThread:
         sink.open(run)
         self._thread = threading.Thread(target=self._work, name=f"edgeclip-sink-{sink.name}", daemon=True)
         self._thread.start()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it failed, and takes nothing more."""
+        return self._dead.is_set()
 
     def put(self, labelled: LabelledFrame, frame: Frame) -> None:
         """Hand over a record; see the class for what happens when the sink cannot take it."""

@@ -10,7 +10,7 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.runtime.records import Event, LabelledFrame, View
 from edgeclip.runtime.sinks.base import Run, Sink
-from edgeclip.runtime.sources.address import without_password
+from edgeclip.runtime.sources.address import host_and_port, without_password
 from edgeclip.runtime.sources.base import Frame
 
 _log = logging.getLogger("edgeclip")
@@ -141,11 +141,10 @@ class PrometheusSink(Sink):
 
 
 def _parse(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535) or (
-        address.startswith(":") and not host
-    ):
+    found = host_and_port(address)
+    if found is None:
         raise InputError(
-            f"expected a port or HOST:PORT to serve metrics at, such as 9100, got {without_password(address)!r}"
+            "expected a port, HOST:PORT or [IPv6]:PORT to serve metrics at, such as 9100, got "
+            f"{without_password(address)!r}"
         )
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return found[0] or "127.0.0.1", found[1]

@@ -57,6 +57,7 @@ class TerminalView(Sink):
     """
 
     name = "terminal"
+    only_shows = True
 
     def __init__(self, console: Console, *, limit: int | None = None) -> None:
         self._limit = limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -59,9 +60,44 @@ ESCAPING = (
     "in a user or password write / as %2F, ? as %3F, # as %23, @ as %40, : as %3A and % as %25, and @ elsewhere as %40 "
     "(python3 -c 'import urllib.parse as u; print(u.quote(input(), \"\"))' does it)"
 )
+_LONGEST_LABEL = 63  # between the dots of a host's name (RFC 1035)
 SIDE = whole_number(1, 16384)
 RATE = number(0.1, 1000.0)
 SECONDS = number(0.1, 86400.0, "seconds")
+
+
+_SCHEME = re.compile(r"\s*(gst:|(?:csi|rtsps?|https?)://)", re.IGNORECASE)
+
+
+def as_usual(text: str) -> str:
+    """An address without the blanks around it and with its scheme in small letters; any other text as it is.
+
+    >>> as_usual(" RTSP://Cam/Live")
+    'rtsp://Cam/Live'
+    """
+    scheme = _SCHEME.match(text)
+    return scheme[1].lower() + text[scheme.end() :].rstrip() if scheme else text
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Host (empty where none is named) and port of ``HOST:PORT``, ``[IPv6]:PORT`` or ``PORT``; None if it is no such.
+
+    >>> host_and_port("[::1]:9100")
+    ('::1', 9100)
+    """
+    host, colon, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535) or (colon and not host):
+        return None
+    if bracketed := re.fullmatch(r"\[(.*)\]", host):
+        host = bracketed[1]
+    if bracketed or ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return None
+    elif not re.fullmatch(r"[\w.-]*", host) or max(map(len, host.split("."))) > _LONGEST_LABEL:
+        return None
+    return host, int(port)
 
 
 def without_fragment(text: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from edgeclip.errors import SourceError
 from edgeclip.runtime.images import is_image_name, kind_of
-from edgeclip.runtime.sources.address import without_password
+from edgeclip.runtime.sources.address import as_usual, without_password
 from edgeclip.runtime.sources.base import Frame, Source, SourceOptions, limited
 
 __all__ = ["Frame", "Source", "SourceOptions", "limited", "open_source"]
@@ -50,17 +50,17 @@ KINDS = (
     Kind("csi://N", r"csi://", "gstreamer:open_csi"),
     Kind("rtsp:// or rtsps://", r"rtsps?://", "network:open_network"),
     Kind("http:// or https://", r"https?://", "network:open_network"),
-    Kind("a camera's index", r"[0-9]+(\?|$)", "opencv:open_camera", path_first=False),
+    Kind("a camera's index", r"[0-9]+(\?|$)", "opencv:open_camera"),
     Kind("/dev/videoN", r"/dev/video[^/]*(\?|$)", "opencv:open_camera", path_first=False),
     Kind("- or stdin?… for raw frames on standard input", r"-(\?|$)|stdin\?", "raw:open_raw", path_first=False),
 )
 
 
-def open_source(text: str, *, realtime: bool = False, options: SourceOptions | None = None) -> Source:
+def open_source(text: str | int, *, realtime: bool = False, options: SourceOptions | None = None) -> Source:
     """Open an image, a folder, a pattern of images, a video file, a camera or a stream (see docs/sources.md).
 
     Args:
-        text: what to open.
+        text: what to open; a number is a camera's index, whatever there is of that name.
         realtime: play a video file as a camera would give it: paced, the latest frame only. Live sources always are.
         options: rare knobs.
 
@@ -68,9 +68,15 @@ def open_source(text: str, *, realtime: bool = False, options: SourceOptions | N
         SourceError: nothing there, nothing readable in it, or an option that it does not have.
         MissingExtraError: it needs OpenCV, which is not installed.
     """
+    opener: Callable[[str, bool, SourceOptions], Source]
+    if isinstance(text, int) and text >= 0:
+        opener = resolve_name("edgeclip.runtime.sources.opencv:open_camera")
+        return _interruptible(partial(opener, str(text), realtime, options or SourceOptions()))
+    text = str(text)
+    if not _names_a_path(text):
+        text = as_usual(text)  # as it is pasted
     for kind in KINDS:
         if re.match(kind.pattern, text, re.DOTALL) and not (kind.path_first and _names_a_path(text)):
-            opener: Callable[[str, bool, SourceOptions], Source]
             opener = resolve_name(f"edgeclip.runtime.sources.{kind.opener}")
             return _interruptible(partial(opener, text, realtime, options or SourceOptions()))
     return _open_path(text, realtime, options or SourceOptions())
