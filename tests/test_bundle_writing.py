@@ -15,7 +15,7 @@ import pytest
 
 from edgeclip import Bundle, PromptTable
 from edgeclip.bundle import LOCK, STAGING
-from edgeclip.errors import BundleError, IntegrityError, ManifestError, TableError
+from edgeclip.errors import BundleError, EdgeclipError, IntegrityError, ManifestError, TableError
 from edgeclip.manifest import read_manifest, visible_files, write_manifest
 from tests.conftest import make_table
 
@@ -190,7 +190,7 @@ def test_a_failed_writer_leaves_the_bundle_as_it_was(tiny_bundle: Path) -> None:
     def fail() -> bytes:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(BundleError, match="No space left on device"):
+    with pytest.raises(EdgeclipError, match="No space left on device"):
         bundle.add_file("reports/x.json", fail)
     assert {path: path.read_bytes() for path in tiny_bundle.rglob("*") if path.is_file()} == before
 

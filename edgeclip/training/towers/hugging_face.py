@@ -379,7 +379,7 @@ def _load(name: str, class_name: str, config: Any, *, weights: bool) -> Any:
     if missing:
         said = f", and holds others ({few(unknown)})" if unknown else ""
         raise ModelError(f"{name} lacks {len(missing)} weights ({few(missing)}){said}: get the whole checkpoint")
-    if "logit_bias" in unknown:
+    if "logit_bias" in unknown and "logit_scale" not in unknown:  # a text tower alone has neither
         raise ModelError(
             f"expected no logit_bias in {name}, a {config.model_type} by its config.json, which has none: scores would "
             "not be those that it was trained with"
