@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -96,6 +97,14 @@ def all_cores() -> Iterator[None]:
     os.sched_setaffinity(0, CORES)
     yield
     os.sched_setaffinity(0, share)
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_on() -> None:
+    """Libraries of an earlier test may have left logging off, and a claim about a warning would fail for that."""
+    logging.disable(logging.NOTSET)
+    logger = logging.getLogger("edgeclip")
+    logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session", autouse=True)

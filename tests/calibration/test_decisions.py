@@ -485,8 +485,6 @@ def test_a_table_replaced_on_a_running_stream_tells_that_its_decisions_are_stale
     yard: Path, pictures: Path, cli: Cli, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert calibrate(cli, yard, "--data", pictures, "--variant", "fp32").exit_code == 0
-    logger = logging.getLogger("edgeclip")  # other tests of this process may have left it quiet
-    logger.disabled, logger.propagate = False, True
     caplog.set_level(logging.INFO, "edgeclip")
     bundle = Bundle.open(yard)
     tables = TableSet(bundle, [bundle.table("yard")], variant="fp32")
