@@ -310,7 +310,7 @@ def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 def _opened(source: str | os.PathLike[str] | int | Source, *, realtime: bool, options: SourceOptions | None) -> Source:
     if isinstance(source, Source):
         return source
-    if isinstance(source, Integral) and type(source) is not bool:
+    if isinstance(source, Integral) and str(source) not in {"True", "False"}:
         return open_source(int(source), realtime=realtime, options=options)
     if isinstance(source, str | os.PathLike):
         return open_source(str(source), realtime=realtime, options=options)
