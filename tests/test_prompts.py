@@ -385,12 +385,10 @@ def test_a_table_of_other_number_types_comes_back(tmp_path: Path) -> None:
     assert PromptTable.load(tmp_path / "t.safetensors").content_hash == table.content_hash
 
 
-@pytest.mark.parametrize(
-    ("name", "label"), [("", "cat"), ("x/../y", "cat"), ("t", ""), ("t", "a\0"), ("t", "\x1b[31m")]
-)
-def test_a_table_whose_words_are_no_plain_text_is_refused(tmp_path: Path, name: str, label: str) -> None:
+@pytest.mark.parametrize(("name", "label"), [("", "cat"), ("x/../y", "cat"), ("t", ""), ("t", " ")])
+def test_a_table_without_a_proper_name_or_label_is_refused(tmp_path: Path, name: str, label: str) -> None:
     table = make_table(model_id="m")
     classes = (PromptClass(label, (label,)), *table.classes[1:])
     dataclasses.replace(table, name=name, classes=classes).save(tmp_path / "t.safetensors")
-    with pytest.raises(TableError, match=r"expected a table name|expected labels as plain text"):
+    with pytest.raises(TableError, match=r"expected a (table name|label)"):
         PromptTable.load(tmp_path / "t.safetensors")

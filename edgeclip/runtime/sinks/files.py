@@ -132,7 +132,7 @@ class CsvSink(Sink):
 
 def _row(values: tuple[object, ...]) -> bytes:
     text = io.StringIO(newline="")
-    shown = [printable(value, lines=False) if isinstance(value, str) else value for value in values]
+    shown = [printable(value) if isinstance(value, str) else value for value in values]
     csv.writer(text, lineterminator="\n").writerow(shown)
     return text.getvalue().encode()
 
