@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import threading
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,6 +15,7 @@ import pytest
 from edgeclip.errors import SourceError
 from edgeclip.runtime.sources.mjpeg import Splitter
 from edgeclip.runtime.sources.open import SourceOptions, open_source
+from tests.mjpeg_files import avi_of
 from tests.servers import answering, file_server
 
 QUICK = SourceOptions(stall_s=1.0, open_timeout_s=1.5, backoff_s=(0.05, 0.1))
@@ -134,7 +133,6 @@ def test_a_picture_that_lacks_its_last_bits_is_taken() -> None:
 
 
 def test_half_pictures_in_a_file_count_as_failed(tmp_path: Path) -> None:
-    file = io.BytesIO()
     pictures = [
         PICTURES[0],
         HALVES["cut in the middle"],
@@ -142,16 +140,8 @@ def test_half_pictures_in_a_file_count_as_failed(tmp_path: Path) -> None:
         HALVES["all but the last 300 bytes"],
         PICTURES[3],
     ]
-    with av.open(file, "w", format="avi") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuvj420p"
-        for index, data in enumerate(pictures):
-            packet = av.Packet(data)
-            packet.pts = packet.dts = index
-            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 10), stream, True
-            container.mux(packet)
     path = tmp_path / "half.avi"
-    path.write_bytes(file.getvalue())
+    path.write_bytes(avi_of(pictures, height=96, width=128, pixel_format="yuvj420p"))
     with open_source(str(path)) as source:
         assert [round(frame.time_s, 1) for frame in source] == [0.0, 0.2, 0.4]
         assert source.failed == 2

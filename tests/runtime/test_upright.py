@@ -17,6 +17,7 @@ from edgeclip.runtime.images import Image, read_image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.spec import PreprocessSpec
+from tests.mjpeg_files import avi_of
 from tests.servers import answering
 
 SPEC = PreprocessSpec(height=64, width=64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize_to=64)
@@ -176,20 +177,6 @@ def jpeg(orientation: int) -> bytes:
     return file.getvalue()
 
 
-def in_avi(pictures: list[bytes]) -> bytes:
-    """JPEGs as the frames of a video file, as they are."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="avi") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuvj444p"
-        for index, picture in enumerate(pictures):
-            packet = av.Packet(picture)
-            packet.pts = packet.dts = index
-            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 10), stream, True
-            container.mux(packet)
-    return file.getvalue()
-
-
 def corners(image: Image) -> npt.NDArray[np.int64]:
     return image[[4, 4, -4, -4], [4, -4, 4, -4]].astype(int)
 
@@ -198,7 +185,7 @@ def test_the_exif_of_mjpeg_frames_is_applied(tmp_path: Path) -> None:
     """In a file and from a camera, as for a photograph: each of the eight ways."""
     pictures = [jpeg(orientation) for orientation in range(1, 9)]
     path = tmp_path / "turned.avi"
-    path.write_bytes(in_avi(pictures))
+    path.write_bytes(avi_of(pictures, height=32, width=64, pixel_format="yuvj444p"))
     with open_source(str(path)) as source:
         shown = [frame.rgb() for frame in source]
     assert len(shown) == 8

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgeclip.bundle import Bundle
+from edgeclip.devices.machine.cpu import usable_cores
 from edgeclip.errors import EdgeclipError, EngineError
 from edgeclip.files import cache_dir, sha256_json, write_json
 from edgeclip.limits import limit
@@ -94,7 +95,7 @@ def main(path: str, height: str, width: str, memory: str, seconds: str) -> None:
     import numpy as np
     import onnxruntime as ort
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     # Data, not address space: a library reserves far more addresses than it uses.
     _limit(resource.RLIMIT_DATA, int(memory))
     _limit(resource.RLIMIT_CPU, int(seconds) * cores)
