@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -19,6 +20,7 @@ from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import ByteArray, Engine, normalise
 from edgeclip.runtime.images import Image, decode_image, opencv
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.basis import Origin
 from edgeclip.runtime.proof.parity import ParityReport, compare_embeddings, worst_of
 from edgeclip.spec import PreprocessSpec
 from edgeclip.tensors import open_tensors
@@ -27,6 +29,12 @@ FILE = "golden/golden.safetensors"
 COUNT = 64
 _QUALITY = 90
 _BATCH = 8
+
+
+class _About(msgspec.Struct, frozen=True, kw_only=True):
+    names: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    origin: Origin = "stand-ins"
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,17 @@ class GoldenImages:
         files: each photograph as a JPEG file of the encoder's size.
         embeddings: (N, D) float32 of the FP32 graph on ONNX Runtime, not normalised.
         classes: (C, D) float32 unit rows of a prompt table, to see whether decisions change; (0, D) if there was none.
+        digests: hex sha256 of the photograph that each of the N is a view of: crops of one photograph share theirs.
+            Of a set that was written without them, of the JPEG files.
+        origin: whose photographs they are.
     """
 
     names: tuple[str, ...]
     files: tuple[bytes, ...]
     embeddings: FloatArray
     classes: FloatArray
+    digests: tuple[str, ...] = ()
+    origin: Origin = "stand-ins"
 
     def save(self, path: Path) -> None:
         """Write photographs, embeddings and classes to one ``.safetensors`` file, atomically."""
@@ -54,7 +67,9 @@ class GoldenImages:
             "classes": self.classes,
         }
         with atomic_file(path) as temporary:
-            save_file(tensors, str(temporary), {"names": json.dumps(self.names)})
+            about = _About(names=self.names, digests=self.digests, origin=self.origin)
+            # One text: with several, their order in the file would be another each time.
+            save_file(tensors, str(temporary), {"photographs": msgspec.json.encode(about).decode()})
 
     @classmethod
     def load(cls, path: Path) -> GoldenImages:
@@ -65,7 +80,11 @@ class GoldenImages:
         """
         try:
             with open_tensors(path, error=IntegrityError) as stored:
-                names = stored.json("names", list[str])
+                if "photographs" in stored.metadata:
+                    about = stored.json("photographs", _About)
+                else:  # as it was written before digests were kept
+                    about = _About(names=stored.json("names", tuple[str, ...]))
+                names = about.names
                 embeddings = stored.array("embeddings", "F32", (len(names), None))
                 classes = stored.array("classes", "F32", (None, embeddings.shape[1]))
                 jpeg = stored.array("jpeg", "U8", (None,))
@@ -75,7 +94,8 @@ class GoldenImages:
         except IntegrityError as error:
             raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
         files = tuple(jpeg[start:end].tobytes() for start, end in pairwise(ends))
-        return cls(tuple(names), files, embeddings, classes)
+        digests = about.digests if len(about.digests) == len(names) else tuple(map(_digest, files))
+        return cls(names, files, embeddings, classes, digests, about.origin)
 
     def inputs(self, spec: PreprocessSpec) -> FloatArray:
         """The images as one preprocessed batch (N, 3, H, W) float32."""
@@ -97,6 +117,10 @@ class GoldenImages:
                 compare_embeddings(self.embeddings, together, self.names, batch_size=size, classes=self.classes)
             )
         return worst_of(reports)
+
+
+def _digest(file: bytes) -> str:
+    return hashlib.sha256(file).hexdigest()
 
 
 def golden_of(bundle: Bundle) -> GoldenImages | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -69,6 +70,30 @@ LIMITS: dict[Precision, ParityLimits] = {
 }
 
 
+class Check(msgspec.Struct, frozen=True):
+    """One limit of a proof.
+
+    Attributes:
+        figure: what is limited.
+        expected: "at least 0.95".
+        got: as written; None where it could not be taken.
+        passed: whether it was taken and keeps the limit.
+    """
+
+    figure: str
+    expected: str
+    got: str | None
+    passed: bool
+
+    @property
+    def status(self) -> Literal["checked", "failed", "could not be checked"]:
+        """What became of it."""
+        return "could not be checked" if self.got is None else "checked" if self.passed else "failed"
+
+    def __str__(self) -> str:
+        return f"a {self.figure} of {self.expected}, got {self.got or 'no prompt table to take it on'}"
+
+
 class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a candidate's embeddings agree with the reference's, image by image.
 
@@ -107,8 +132,8 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     p95_margin_loss: float | None = None
     worst: tuple[str, ...]
 
-    def failures(self, limits: ParityLimits) -> list[str]:
-        """Every limit that is not reached, as "a cosine of at least 0.99, got 0.95"."""
+    def checks(self, limits: ParityLimits) -> tuple[Check, ...]:
+        """Every limit: reached, not reached, or could not be checked, and why."""
         at_least = (
             ("cosine", self.min_cosine, limits.min_cosine),
             ("1st percentile of the cosine", self.p01_cosine, limits.p01_cosine),
@@ -116,14 +141,24 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
             ("mean of the mean-centred cosine", self.mean_centred_cosine, limits.mean_centred_cosine),
             ("top-1 agreement", self.agreement, limits.agreement),
         )
-        failed = [
-            f"a {kind} of at least {limit:g}, got {value:.6f}"
+        checks = [
+            # a NaN is below every limit
+            Check(
+                kind,
+                f"at least {limit:g}",
+                None if value is None else f"{value:.6f}",
+                passed=bool(value is not None and value >= limit),
+            )
             for kind, value, limit in at_least
-            if value is not None and not value >= limit  # a NaN is below every limit
         ]
-        if self.p95_margin_loss is not None and not self.p95_margin_loss <= limits.margin_loss:
-            failed.append(f"a margin loss of at most {limits.margin_loss:g} gaps, got {self.p95_margin_loss:.3f}")
-        return failed
+        loss = self.p95_margin_loss
+        shown = None if loss is None else f"{loss:.3f}"
+        passed = loss is not None and loss <= limits.margin_loss
+        return (*checks, Check("margin loss", f"at most {limits.margin_loss:g} gaps", shown, passed=passed))
+
+    def failures(self, limits: ParityLimits) -> list[str]:
+        """Every limit that is not reached, as "a cosine of at least 0.99, got 0.95"."""
+        return [str(check) for check in self.checks(limits) if check.status == "failed"]
 
     def require(self, limits: ParityLimits, *, what: str) -> ParityReport:
         """Return self, or refuse.
