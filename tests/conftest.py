@@ -103,8 +103,10 @@ def all_cores() -> Iterator[None]:
 def _logging_is_on() -> None:
     """Libraries of an earlier test may have left logging off, and a claim about a warning would fail for that."""
     logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
     logger = logging.getLogger("edgeclip")
     logger.disabled, logger.propagate = False, True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -72,7 +72,9 @@ def _run() -> int:
         from edgeclip.cli.common import NoticesLog
         from edgeclip.cli.verbs import app
 
-        logging.getLogger().addHandler(NoticesLog())
+        root = logging.getLogger()
+        if not any(isinstance(handler, NoticesLog) for handler in root.handlers):  # whoever calls this twice
+            root.addHandler(NoticesLog())
         logging.captureWarnings(capture=True)  # Python's, which would be written as they are
         app()
     except SystemExit as end:
