@@ -58,6 +58,16 @@ class GoldenImages:
     digests: tuple[str, ...] = ()
     origin: Origin = "stand-ins"
 
+    @property
+    def sha256(self) -> str:
+        """Digest of all that is in it: what a proof was taken on."""
+        digest = hashlib.sha256(msgspec.json.encode((self.names, self.digests, self.origin, len(self.classes))))
+        for file in self.files:
+            digest.update(hashlib.sha256(file).digest())
+        for array in (self.embeddings, self.classes):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write photographs, embeddings and classes to one ``.safetensors`` file, atomically."""
         tensors: dict[str, np.typing.NDArray[Any]] = {
