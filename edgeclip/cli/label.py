@@ -137,9 +137,7 @@ def label(
     ] = None,
     unproved: Annotated[
         bool,
-        typer.Option(
-            "--unproved", help="Run a bundle without golden images to prove it on.", rich_help_panel=_RUN
-        ),
+        typer.Option("--unproved", help="Run a bundle without golden images to prove it on.", rich_help_panel=_RUN),
     ] = False,
     preprocess: Annotated[
         str, typer.Option(help="auto (the fastest that agrees with exact here), exact or fast.", rich_help_panel=_RUN)

@@ -80,14 +80,15 @@ def _print_held(held: Held, console: Console) -> None:
     if proof is None:
         _say(f"{name}: could not run: {held.refused}", console, style="yellow")
         return
-    verdict = "proved" if held.passed else "wrong"
+    verdict = "agrees with fp32" if held.passed else "wrong"
     _say(f"{name}: {verdict}, {proof.latency_ms:.1f} ms an image; {proof.ran_on}", console)
     limits = Table("limit", "expected", "got", "", box=None, header_style="bold", padding=(0, 2))
     for check in proof.checks:
         said = check.status if check.got is not None else f"{check.status}: {held.why_unchecked}"
         limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), Text(said, _STYLES[check.status]))
     console.print(limits, highlight=False)
-    _say(f"  {held.basis}", console, style="yellow" if held.basis.provisional else None)
+    if held.passed:
+        _say(f"  {'' if held.basis.provisional else 'proved '}{held.basis}", console)
 
 
 def _say(line: str, console: Console, *, style: str | None = None) -> None:

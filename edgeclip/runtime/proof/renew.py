@@ -1,4 +1,4 @@
-"""A bundle and a folder of the site's images in; every variant and engine of this device held against FP32 on them, out.
+"""A bundle and a folder of a site's images in; every variant and engine of this device held against FP32 there, out.
 
 ``edgeclip prove`` prints it. The images stay on the device (``site.py``), and ``choose`` and streams prove on them.
 """
@@ -121,9 +121,7 @@ def prove(
     if not isinstance(count, int) or count < 1:
         raise InputError(f"expected count of at least 1, a whole number, got {count!r}")
     if stored and images is not None:
-        raise InputError(
-            "expected `images` or `stored`, got both: the stored embeddings are of the bundle's own images"
-        )
+        raise InputError("expected `images` or `stored`, got both: what is stored is of the bundle's own images")
     pairs = list(_pairs(opened, variants, engines))
     if not pairs:
         raise EngineError(f"no engine that is installed here is meant for what was asked of {opened.path.name}")
