@@ -15,7 +15,8 @@ from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import class_prompts
 from edgeclip.evaluation.statistics.paired import Hits, PairedDifference, paired_difference
-from edgeclip.export.bundle import calibration_inputs, extended
+from edgeclip.export.bundle import extended
+from edgeclip.export.images import crops_to_calibrate_on, to_calibrate_on
 from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
 from edgeclip.export.int8.quantization import QuantizationRecipe, read_recipe
 from edgeclip.export.int8.search import Search, SearchResult
@@ -109,8 +110,11 @@ def quantize_bundle(
     if golden is None:
         raise InputError(f"{bundle.path} has no golden images to compare on: export the bundle again")
     encoder, fp32 = bundle.manifest.encoder, bundle.variant_path("fp32")
-    chosen = sample_images(options.calibration, options.count, seed=options.seed) if options.calibration else []
-    images = calibration_inputs(chosen, photographs() if not chosen else (), encoder, count=options.count)
+    if options.calibration:
+        chosen = sample_images(options.calibration, options.count, seed=options.seed)
+        images, calibrated = to_calibrate_on(chosen, encoder, golden=golden)
+    else:
+        images, calibrated = crops_to_calibrate_on(photographs(), encoder, origin="stand-ins", count=options.count)
     labelled = _labelled(bundle, options, say) if options.data else None
     hits = labelled.hits(fp32) if labelled else None
     search = None
@@ -124,7 +128,8 @@ def quantize_bundle(
         ).run(options.max_drop)
         recipe = search.best.recipe
     with extended(bundle, names=options.names) as (folder, made):
-        made += make_variants(options.names, folder, Materials(fp32, encoder, golden, images, recipe), progress=say)
+        materials = Materials(fp32, encoder, golden, images, recipe, calibrated=calibrated)
+        made += make_variants(options.names, folder, materials, progress=say)
         differences = {}
         if labelled and hits is not None:
             for variant in made:
