@@ -7,7 +7,6 @@ again, and what is said of the proof says so.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -23,9 +22,9 @@ from edgeclip.printable import path_text
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
-from edgeclip.runtime.images import Image, images_among, read_image
-from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.images import images_among, read_image
 from edgeclip.runtime.proof.basis import calibrated_on, how_to_prove
+from edgeclip.runtime.proof.distinct import Different, Verdict, look_at
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_inputs, golden_files, golden_of
 from edgeclip.runtime.proof.parity import LIMITS
 from edgeclip.spec import PreprocessSpec
@@ -33,12 +32,15 @@ from edgeclip.spec import PreprocessSpec
 REFERENCE = ("fp32", "onnxruntime")
 _log = logging.getLogger("edgeclip")
 
-# Standard deviation of an image of one colour, and mean difference of two frames of a scene that stands still: grey
-# levels of the encoder's input. A camera's noise and JPEG's are below both.
-_ONE_COLOUR, _SAME_SCENE = 2.0, 2.0
-_SIDE = 16  # pixels of the thumbnails by which frames are compared
-_UNDECODABLE, _COPIES, _SCENES = "cannot be decoded", "the same as another", "hardly differ from another"
-_COLOURS, _CALIBRATED = "of one colour", "a variant was calibrated on"
+# Where a camera stands still, photographs differ by what moves. Its noise and another brightness left the cosine of
+# their directions (``distinct.py``) at .9997 and above; something as large as a hundredth of the picture did not.
+_STILL = 0.999
+_UNDECODABLE, _CALIBRATED = "cannot be decoded", "calibrated on"
+_WHY: dict[Verdict, str] = {
+    "flat": "of one colour",
+    "same": "the same as another",
+    "near": "nearly the same as another",
+}
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,16 @@ def choose_images(
     Args:
         spec: what the encoder takes.
         count: how many are enough; no more are looked at.
-        calibrated: digests (``image_digest``) of images that ranges were measured on, which prove nothing.
+        calibrated: digests (``pixels_digest``) of images that ranges were measured on, which prove nothing.
         progress: called with (images chosen, ``count``).
 
     Raises:
         SourceError: no folder, or nothing in it is left to prove on.
     """
     paths = _images_below(folder)
-    preprocessor = Preprocessor(spec)
+    different = Different(_STILL)
     chosen: list[tuple[int, str, bytes, str]] = []
     left_out, undecodable = Counter[str](), list[str]()
-    digests: set[str] = set()
-    thumbnails: list[Image] = []
     for index in np.random.default_rng(0).permutation(len(paths)):  # a film's frames lie beside each other by name
         if len(chosen) == count:
             break
@@ -101,23 +101,16 @@ def choose_images(
             left_out[_UNDECODABLE] += 1
             undecodable.append(f"{name}: {error}")
             continue
-        digest, small = image_digest(image), preprocessor.resize(image)
-        thumbnail = _thumbnail(small)
-        if digest in digests:
-            left_out[_COPIES] += 1
-        elif digest in calibrated:
+        look = look_at(image)
+        if look.digest in calibrated:
             left_out[_CALIBRATED] += 1
-        elif small.std(axis=(0, 1)).max() < _ONE_COLOUR:
-            left_out[_COLOURS] += 1
-        elif any(np.abs(thumbnail - other).mean() < _SAME_SCENE for other in thumbnails):
-            left_out[_SCENES] += 1
+        elif (verdict := different.add(look)[0]) != "new":
+            left_out[_WHY[verdict]] += 1
         else:
             (file,) = golden_files([image], spec)
-            chosen.append((int(index), name, file, digest))
-            thumbnails.append(thumbnail)
+            chosen.append((int(index), name, file, look.digest))
             if progress:
                 progress(len(chosen), count)
-        digests.add(digest)
     if not chosen:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
         first = f" ({undecodable[0]})" if undecodable else ""
@@ -128,13 +121,6 @@ def choose_images(
     chosen.sort()
     _, names, files, own = zip(*chosen, strict=True)
     return SiteImages(names, files, own, len(paths), dict(left_out), tuple(undecodable))
-
-
-def image_digest(image: Image) -> str:
-    """Hex sha256 of what is in an image (H, W, 3) uint8: of its size and pixels, whatever file it came from."""
-    digest = hashlib.sha256(f"{image.shape[0]}x{image.shape[1]} ".encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
 
 
 def calibrated_digests(bundle: Bundle) -> frozenset[str]:
@@ -269,10 +255,3 @@ def _images_below(folder: Path) -> list[Path]:
 
 def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _thumbnail(small: Image) -> Image:
-    """(16, 16, 3) means of a resized image's parts, int16: the difference of two may be negative."""
-    rows = np.array_split(small, min(_SIDE, small.shape[0]), axis=0)
-    parts = [[part.mean(axis=(0, 1)) for part in np.array_split(row, min(_SIDE, row.shape[1]), axis=1)] for row in rows]
-    return np.array(parts).astype(np.int16)
