@@ -18,15 +18,22 @@ _log = logging.getLogger("edgeclip")
 def find_images(folder: Path) -> list[Path]:
     """The image files below a folder, searched recursively, by path; of a chosen set only its images.
 
+    What is hidden, or in a hidden folder (thumbnails, say), is none of anybody's.
+
     Raises:
         SourceError: none.
     """
     if is_chosen_set(folder):
         folder = folder / IMAGES
-    paths = images_among((path for path in sorted(folder.rglob("*")) if not path.is_dir()), path_text(folder))
+    shown = (path for path in sorted(folder.rglob("*")) if not any(map(_hidden, path.relative_to(folder).parts)))
+    paths = images_among((path for path in shown if not path.is_dir()), path_text(folder))
     if not paths:
         raise SourceError(f"expected images below {folder}, got none: check the path")
     return paths
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def sample_images(folder: Path, count: int, *, seed: int = 0) -> Sequence[Image]:
@@ -56,6 +63,8 @@ def sample_images(folder: Path, count: int, *, seed: int = 0) -> Sequence[Image]
             _log.warning("passed over: %s", error)
     if not images:
         raise SourceError(f"expected calibration images below {folder}, got none that can be read")
+    if len(images) < count:
+        _log.warning("expected %d calibration images below %s, got %d", count, path_text(folder), len(images))
     return images
 
 

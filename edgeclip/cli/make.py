@@ -16,7 +16,7 @@ from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.spec import ModelOptions
 
-_CALIBRATION_HELP = "Folder of images to measure ranges on. \\[crops of photographs]"
+_CALIBRATION_HELP = "Folder of images to measure ranges on; golden ones are left out. \\[crops of stand-in photographs]"
 
 _Number = TypeVar("_Number", int, float)
 
@@ -32,7 +32,14 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Bundle to make. \\[MODEL.edgeclip]", callback=output_folder)
     ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Photographs for the parity check. \\[scikit-image's]")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photographs or camera footage of yours, searched recursively: different ones are taken to "
+            "prove on (64), others to measure ranges on (128), and where there is one folder a class the rest to "
+            "evaluate on. \\[nine stand-in photographs: what they prove is provisional]"
+        ),
+    ] = None,
     variants: Annotated[
         str, typer.Option(help='Forms to make beside fp32, e.g. "fp16, int8, int8-cpu": fp16, bf16, int8, int8-cpu.')
     ] = "",
@@ -40,13 +47,13 @@ def export(
         str | None, typer.Option(help="Device to export for: makes the forms that pay there, and plans for it.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Images to measure ranges on. \\[crops of the photographs]")
+        Path | None, typer.Option(help="Chosen images to measure ranges on, not proved on. \\[a part of --images]")
     ] = None,
     merge_tokens: Annotated[
         int,
         typer.Option(metavar="R", help="Merge R alike tokens in each block of a ViT (ToMe): faster, less exact."),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights, and of the choice of images.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     image_size: Annotated[
         str | None,
@@ -77,6 +84,7 @@ def export(
     from edgeclip.devices.plan.plan import plan
     from edgeclip.export.bundle import export as export_model
     from edgeclip.export.cost import cost_of_bundle
+    from edgeclip.export.images import image_report
     from edgeclip.export.merge_tokens.model import merge_report
     from edgeclip.training.load import short_name
 
@@ -93,13 +101,13 @@ def export(
         known = msgspec.convert({key: value for key, value in options.items() if value is not None}, ModelOptions)
     except msgspec.ValidationError as error:
         raise InputError(f"expected what --help says of the model's options, got: {error}") from error
-    with console.status("reading photographs") as status:
+    with console.status("reading images") as status:
         bundle = export_model(
             model,
             output or Path(f"{short_name(model)}.edgeclip"),
             variants=split_names(variants),
             calibration=calibration,
-            photos=photos,
+            images=images,
             pretrained=pretrained,
             options=known,
             target=target,
@@ -109,6 +117,8 @@ def export(
             progress=status.update,
         )
     print_card(bundle, console)
+    if chosen := image_report(bundle):
+        console.print(chosen.line(), markup=False, highlight=False, soft_wrap=True)
     if report := merge_report(bundle):
         console.print(report.line(), markup=False, highlight=False, soft_wrap=True)
     if target:

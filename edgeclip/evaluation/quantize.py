@@ -22,7 +22,8 @@ from edgeclip.export.accuracy import (
     require_enough,
     worst_layout,
 )
-from edgeclip.export.bundle import calibration_inputs, extended
+from edgeclip.export.bundle import extended
+from edgeclip.export.images import crops_to_calibrate_on, to_calibrate_on
 from edgeclip.export.int8.quantization import read_recipe
 from edgeclip.export.int8.search import Loss, Search
 from edgeclip.export.photographs import photographs
@@ -103,12 +104,15 @@ def quantize_bundle(
     if golden is None:
         raise InputError(f"{bundle.path} has no golden images to compare on: export the bundle again")
     encoder, fp32 = bundle.manifest.encoder, bundle.variant_path("fp32")
-    chosen = sample_images(options.calibration, options.count, seed=options.seed) if options.calibration else []
-    images = calibration_inputs(chosen, photographs() if not chosen else (), encoder, count=options.count)
+    if options.calibration:
+        chosen = sample_images(options.calibration, options.count, seed=options.seed)
+        images, calibrated = to_calibrate_on(chosen, encoder, golden=golden)
+    else:
+        images, calibrated = crops_to_calibrate_on(photographs(), encoder, origin="stand-ins", count=options.count)
     recipe = read_recipe(options.recipe) if options.recipe else None
     labelled = _labelled(bundle, options, max_drop, say) if options.data else None
     with extended(bundle, names=options.names) as (folder, made):
-        materials = Materials(fp32, encoder, golden, images)
+        materials = Materials(fp32, encoder, golden, images, calibrated=calibrated)
         if labelled is not None:
             more, report = make_bounded(
                 options.names,

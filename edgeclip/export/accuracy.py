@@ -7,9 +7,9 @@ which it was not chosen on. On both it is the upper bound of the loss that has t
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +34,8 @@ from edgeclip.prompts import FloatArray, PromptTable, unit_rows
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import Image, read_image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
-from edgeclip.spec import EncoderSpec, Precision, Variant
+from edgeclip.runtime.proof.distinct import Different, look_at
+from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
 
 INT8 = ("int8", "int8-cpu")
 MAX_DROP = 0.3  # points of top-1, where nobody says otherwise
@@ -172,32 +173,43 @@ class LabelledImages:
         return hits
 
     def different(self, *, without: FloatArray) -> LabelledImages:
-        """Each image once, by what is in it, in an order that only that decides; what is left out is told in a warning.
+        """Those that differ, in an order that only their content decides; what is left out is told in a warning.
 
         Args:
-            without: preprocessed images (M, 3, H, W) float32 that are left out.
+            without: preprocessed images (M, 3, H, W) float32; they, and what is nearly the same, are left out.
 
         Raises:
             SourceError: none is left.
         """
-        used = {_digest(image) for image in without}
-        first: dict[bytes, int] = {}
-        labels: dict[bytes, set[int]] = {}
-        for index, (image, label) in enumerate(zip(self._images, self._truth, strict=True)):
-            digest = _digest(self._preprocess.normalise(image))
-            first.setdefault(digest, index)
-            labels.setdefault(digest, set()).add(int(label))
-        told = {
-            "copies of others": len(self) - len(first),
-            "in the folders of several classes": sum(len(found) > 1 for found in labels.values()),
-            "among the calibration images": len(first.keys() & used),
-        }
-        if said := [f"{count:,} {what}" for what, count in told.items() if count]:
-            _log.warning("left out of %d labelled images: %s", len(self), ", ".join(said))
-        kept = [index for digest, index in sorted(first.items()) if len(labels[digest]) == 1 and digest not in used]
+        different = Different()
+        for image in without:
+            different.add(look_at(_as_resized(image, self._encoder.preprocess)))
+        used = len(different)
+        looks = [look_at(image) for image in self._images]
+        order = sorted(range(len(looks)), key=lambda index: looks[index].digest)
+        found = [(index, *different.add(looks[index])) for index in order]
+        labels = defaultdict[int, set[int]](set)
+        for index, _, number in found:
+            labels[number].add(int(self._truth[index]))
+        why = Counter[str]()
+        kept = []
+        for index, verdict, number in found:
+            if verdict == "flat":
+                why["of one colour"] += 1
+            elif number < used:
+                why["among the calibration images, or nearly"] += 1
+            elif len(labels[number]) > 1:
+                why["the same, or nearly, in folders of several classes"] += 1
+            elif verdict != "new":
+                why["the same as another, or nearly"] += 1
+            else:
+                kept.append(index)
+        if why:
+            told = ", ".join(f"{count:,} {what}" for what, count in why.items())
+            _log.warning("of %d labelled images these are left out: %s", len(self), told)
         if not kept:
             raise SourceError(
-                f"expected labelled images beside those to calibrate on, got none of {len(self)}: give more"
+                f"expected labelled images that differ, got none of {len(self)} that can be used: give more"
             )
         return self._part(kept)
 
@@ -222,8 +234,10 @@ class LabelledImages:
         return hits
 
 
-def _digest(image: FloatArray) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()
+def _as_resized(image: FloatArray, spec: PreprocessSpec) -> Image:
+    """What ``Preprocessor.normalise`` made (3, H, W) float32 of, again."""
+    pixels: Image = np.rint((image.transpose(1, 2, 0) * spec.std + spec.mean) * 255).astype(np.uint8)
+    return pixels
 
 
 class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):

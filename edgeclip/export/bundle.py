@@ -12,16 +12,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from edgeclip.bundle import STAGING, Bundle, create_bundle
-from edgeclip.calibration.images import crops, sample_images
+from edgeclip.calibration.images import sample_images
 from edgeclip.class_names import split_names
 from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.plan.plan import variants_for
 from edgeclip.errors import BundleError, InputError
 from edgeclip.export.cost import graph_cost
+from edgeclip.export.images import (
+    CALIBRATION_IMAGES,
+    ImageReport,
+    crops_to_calibrate_on,
+    report_of,
+    split_images,
+    to_calibrate_on,
+)
+from edgeclip.export.images import REPORT as IMAGES
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe
 from edgeclip.export.merge_tokens.model import REPORT, MergedModel
 from edgeclip.export.onnx import OPSET, compact, export_onnx
@@ -32,14 +39,12 @@ from edgeclip.files import atomic_folder, write_json
 from edgeclip.manifest import visible_files, write_manifest
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image
-from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.basis import basis_on
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
-from edgeclip.runtime.proof.parity import ParityLimits
+from edgeclip.runtime.proof.parity import LIMITS, ParityLimits
 from edgeclip.spec import NO_OPTIONS, EncoderSpec, Manifest, ModelOptions, Variant
 from edgeclip.training.load import load_model
 from edgeclip.training.model import ContrastiveModel
-
-CALIBRATION_IMAGES = 128
 
 
 def export(
@@ -47,8 +52,8 @@ def export(
     path: str | os.PathLike[str],
     *,
     variants: str | Sequence[str] = (),
+    images: str | os.PathLike[str] | Sequence[Image] | None = None,
     calibration: str | os.PathLike[str] | Sequence[Image] | None = None,
-    photos: str | os.PathLike[str] | None = None,
     pretrained: str | None = None,
     options: ModelOptions = NO_OPTIONS,
     target: str | None = None,
@@ -61,7 +66,7 @@ def export(
 
     ```python
     model = edgeclip.load_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
-    bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8"], calibration="frames/")
+    bundle = edgeclip.export(model, "shop.edgeclip", variants=["fp16", "int8"], images="frames/")
     ```
 
     Args:
@@ -69,19 +74,24 @@ def export(
         path: folder to make.
         variants: beside ``fp32``: ``fp16``, ``bf16``, ``int8`` (for device compilers), ``int8-cpu``. A list, or
             ``"fp16, int8"``.
-        calibration: images that INT8's ranges are measured on: a folder (what ``edgeclip calibrate images`` wrote is
-            taken whole, of others a seeded sample) or (H, W, 3) uint8 RGB arrays; None for crops of the photographs.
-        photos: folder of photographs for the comparison; None for those that scikit-image ships.
+        images: photographs or camera footage of yours: a folder, searched recursively, or (H, W, 3) uint8 RGB arrays.
+            They are split by their content: up to 64 to prove on, up to 128 to measure ranges on, and of a folder with
+            one folder a class the others to evaluate on. None for stand-ins, nine photographs that scikit-image ships
+            and crops of them: what is proved on those is provisional.
+        calibration: a chosen set to measure ranges on (what ``edgeclip calibrate images`` wrote is taken whole, of
+            another folder a seeded sample), or arrays; what of ``images`` is in it is not proved on. None for a part of
+            ``images``.
         pretrained: with an open_clip name, its tag or a file of weights.
         options: with an open_clip name, what is known of the model beside: its preprocessing, say.
         target: a device's name: the variants that pay there are made too.
         merge_tokens: tokens of a ViT that are merged in each block (ToMe): faster, less exact.
-        seed: of random weights and of the sample of calibration images.
+        seed: of random weights, and of the choice of images.
         overwrite: replace a bundle at ``path``.
         progress: called with a short sentence before each step.
 
     Raises:
         InputError: ``path`` exists already, an unknown variant or device, or calibration with nothing to calibrate.
+        SourceError: too few images.
         ModelError: the model cannot be loaded or exported.
         ParityError: a graph disagrees with the model, or a variant with FP32; nothing is left behind.
         LintError: a variant that TensorRT would refuse.
@@ -99,12 +109,24 @@ def export(
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already: choose another output or overwrite it")
-    images: Sequence[Image] = ()
+    chosen: Sequence[Image] = ()
     if isinstance(calibration, str | os.PathLike):
-        images = sample_images(Path(calibration), CALIBRATION_IMAGES, seed=seed)
+        chosen = sample_images(Path(calibration), CALIBRATION_IMAGES, seed=seed)
     elif calibration is not None:
-        images = calibration
-    pictures = photographs(None if photos is None else Path(photos))
+        chosen = calibration
+        if not len(chosen):
+            raise InputError("expected images to calibrate on, got none: give some, or leave calibration out")
+    split = None
+    if images is not None:
+        split = split_images(
+            Path(images) if isinstance(images, str | os.PathLike) else images,
+            calibration=CALIBRATION_IMAGES if names and calibration is None else 0,
+            seed=seed,
+            calibrated=chosen,
+        )
+        if calibration is None:
+            chosen = split.calibration.pixels()
+    photos = split.golden if split else photographs()
     if isinstance(model, str):
         say("loading the model")
         model = load_model(model, pretrained=pretrained, seed=seed, options=options)
@@ -112,8 +134,16 @@ def export(
         raise InputError("expected pretrained and options with a name, got them with a loaded model: leave them out")
     if merge_tokens:
         model = MergedModel(model, merge_tokens)
-    made = VariantOptions(tuple(names), images)
-    return export_bundle(model, path, photos=pictures, variants=made, overwrite=overwrite, progress=progress)
+    made = VariantOptions(tuple(names), chosen)
+    return export_bundle(
+        model,
+        path,
+        photos=photos,
+        variants=made,
+        images=report_of(split) if split else None,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -122,7 +152,8 @@ class VariantOptions:
 
     Attributes:
         names: of ``VARIANTS``.
-        calibration: images to measure ranges on; without any, random crops of the photographs.
+        calibration: images to measure ranges on, of which golden ones are left out; without any, random crops of the
+            photographs.
         recipe: how to quantize; None for ``default_recipe``.
         limits: of the comparison with FP32, in place of each precision's own.
     """
@@ -139,14 +170,16 @@ def export_bundle(
     *,
     photos: Sequence[Photograph],
     variants: VariantOptions = VariantOptions(),
+    images: ImageReport | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Bundle:
     """Export, compare and write a bundle; a failure leaves nothing behind, nor harms a bundle that was there.
 
     Args:
-        photos: real photographs for the comparison (``photographs``).
+        photos: real photographs for the comparison: different ones, or the stand-ins of ``photographs``.
         variants: what to make beside FP32.
+        images: how the photographs were chosen; None for stand-ins.
         overwrite: replace a bundle at ``path``.
         progress: called with a short sentence before each step.
 
@@ -164,8 +197,20 @@ def export_bundle(
         written = export_onnx(
             model.exportable(), model.encoder, fp32, metadata=onnx_metadata(model.name, model.identity.id, "fp32")
         )
+        classes = class_rows(model.text, model.encoder.embedding_dim)
+        say("encoding the golden images")
+        golden = make_golden(fp32, model.encoder, photos, classes, origin="images" if images else "stand-ins")
+        golden.save(folder / GOLDEN)
+        if images:
+            write_json(folder / IMAGES, images)
+
+        def compare() -> None:
+            report = check_parity(model, fp32, photos, classes=classes)
+            basis = basis_on(golden, None, known=True)
+            write_report(folder, "fp32", report, limits=LIMITS["fp32"], basis=basis)
+
         say(f"comparing fp32 with the model on {len(photos)} photographs")
-        write_report(folder, "fp32", check_parity(model, fp32, photos))
+        compare()
         graph_cost(fp32).save(folder)
         made = [
             Variant(
@@ -176,20 +221,21 @@ def export_bundle(
                 opset=OPSET,
             )
         ]
-        say("encoding the golden images")
-        golden = make_golden(fp32, model.encoder, photos, class_rows(model.text, model.encoder.embedding_dim))
-        golden.save(folder / GOLDEN)
         if isinstance(model, MergedModel):
             say("comparing with the model before its tokens were merged")
             write_json(folder / REPORT, model.report(photos, golden.classes))
         if variants.names:
-            images = calibration_inputs(variants.calibration, photos, model.encoder)
+            inputs, calibrated = (
+                to_calibrate_on(variants.calibration, model.encoder, golden=golden)
+                if len(variants.calibration)
+                else crops_to_calibrate_on(photos, model.encoder, origin=golden.origin)
+            )
             recipe = variants.recipe or default_recipe(fp32)
-            materials = Materials(fp32, model.encoder, golden, images, recipe, variants.limits)
+            materials = Materials(fp32, model.encoder, golden, inputs, recipe, variants.limits, calibrated=calibrated)
             made += make_variants(variants.names, folder, materials, progress=say)
         if len(written) == 1 and compact(fp32):
             say("comparing fp32 again, its weights stored in 8 bits")
-            write_report(folder, "fp32", check_parity(model, fp32, photos))
+            compare()
         write_manifest(
             folder,
             Manifest(
@@ -204,9 +250,9 @@ def calibration_inputs(
     images: Sequence[Image], photos: Sequence[Photograph], encoder: EncoderSpec, *, count: int = CALIBRATION_IMAGES
 ) -> FloatArray:
     """Images, or without any ``count`` random crops of the photographs, preprocessed: (N, 3, H, W) float32."""
-    views = images or crops([image for _, image in photos], count)
-    preprocessor = Preprocessor(encoder.preprocess)
-    return np.stack([preprocessor(view) for view in views])  # a chosen set decodes one at a time
+    if len(images):
+        return to_calibrate_on(images, encoder, golden=None).inputs
+    return crops_to_calibrate_on(photos, encoder, origin="stand-ins", count=count).inputs
 
 
 def onnx_metadata(model_name: str, model_id: str, variant: str) -> dict[str, str]:

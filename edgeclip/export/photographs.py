@@ -1,6 +1,6 @@
 """The real photographs that scikit-image's wheel ships: known licences, and nothing to download.
 
-A folder, or nothing, in; real photographs on which an export is compared with its model, out.
+Nothing in; real photographs on which an export is compared with its model, where nobody gave others, out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import SourceError
 from edgeclip.extras import require
-from edgeclip.printable import path_text
-from edgeclip.runtime.images import Image, list_images, read_image
+from edgeclip.runtime.images import Image
 
 # Colour photographs of things, for checks that want realistic input.
 COLOUR = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
@@ -45,19 +44,11 @@ Photograph = tuple[str, npt.NDArray[np.uint8]]
 _PACKAGED = (*COLOUR, "motorcycle_right.png", "retina.jpg", "ihc.png")
 
 
-def photographs(folder: Path | None = None) -> list[Photograph]:
-    """Read photographs as ``(file name, (H, W, 3) uint8 RGB)``; those of a folder in the order of their names.
-
-    Args:
-        folder: of image files; None for the photographs that scikit-image ships (nothing is downloaded).
+def photographs() -> list[Photograph]:
+    """Read the stand-ins as ``(file name, (H, W, 3) uint8 RGB)``.
 
     Raises:
-        SourceError: no image in the folder, or one that cannot be read.
-        MissingExtraError: no folder is given and scikit-image is not installed.
+        SourceError: the installed scikit-image does not ship one.
+        MissingExtraError: it is not installed.
     """
-    if folder is None:
-        return [(name, photograph(name)) for name in _PACKAGED]
-    paths = list_images(folder) if folder.is_dir() else []
-    if not paths:
-        raise SourceError(f"expected a folder of photographs, got {folder} without an image: give another folder")
-    return [(path_text(path.name), read_image(path)) for path in paths]
+    return [(name, photograph(name)) for name in _PACKAGED]

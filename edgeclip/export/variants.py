@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
+
 from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
 from edgeclip.export.half.plan import LowPrecision
@@ -23,6 +25,7 @@ from edgeclip.extras import require
 from edgeclip.files import workshop, write_json
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.proof.basis import Basis, CalibratedOn, basis_on
 from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport
 from edgeclip.spec import EncoderSpec, Precision, Variant
@@ -43,6 +46,7 @@ class Materials:
         limits: in place of the precision's own, where given.
         int8: the INT8 graph, where it was made otherwise than by ``recipe`` on ``fp32`` (quantization-aware training).
         progress: called with a short sentence before an image is run.
+        calibrated: which photographs ``images`` are; None where nobody knows: the proof is then provisional.
     """
 
     fp32: Path
@@ -53,6 +57,7 @@ class Materials:
     limits: ParityLimits | None = None
     int8: Path | None = None
     progress: Callable[[str], None] | None = None
+    calibrated: CalibratedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Made:
 
     files: tuple[Path, ...]
     precision: Precision
-    notes: Any
+    notes: dict[str, Any]
 
 
 Maker: TypeAlias = Callable[[Path, Materials], Made]
@@ -91,7 +96,15 @@ def make_variants(
         result = VARIANTS[name](folder, replace(materials, progress=progress))
         say(f"comparing {name} with fp32 on {len(materials.golden.files)} images")
         report = prove(result.files[0], result.precision, materials, name=name)
-        write_report(folder, name, report, notes=result.notes)
+        calibrated = materials.calibrated
+        write_report(
+            folder,
+            name,
+            report,
+            limits=materials.limits or LIMITS[result.precision],
+            basis=basis_on(materials.golden, calibrated, known=False),
+            notes={**result.notes, "calibration": calibrated},
+        )
         made.append(describe(name, result, folder))
     return made
 
@@ -125,9 +138,28 @@ def prove(path: Path, precision: Precision, materials: Materials, *, name: str) 
     return report.require(materials.limits or LIMITS[precision], what=f"{name} differs from fp32")
 
 
-def write_report(folder: Path, variant: str, report: ParityReport, *, notes: Any = None) -> None:
-    """Write ``reports/parity-<variant>.json``: the figures and the machine that they were taken on."""
-    content = {"variant": variant, "parity": report, "machine": describe_machine(), "tools": installed_versions(TOOLS)}
+def write_report(
+    folder: Path,
+    variant: str,
+    report: ParityReport,
+    *,
+    limits: ParityLimits,
+    basis: Basis,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write ``reports/parity-<variant>.json``: the figures, what became of each limit, what they were taken on, where.
+
+    Args:
+        notes: how the variant was made.
+    """
+    content = {
+        "variant": variant,
+        "basis": {**msgspec.structs.asdict(basis), "provisional": basis.provisional},
+        "checks": [{**msgspec.structs.asdict(check), "status": check.status} for check in report.checks(limits)],
+        "parity": report,
+        "machine": describe_machine(),
+        "tools": installed_versions(TOOLS),
+    }
     write_json(folder / "reports" / f"parity-{variant}.json", content | ({"made": notes} if notes is not None else {}))
 
 

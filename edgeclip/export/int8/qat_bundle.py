@@ -14,7 +14,8 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.images import sample_images
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import InputError
-from edgeclip.export.bundle import calibration_inputs, extended, onnx_metadata
+from edgeclip.export.bundle import extended, onnx_metadata
+from edgeclip.export.images import to_calibrate_on
 from edgeclip.export.int8.qat import QatOptions, freeze, insert_quantizers, train_quantized
 from edgeclip.export.int8.qdq import Model, array, constant, fold_scales, prune
 from edgeclip.export.int8.quantization import QuantizationRecipe, default_recipe, is_transformer
@@ -23,6 +24,7 @@ from edgeclip.export.variants import Materials, make_variants
 from edgeclip.extras import require
 from edgeclip.files import workshop, write_json
 from edgeclip.prompts import FloatArray
+from edgeclip.runtime.proof.basis import CalibratedOn
 from edgeclip.runtime.proof.golden import golden_of
 from edgeclip.runtime.proof.parity import ParityLimits
 from edgeclip.spec import EncoderSpec
@@ -52,6 +54,8 @@ def train_int8_on(
 ) -> QatReport:
     """``train_int8`` of the model that the bundle was made from, on a seeded sample of a folder's images.
 
+    What of them is golden is left out.
+
     Args:
         folder: of images like those that the device will see; no labels.
         count: how many of them to train on.
@@ -67,8 +71,10 @@ def train_int8_on(
     if progress:
         progress("loading the model")
     model = load_again(bundle.manifest.model.origin)
-    images = calibration_inputs(sample_images(folder, count, seed=options.seed), (), model.encoder)
-    return train_int8(bundle, model, images, names=names, options=options, progress=progress)
+    inputs, calibrated = to_calibrate_on(
+        sample_images(folder, count, seed=options.seed), model.encoder, golden=golden_of(bundle)
+    )
+    return train_int8(bundle, model, inputs, calibrated=calibrated, names=names, options=options, progress=progress)
 
 
 def train_int8(
@@ -76,6 +82,7 @@ def train_int8(
     model: ContrastiveModel,
     images: FloatArray,
     *,
+    calibrated: CalibratedOn | None = None,
     names: Sequence[str] = ("int8",),
     recipe: QuantizationRecipe | None = None,
     options: QatOptions = QatOptions(),  # noqa: B008 - frozen
@@ -90,6 +97,7 @@ def train_int8(
     Args:
         model: the one that the bundle was exported from.
         images: preprocessed, (N, 3, H, W) float32; neither labels nor captions are needed.
+        calibrated: which photographs they are; without it the proof is provisional.
         names: ``int8``, ``int8-cpu`` or both.
         recipe: how ranges are measured at the start; None for the default of this graph.
         limits: of the proof, in place of INT8's own.
@@ -125,7 +133,7 @@ def train_int8(
     with workshop() as scratch, extended(bundle, names=names) as (folder, made):
         graph = scratch / "int8.onnx"
         write_quantized(quantized, encoder, graph, onnx_metadata(model.name, model.identity.id, "int8"))
-        materials = Materials(fp32, encoder, golden, images, recipe, limits, graph)
+        materials = Materials(fp32, encoder, golden, images, recipe, limits, graph, calibrated=calibrated)
         made += make_variants(names, folder, materials, progress=say)
         report = {
             "recipe": recipe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,19 +23,20 @@ from edgeclip.runtime.images import Image, decode_image, opencv
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.runtime.proof.basis import Origin
 from edgeclip.runtime.proof.parity import ParityReport, compare_embeddings, worst_of
-from edgeclip.spec import PreprocessSpec
+from edgeclip.spec import PreprocessSpec, Sha256
 from edgeclip.tensors import open_tensors
 
 FILE = "golden/golden.safetensors"
 COUNT = 64
 _QUALITY = 90
 _BATCH = 8
+_CROP = re.compile(r", crop \d+$")
 
 
 class _About(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
-    digests: tuple[str, ...] = ()
-    origin: Origin = "stand-ins"
+    digests: tuple[Sha256, ...] = ()
+    origin: Origin = "unknown"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class GoldenImages:
         embeddings: (N, D) float32 of the FP32 graph on ONNX Runtime, not normalised.
         classes: (C, D) float32 unit rows of a prompt table, to see whether decisions change; (0, D) if there was none.
         digests: hex sha256 of the photograph that each of the N is a view of: crops of one photograph share theirs.
-            Of a set that was written without them, of the JPEG files.
+            Of a set that was written without them, of the JPEG file of the first view of that photograph's name.
         origin: whose photographs they are.
     """
 
@@ -57,6 +59,11 @@ class GoldenImages:
     classes: FloatArray
     digests: tuple[str, ...] = ()
     origin: Origin = "stand-ins"
+
+    @property
+    def photographs(self) -> int:
+        """How many different photographs they are views of."""
+        return len(set(self.digests))
 
     def save(self, path: Path) -> None:
         """Write photographs, embeddings and classes to one ``.safetensors`` file, atomically."""
@@ -94,7 +101,7 @@ class GoldenImages:
         except IntegrityError as error:
             raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
         files = tuple(jpeg[start:end].tobytes() for start, end in pairwise(ends))
-        digests = about.digests if len(about.digests) == len(names) else tuple(map(_digest, files))
+        digests = about.digests if len(about.digests) == len(names) else _digests(names, files)
         return cls(names, files, embeddings, classes, digests, about.origin)
 
     def inputs(self, spec: PreprocessSpec) -> FloatArray:
@@ -119,8 +126,18 @@ class GoldenImages:
         return worst_of(reports)
 
 
-def _digest(file: bytes) -> str:
-    return hashlib.sha256(file).hexdigest()
+def crop_name(name: str, number: int) -> str:
+    """What a further view of a photograph is called."""
+    return f"{name}, crop {number}"
+
+
+def _digests(names: Sequence[str], files: Sequence[bytes]) -> tuple[str, ...]:
+    """One for each photograph, where only names tell which views are crops of the same."""
+    of: dict[str, str] = {}
+    photographs = [_CROP.sub("", name) for name in names]
+    for photograph, file in zip(photographs, files, strict=True):
+        of.setdefault(photograph, hashlib.sha256(file).hexdigest())
+    return tuple(of[photograph] for photograph in photographs)
 
 
 def golden_of(bundle: Bundle) -> GoldenImages | None:
