@@ -25,8 +25,8 @@ from rich.console import Console
 from edgeclip import Bundle, load_templates
 from edgeclip.devices.machine.probe import Description, describe_machine, summary
 from edgeclip.evaluation.data.class_sets import class_prompts
-from edgeclip.evaluation.quantize import LabelledImages
 from edgeclip.evaluation.statistics.paired import PairedDifference, paired_difference
+from edgeclip.export.accuracy import LabelledImages
 from edgeclip.export.bundle import export_bundle
 from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle

@@ -54,9 +54,9 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from edgeclip.evaluation.accuracy.zeroshot import evaluate_folder
-from edgeclip.evaluation.quantize import LabelledImages
 from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.export import variants as workstation
+from edgeclip.export.accuracy import LabelledImages
 from edgeclip.export.bundle import extended
 from edgeclip.export.photographs import photographs
 from edgeclip.export.proofs import make_golden

@@ -40,12 +40,36 @@ _SAME_WEIGHT = 0.05  # rounding to 8 bits changes a weight by less than this, sm
 _BLOCK = re.compile(r"^(?P<block>.*\.\d+)\.")
 
 
+class Loss(msgspec.Struct, frozen=True, order=True, kw_only=True):
+    """What a graph loses against FP32; of two the smaller is that with the lower bound.
+
+    Attributes:
+        bound: what is held below the limit: no more than it is lost, as far as the images can tell.
+        estimate: what was measured; negative if the graph is better.
+        n: images of known class, where hits were counted.
+        lost, won: those that only FP32, or only the graph, labels right.
+    """
+
+    bound: float
+    estimate: float
+    n: int = 0
+    lost: int = 0
+    won: int = 0
+
+    def text(self, unit: str) -> str:
+        """For people, the bound first."""
+        if not self.n:
+            return f"{self.bound:.4g} {unit}"
+        counts = f"{self.lost} lost, {self.won} won"
+        return f"at most {self.bound:.2f} {unit} (95 %; measured {self.estimate:+.2f} on {self.n:,} images: {counts})"
+
+
 class Sensitivity(msgspec.Struct, frozen=True):
     """One block: its nodes, and the loss when all blocks but this one are quantized."""
 
     block: str
     nodes: tuple[str, ...]
-    loss_without: float
+    loss_without: Loss
 
 
 def blocks(fp32: Path) -> dict[str, tuple[str, ...]]:
@@ -67,7 +91,12 @@ def blocks(fp32: Path) -> dict[str, tuple[str, ...]]:
 
 
 def sensitivities(
-    fp32: Path, int8: Path, loss: Callable[[Path], float], *, progress: Callable[[int, int], None] | None = None
+    fp32: Path,
+    int8: Path,
+    loss: Callable[[Path], Loss],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Sensitivity]:
     """Take each block's rounding out of ``int8`` in turn, and measure the loss that is left; the most sensitive first.
 
@@ -77,6 +106,7 @@ def sensitivities(
     Args:
         loss: of a graph, measured against FP32; called once a block.
         progress: called with (blocks done, blocks in all).
+        stop: asked before each block; where it says so the rest is left out.
     """
     ir = require("onnx_ir", purpose="rewrite ONNX graphs", extra="export")
     model = ir.load(str(fp32))
@@ -87,6 +117,8 @@ def sensitivities(
     measured = []
     with workshop() as scratch:
         for done, (block, nodes) in enumerate(concerned.items()):
+            if stop():
+                break
             model = ir.load(str(int8))
             for node in list(model.graph):
                 if node.name in nodes:
@@ -137,7 +169,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     recipe: QuantizationRecipe
     blocks_in_fp32: tuple[str, ...]
-    loss: float
+    loss: Loss
     seconds: float
 
 
@@ -146,7 +178,7 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         unit: of the losses, for people.
-        max_loss: what was asked for.
+        max_loss: what was asked for; no bound is to be above it.
         best: the trial chosen.
         trials: all, in order.
         blocks: each block's sensitivity, the most sensitive first; empty if blocks were not looked at.
@@ -167,9 +199,9 @@ class Search:
     Args:
         fp32: the graph.
         images: preprocessed (N, 3, H, W) float32, to measure ranges on.
-        loss: against FP32 of a graph that ``quantize`` wrote; lower is better.
+        loss: against FP32 of a graph that ``quantize`` wrote; a lower bound of it is better.
         unit: what the loss counts, e.g. "points of top-1".
-        budget_s: no new trial is begun after that long.
+        budget_s: no new trial is begun, nor another block looked at, after that long.
         progress: called with a short sentence before each trial.
     """
 
@@ -177,7 +209,7 @@ class Search:
         self,
         fp32: Path,
         images: FloatArray,
-        loss: Callable[[Path], float],
+        loss: Callable[[Path], Loss],
         *,
         unit: str,
         budget_s: float = 1800.0,
@@ -190,7 +222,7 @@ class Search:
         self._stopped = False
 
     def run(self, max_loss: float, *, start: QuantizationRecipe | None = None) -> SearchResult:
-        """Search until a recipe's loss is at most ``max_loss``.
+        """Search until the bound of a recipe's loss is at most ``max_loss``.
 
         Args:
             start: tried first; None for ``default_recipe``.
@@ -200,14 +232,15 @@ class Search:
         """
         found: tuple[Sensitivity, ...] = ()
         best = self._whole(start or default_recipe(self._fp32), max_loss)
-        if best.loss > max_loss and not self._out_of_time():
+        if not best.loss.bound <= max_loss and not self._out_of_time():
             found = self._sensitivities(best.recipe)
             best = self._fewest_in_fp32(best, found, max_loss)
-        if not best.loss <= max_loss:
+        if not best.loss.bound <= max_loss:
             why = "in the time allowed; allow more" if self._stopped else "with any recipe; allow a larger loss"
+            nearest = best.loss.text(self._unit)
             raise ParityError(
-                f"expected INT8 within {max_loss:g} {self._unit} of FP32, got {best.loss:.3g} at best after "
-                f"{len(self._trials)} trials {why}, give better calibration images, or stay with fp16"
+                f"expected INT8 within {max_loss:g} {self._unit} of FP32, got {nearest} at best after "
+                f"{len(self._trials)} trials {why}, give better calibration images, or stay with fp16 or fp32"
             )
         return SearchResult(
             unit=self._unit,
@@ -225,7 +258,7 @@ class Search:
         best = self._try(start)
         for field, values in (("range_estimator", ESTIMATORS), ("smooth_alpha", ALPHAS if smooths else ())):
             for value in values:
-                if best.loss <= max_loss or self._out_of_time():
+                if best.loss.bound <= max_loss or self._out_of_time():
                     return best
                 recipe = msgspec.structs.replace(best.recipe, **{field: value})
                 if all(recipe != trial.recipe for trial in self._trials):
@@ -240,7 +273,7 @@ class Search:
             def progress(done: int, total: int) -> None:
                 self._say(f"sensitivity of block {done} of {total}")
 
-            return tuple(sensitivities(self._fp32, int8, self._loss, progress=progress))
+            return tuple(sensitivities(self._fp32, int8, self._loss, progress=progress, stop=self._out_of_time))
 
     def _fewest_in_fp32(self, whole: Trial, found: tuple[Sensitivity, ...], max_loss: float) -> Trial:
         """Bisection over how many of the most sensitive blocks stay in FP32."""
@@ -250,7 +283,7 @@ class Search:
             names = tuple(name for item in found[:count] for name in item.nodes)
             recipe = msgspec.structs.replace(whole.recipe, keep_float=names)
             trial = self._try(recipe, tuple(item.block for item in found[:count]))
-            if trial.loss <= max_loss:
+            if trial.loss.bound <= max_loss:
                 best, enough = trial, count
             else:
                 best, too_few = min(best, trial, key=lambda trial: trial.loss), count

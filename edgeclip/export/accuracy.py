@@ -1,0 +1,383 @@
+"""An FP32 graph and labelled images in; INT8 variants whose loss of top-1 is bounded, or why there are none, out.
+
+The images are split in two by what is in them. The recipe is searched on one half, and its loss is stated on the other,
+which it was not chosen on. On both it is the upper bound of the loss that has to keep the limit, not what was measured.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeclip.bundle import Bundle
+from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.documents import read_json
+from edgeclip.errors import BundleError, InputError, ParityError, SourceError
+from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
+from edgeclip.export.int8.quantization import QuantizationRecipe
+from edgeclip.export.int8.search import Loss, Search, SearchResult
+from edgeclip.export.variants import Materials, make_variants
+from edgeclip.files import workshop
+from edgeclip.prompts import FloatArray, PromptTable, unit_rows
+from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.images import Image, read_image
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.distinct import Different, look_at
+from edgeclip.spec import EncoderSpec, Precision, PreprocessSpec, Variant
+
+INT8 = ("int8", "int8-cpu")
+MAX_DROP = 0.3  # points of top-1, where nobody says otherwise
+BUDGET_S = 1800.0
+REPORT = "reports/quantization.json"
+UNIT = "points of top-1"
+
+_Z95 = NormalDist().inv_cdf(0.975)
+_log = logging.getLogger("edgeclip")
+
+Hits = npt.NDArray[np.bool_]
+
+
+def top1_loss(reference: Hits, candidate: Hits) -> Loss:
+    """What a candidate loses in points of top-1: its hits (N,) are of the same images, in the same order, as the
+    reference's.
+
+    Raises:
+        InputError: no image, or numbers that differ.
+    """
+    if len(reference) != len(candidate) or not len(reference):
+        raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
+    n = len(reference)
+    lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
+    return Loss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
+
+
+def loss_bound(lost: int, won: int, n: int) -> float:
+    """The upper end of the 95 % score interval (Tango 1998) of the share of images lost less the share won.
+
+    The interval of Agresti and Min (``evaluation/statistics/paired.py``) is too short for this: where few images change
+    and those that do are lost, the loss lies below its end 86 times in 100 only. Below this end it lies 97 times.
+    """
+    low, high = (lost - won) / n, 1.0
+    for _ in range(50):  # halves the interval down to rounding
+        loss = (low + high) / 2
+        # The share won that is likeliest if that were the loss; the share lost is then as much larger.
+        b = (2 * n - lost + won) * loss - lost - won
+        share_won = (math.sqrt(b * b + 8 * n * won * loss * (1 - loss)) - b) / (4 * n)
+        variance = n * (2 * share_won + loss * (1 - loss))
+        if (lost - won - n * loss) ** 2 < _Z95**2 * variance:
+            low = loss
+        else:
+            high = loss
+    return high
+
+
+def images_needed(max_drop: float) -> int:
+    """How many labelled images can bound a loss at ``max_drop`` points: those that do if no label changes, twice.
+
+    Raises:
+        InputError: no number of images can.
+    """
+    if not max_drop > 0:
+        raise InputError(
+            f"expected `max_drop` above 0 {UNIT}, got {max_drop:g}: no number of images shows that nothing is lost"
+        )
+    return 2 * max(1, math.ceil(_Z95**2 * (100 / max_drop - 1)))
+
+
+def require_enough(count: int, max_drop: float) -> None:
+    """Refuse before anything is searched for that cannot be found.
+
+    Raises:
+        InputError: ``count`` labelled images are too few.
+    """
+    if count >= (needed := images_needed(max_drop)):
+        return
+    half = count // 2
+    within = f", or allow {math.ceil(1e4 * loss_bound(0, 0, half)) / 100:g}" if half else ""
+    raise InputError(
+        f"expected at least {needed:,} labelled images to bound a loss at {max_drop:g} {UNIT} (one half chooses the "
+        f"recipe; if no label of the other n changes, at most 384/n points are lost), got {count:,}: give more{within}"
+    )
+
+
+class LabelledImages:
+    """Images of known class, kept small in memory, on which graphs are compared by their zero-shot hits.
+
+    Args:
+        files: (path, index of its class) of each image.
+        table: the classes.
+        encoder: of the model.
+        progress: called with (images read, images in all).
+
+    Raises:
+        SourceError: none can be decoded.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, int]],
+        table: PromptTable,
+        encoder: EncoderSpec,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._rows, self._encoder = table.embeddings, encoder
+        self._preprocess = Preprocessor(encoder.preprocess)
+        self._images: list[Image] = []
+        truth: list[int] = []
+        for done, (path, index) in enumerate(files):
+            with suppress(SourceError):  # what cannot be decoded is left out, as in evaluate_folder
+                # (H, W, 3) uint8: a quarter of its floats
+                self._images.append(self._preprocess.resize(read_image(path)))
+                truth.append(index)
+            if progress:
+                progress(done + 1, len(files))
+        if not truth:
+            raise SourceError(f"none of the {len(files)} images can be decoded: check one by hand")
+        self._truth = np.array(truth)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def hits(self, path: Path, *, precision: Precision = "fp32") -> Hits:
+        """Which of the decoded images (N,) a graph labels right, on ONNX Runtime's CPU provider."""
+        return self._hits(self._scores(path, precision))
+
+    def reference_hits(self, fp32: Path) -> Hits:
+        """Hits (N,) of the graph that others are compared with.
+
+        Raises:
+            InputError: no more than if its labels were dealt out anew: with such labels no loss can be seen.
+        """
+        scores = self._scores(fp32, "fp32")
+        hits, n, classes = self._hits(scores), len(self), len(self._rows)
+        dealt = np.bincount(self._truth, minlength=classes) @ np.bincount(scores.argmax(axis=1), minlength=classes) / n
+        if hits.sum() <= dealt + _Z95 * math.sqrt(dealt * (1 - dealt / n)):
+            raise InputError(
+                f"expected labels that the model knows, got {hits.sum():,} of {n:,} images in {len(set(self._truth))} "
+                f"classes that fp32 labels right, where chance gives {dealt:,.0f}: give images of several classes, in "
+                "folders that are called as what they show, or name the classes"
+            )
+        return hits
+
+    def different(self, *, without: FloatArray) -> LabelledImages:
+        """Those that differ, in an order that only their content decides; what is left out is told in a warning.
+
+        Args:
+            without: preprocessed images (M, 3, H, W) float32; they, and what is nearly the same, are left out.
+
+        Raises:
+            SourceError: none is left.
+        """
+        different = Different()
+        for image in without:
+            different.add(look_at(_as_resized(image, self._encoder.preprocess)))
+        used = len(different)
+        looks = [look_at(image) for image in self._images]
+        order = sorted(range(len(looks)), key=lambda index: looks[index].digest)
+        found = [(index, *different.add(looks[index])) for index in order]
+        labels = defaultdict[int, set[int]](set)
+        for index, _, number in found:
+            labels[number].add(int(self._truth[index]))
+        why = Counter[str]()
+        kept = []
+        for index, verdict, number in found:
+            if verdict == "flat":
+                why["of one colour"] += 1
+            elif number < used:
+                why["among the calibration images, or nearly"] += 1
+            elif len(labels[number]) > 1:
+                why["the same, or nearly, in folders of several classes"] += 1
+            elif verdict != "new":
+                why["the same as another, or nearly"] += 1
+            else:
+                kept.append(index)
+        if why:
+            told = ", ".join(f"{count:,} {what}" for what, count in why.items())
+            _log.warning("of %d labelled images these are left out: %s", len(self), told)
+        if not kept:
+            raise SourceError(
+                f"expected labelled images that differ, got none of {len(self)} that can be used: give more"
+            )
+        return self._part(kept)
+
+    def halves(self) -> tuple[LabelledImages, LabelledImages]:
+        """Every second image from the first, and from the second."""
+        return self._part(range(0, len(self), 2)), self._part(range(1, len(self), 2))
+
+    def _part(self, indices: Sequence[int]) -> LabelledImages:
+        part = copy.copy(self)
+        part._images = [self._images[index] for index in indices]
+        part._truth = self._truth[list(indices)]
+        return part
+
+    def _scores(self, path: Path, precision: Precision) -> FloatArray:
+        with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
+            rows = [engine.infer(self._preprocess.normalise(image)[None]) for image in self._images]  # (1, D) each
+        return unit_rows(np.concatenate(rows)) @ self._rows.T  # (N, C)
+
+    def _hits(self, scores: FloatArray) -> Hits:
+        of_truth = scores[np.arange(len(scores)), self._truth]
+        hits: Hits = (scores >= of_truth[:, None]).sum(axis=1) == 1  # a tie is no hit
+        return hits
+
+
+def _as_resized(image: FloatArray, spec: PreprocessSpec) -> Image:
+    """What ``Preprocessor.normalise`` made (3, H, W) float32 of, again."""
+    pixels: Image = np.rint((image.transpose(1, 2, 0) * spec.std + spec.mean) * 255).astype(np.uint8)
+    return pixels
+
+
+class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a bundle's INT8 variants were found, or why there are none.
+
+    Attributes:
+        max_drop: the limit of the loss in ``unit``; None if none was set.
+        recipe: how they were quantized.
+        search: how the recipe was found; None where it was given.
+        losses: of each variant, on labelled images that the recipe was not chosen on.
+        fp32_top1: how many of these FP32 labels right, in percent.
+        left_out: why there is no INT8; empty if there is.
+    """
+
+    unit: str
+    max_drop: float | None
+    recipe: QuantizationRecipe | None = None
+    search: SearchResult | None = None
+    losses: dict[str, Loss] = {}
+    fp32_top1: float | None = None
+    left_out: str = ""
+    machine: Any = None
+
+    def lines(self) -> list[str]:
+        """What happened, for people."""
+        said = []
+        if self.search:
+            for number, trial in enumerate(self.search.trials, 1):
+                alpha = "none" if trial.recipe.smooth_alpha is None else f"{trial.recipe.smooth_alpha:g}"
+                kept = f", fp32: {', '.join(trial.blocks_in_fp32)}" if trial.blocks_in_fp32 else ""
+                said.append(
+                    f"trial {number}: {trial.recipe.range_estimator}, smoothing {alpha}{kept}: "
+                    f"loss {trial.loss.text(self.unit)} ({trial.seconds:.0f} s)"
+                )
+            ended = "; the time ran out before the search was over" if self.search.stopped else ""
+            said.append(
+                f"chosen: loss {self.search.best.loss.text(self.unit)}, {self.search.max_loss:g} allowed{ended}"
+            )
+        said += [
+            f"{name}: loss {loss.text(self.unit)}, none of which chose the recipe" for name, loss in self.losses.items()
+        ]
+        if self.fp32_top1 is not None:
+            said.append(f"fp32: top-1 {self.fp32_top1:.1f} % on the same images")
+        return [*said, f"int8 is left out: {self.left_out}"] if self.left_out else said
+
+
+def quantization_report(bundle: Bundle) -> QuantizationReport | None:
+    """What ``REPORT`` of a bundle says; None where it has none.
+
+    Raises:
+        IntegrityError: it is altered.
+        BundleError: it is not what the export writes.
+    """
+    if REPORT not in bundle.manifest.files:
+        return None
+    return read_json(bundle.file(REPORT), QuantizationReport, error=BundleError)
+
+
+def make_bounded(
+    names: Sequence[str],
+    folder: Path,
+    materials: Materials,
+    labelled: LabelledImages,
+    *,
+    max_drop: float | None,
+    recipe: QuantizationRecipe | None = None,
+    budget_s: float = BUDGET_S,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[list[Variant], QuantizationReport]:
+    """Write INT8 variants that lose at most so much top-1 into a bundle's folder; where it fails nothing is added.
+
+    Args:
+        names: out of ``INT8``; each of them has to keep the limit.
+        materials: the recipe in them is not used.
+        max_drop: what the bound of the loss may be on either half, in percentage points; None only with a recipe, whose
+            loss is then told and no more.
+        recipe: None to search for one.
+        budget_s: no new trial is begun after that many seconds.
+        progress: called with a short sentence before each step.
+
+    Raises:
+        InputError: too few different images, or labels that FP32 does not know.
+        ParityError: no recipe keeps the limit on the images that it is searched on, the one found does not on the
+            others, or a variant differs from FP32 by more than its precision may.
+    """
+    say = progress or (lambda _: None)
+    labelled = labelled.different(without=materials.images)
+    if max_drop is not None:
+        require_enough(len(labelled), max_drop)
+    say(f"top-1 of fp32 on {len(labelled):,} images")
+    reference = labelled.reference_hits(materials.fp32)
+    (chosen_on, held_out), (known, expected) = labelled.halves(), (reference[::2], reference[1::2])
+    search = None
+    if recipe is None:
+        if max_drop is None:
+            raise InputError("expected `max_drop` or a recipe, got neither")
+
+        def loss(int8: Path) -> Loss:
+            return top1_loss(known, chosen_on.hits(int8, precision="int8"))
+
+        worst = worst_layout(loss, names)
+        searching = Search(materials.fp32, materials.images, worst, unit=UNIT, budget_s=budget_s, progress=say)
+        search = searching.run(max_drop)
+        recipe = search.best.recipe
+    with workshop(folder) as draft:
+        (draft / "image_encoder").mkdir()
+        made = make_variants(names, draft, replace(materials, recipe=recipe), progress=say)
+        losses: dict[str, Loss] = {}
+        for variant in made:
+            say(f"top-1 of {variant.name} on the images that nothing was chosen on")
+            losses[variant.name] = top1_loss(expected, held_out.hits(draft / variant.file, precision="int8"))
+        limit = math.inf if max_drop is None else max_drop
+        if beyond := [f"{name} {loss.text(UNIT)}" for name, loss in losses.items() if not loss.bound <= limit]:
+            raise ParityError(
+                f"expected INT8 within {limit:g} {UNIT} of FP32 on images that its recipe was not chosen on, got "
+                f"{', '.join(beyond)}: give more images, allow a larger loss, or stay with fp16 or fp32"
+            )
+        for file in [path for path in draft.rglob("*") if path.is_file()]:
+            target = folder / file.relative_to(draft)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    return made, QuantizationReport(
+        unit=UNIT,
+        max_drop=max_drop,
+        recipe=recipe,
+        search=search,
+        losses=losses,
+        fp32_top1=100 * float(expected.mean()),
+        machine=describe_machine(),
+    )
+
+
+def worst_layout(loss: Callable[[Path], Loss], names: Sequence[str]) -> Callable[[Path], Loss]:
+    """The larger loss of the layouts asked for: their ranges are the same, their levels are not."""
+
+    def worst(int8: Path) -> Loss:
+        losses = [loss(int8)] if "int8" in names else []
+        if "int8-cpu" in names:
+            with workshop() as scratch:
+                losses.append(loss(lay_out_for_cpu(int8, scratch / "int8-cpu.onnx")[0]))
+        return max(losses)
+
+    return worst
