@@ -138,6 +138,25 @@ def test_a_promise_is_kept_as_often_as_it_says(confidence: float) -> None:
     assert kept / promised >= confidence - 0.05  # of 300 draws, 2.3 standard errors or more
 
 
+@pytest.mark.parametrize(
+    ("wrong", "accepted"),
+    [
+        ((), 199),
+        ((50,), 199),
+        ((37,), 199),
+        ((21,), None),  # 22 images may have no error: what comes later is not asked about
+        ((24, 25), 22),
+        ((37, 38, 39), 38),
+        ((53, 54, 55, 56), 52),
+    ],
+)
+def test_thresholds_are_asked_about_in_turn_until_one_fails(wrong: tuple[int, ...], accepted: int | None) -> None:
+    """At 0.9 with 0.9, by SciPy's beta.ppf, 22, 38, 52, 65, …, 199 images pass with 0, 1, 2, 3, …, 15 errors."""
+    right = ~np.isin(np.arange(200), wrong)
+    found = promised_threshold(np.linspace(0.99, 0.5, 200), right, target=0.9, confidence=0.9)
+    assert (found.accepted if found else None) == accepted
+
+
 def test_few_images_or_many_errors_promise_nothing() -> None:
     probability = np.linspace(0.5, 0.99, 44)
     everyone = np.ones(44, bool)

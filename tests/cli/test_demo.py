@@ -47,7 +47,25 @@ def test_at_least_six_of_eight_scenes_are_right(output: Path) -> None:
 def test_the_result_follows_from_the_labels(output: Path) -> None:
     lines = [json.loads(line) for line in (output / "labels.jsonl").read_text().splitlines()]
     assert len(lines) == FRAMES * len(SCENES)
-    assert judge(lines) == json.loads((output / "result.json").read_text())["scenes"]
+    said = [[line["label"] for line in lines[start : start + FRAMES]] for start in range(0, len(lines), FRAMES)]
+    scenes = json.loads((output / "result.json").read_text())["scenes"]
+    assert [scene["truth"] for scene in scenes] == [scene.truth for scene in SCENES]
+    for scene, labels in zip(scenes, said, strict=True):
+        assert scene["share"] == labels.count(scene["label"]) / FRAMES
+        assert scene["share"] >= max(labels.count(other) for other in set(labels)) / FRAMES
+        assert scene["frames_right"] == labels.count(scene["truth"]) / FRAMES
+
+
+def test_a_scene_is_what_most_of_its_frames_say() -> None:
+    cut = [
+        ["cat"] * 50 + ["dog"] * 25,
+        ["dog"] * 40 + ["coffee cup"] * 35,
+        *[[scene.truth] * 75 for scene in SCENES[2:]],
+    ]
+    found = judge([{"label": label} for labels in cut for label in labels])
+    assert found[0] == {"truth": "cat", "label": "cat", "share": 50 / 75, "frames_right": 50 / 75}
+    assert found[1] == {"truth": "coffee cup", "label": "dog", "share": 40 / 75, "frames_right": 35 / 75}
+    assert [(each["label"], each["frames_right"]) for each in found[2:]] == [(scene.truth, 1.0) for scene in SCENES[2:]]
 
 
 def test_a_wrong_label_is_shown_wrong() -> None:

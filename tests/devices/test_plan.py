@@ -12,8 +12,8 @@ import pytest
 from edgeclip.bundle import Bundle
 from edgeclip.devices.catalogue.profile import DeviceProfile, load_profile, load_profiles, profile_names
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.plan.cost import FILE, load_cost
-from edgeclip.devices.plan.memory import build_lacks, build_workspace
+from edgeclip.devices.plan.cost import FILE, GraphCost, load_cost
+from edgeclip.devices.plan.memory import build_lacks, build_workspace, free_bytes, memory_of
 from edgeclip.devices.plan.plan import demand_here, plan, profile_here, variants_for
 from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.plan.speed import GPU, estimate
@@ -169,6 +169,59 @@ def test_the_demand_decides() -> None:
 def test_the_most_exact_variant_that_surely_meets_the_demand_is_recommended() -> None:
     made = plan(VIT_B_32, load_profile("orin-nano-8gb"), Demand(fps=5))
     assert made.recommended == "fp16"
+
+
+SMALL = GraphCost(
+    image_size=(8, 8),
+    macs=10,
+    weights=1_000_000,
+    activation_peak=200_000,
+    activation_traffic=1,
+    kernels=1,
+    operators={},
+)
+FRAMES = 24 * 1920 * 1080 * 3  # of three cameras
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "activations"),
+    [("fp32", 4_000_000, 4_000_000), ("fp16", 2_000_000, 2_000_000), ("int8", 1_000_000, 2_000_000)],
+)
+def test_memory_is_counted_by_hand(precision: str, weights: int, activations: int) -> None:
+    """Of five images at once; 768 MiB for CUDA and TensorRT, which keeps four FP32 copies of the weights to build."""
+    found = memory_of(SMALL, precision, load_profile("orin-nano-8gb"), batch=5, cameras=3)
+    assert (found.weights, found.activations, found.frames, found.library) == (weights, activations, FRAMES, 768 << 20)
+    assert found.running == weights + activations + FRAMES + (768 << 20)
+    assert found.building == (768 << 20) + 16_000_000 + activations + (256 << 20)
+
+
+def test_a_variant_fits_to_the_byte() -> None:
+    device = load_profile("orin-nano-8gb")
+    needed = plan(VIT_B_32, device, Demand()).variant("fp16").memory
+    assert needed is not None
+    assert needed.running > 2 * 87_000_000 + 8 * 1920 * 1080 * 3 + (768 << 20)  # ViT-B/32 has 87 million weights
+    for more, fits in ((0, True), (-1, False)):
+        made = plan(VIT_B_32, device, Demand(memory_gib=(needed.running + more) / 2**30))
+        assert made.variant("fp16").fits is fits
+        assert (made.variant("fp16").memory, made.free_bytes) == (needed, needed.running + more)
+
+
+def test_what_is_free_is_what_was_given_or_what_is_sold_less_the_systems() -> None:
+    device = load_profile("orin-nano-8gb")
+    assert device.memory.gib is not None
+    assert free_bytes(device, 1.5) == 3 << 29
+    reserved = device.memory.system_reserved_gib
+    assert free_bytes(device, None) == int((device.memory.gib.value - (reserved.value if reserved else 1.5)) * 2**30)
+
+
+def test_what_is_reached_for_sure_perhaps_and_not_at_all() -> None:
+    device = load_profile("orin-nano-8gb")
+    found = plan(VIT_B_32, device, Demand()).variant("fp16").estimate
+    assert found is not None
+    low, high = found.images_per_s.low, found.images_per_s.high
+    assert low < high
+    for fps, reach in ((0.99 * low, "yes"), (1.01 * low, "perhaps"), (0.99 * high, "perhaps"), (1.01 * high, "no")):
+        assert plan(VIT_B_32, device, Demand(fps=fps)).variant("fp16").reach == reach
 
 
 def test_what_does_not_fit_is_said_and_not_recommended() -> None:

@@ -227,16 +227,18 @@ def test_this_machine_is_sampled_five_times_a_second_and_more() -> None:
         pass
     files = len(list(Path("/proc/self/fd").iterdir()))
     with Telemetry() as telemetry:
+        begin = time.perf_counter(), time.process_time()
         busy(2.0)
+        wall, used = time.perf_counter() - begin[0], time.process_time() - begin[1]
     conditions = telemetry.conditions(inferences=10)
     assert conditions.rate_hz >= 5
     assert conditions.seconds >= 2.0
     assert conditions.cost < 0.05  # under 0.01 on a machine that does nothing else: benchmarks/telemetry.py
     (cpu,) = conditions.of("load", "cpu")
     assert cpu.source == "/proc"
-    assert 0 < cpu.mean <= 1
     (process,) = conditions.of("load", "process")
-    assert 0.1 / (os.cpu_count() or 1) < process.mean <= 1
+    assert process.mean == pytest.approx(used / wall / (os.cpu_count() or 1), rel=0.25)
+    assert process.mean / 2 < cpu.mean <= 1  # what all processes took is no less, but for ticks of the clock
     (resident,) = conditions.of("memory_mb", "process")
     assert 20 < resident.mean < 20_000
     assert conditions.energy is not None or conditions.absent["power"]

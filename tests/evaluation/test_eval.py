@@ -489,7 +489,8 @@ def test_retrieval_is_what_sorting_finds() -> None:
         nearest = np.argsort(-(images @ captions.T), axis=1)[:, :k]
         assert (back < k).mean() == pytest.approx((own[nearest] == np.arange(60)[:, None]).any(axis=1).mean())
     found = recall(forward, own)
-    assert found.r1 <= found.r5 <= found.r10
+    for k, share in ((1, found.r1), (5, found.r5), (10, found.r10)):
+        assert share == pytest.approx((forward < k).mean())
     assert found.r1_ci95[0] < found.r1 < found.r1_ci95[1]
     with pytest.raises(InputError, match="none of 1 of them"):
         image_to_text_ranks(captions[own != 7], images, own[own != 7])

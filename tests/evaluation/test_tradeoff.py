@@ -7,12 +7,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import geometric_mean, median
+from statistics import median
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from scipy import stats
 
 from edgeclip import Bundle
 from edgeclip.devices.machine.cpu import read_cpu
@@ -46,6 +47,7 @@ from edgeclip.runtime.proof.choose import (
 )
 from tests.chromium import Chromium
 from tests.cli.test_cli import edgeclip, refused
+from tests.conftest import add_variant, edit_weight
 
 IMAGES = 1000
 # Two points on any CPU: FP32 and INT8, or, where INT8 would overflow, FP32 on two engines.
@@ -114,6 +116,21 @@ def test_two_points_differ_only_where_it_is_beyond_noise(second: dict[str, Any],
     assert comparison.verdicts == verdicts
     opposite = {"better": "worse", "worse": "better", "same": "same"}
     assert comparison.turned().verdicts == {axis: opposite[found] for axis, found in verdicts.items()}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_worst_is_never_recommended(turned: bool) -> None:
+    """Slower, less accurate and larger than the others, beyond all noise; whichever way round pairs are given."""
+    world = World()
+    for label, ms, right, mb in (("worst", 40, 500, 400), ("best", 10, 800, 100), ("middling", 20, 700, 200)):
+        world.add(label, ms, right, mb=mb)
+    pairs = [pair.turned() for pair in world.pairs()] if turned else world.pairs()
+    for limits in (TradeoffLimits(), TradeoffLimits(min_accuracy=0.4), TradeoffLimits(max_latency_ms=100)):
+        decision = decide(world.points, pairs, limits)
+        assert decision.label == "best"
+        assert decision.beaten_by == {"worst": ("best",), "middling": ("best",)}
+        assert "other, middling: 2.00 times as slow, 10.00 points less accurate" in " ".join(decision.why)
+    assert decide(world.points, pairs, TradeoffLimits(min_accuracy=0.9)).label is None
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -265,13 +282,15 @@ def test_a_reports_figures_are_those_of_bench_and_eval(report: tuple[Path, Path]
         for accuracy in point.accuracies:
             assert (accuracy.top1, accuracy.n) == (evaluated["top1"], 18)
             assert list(accuracy.ci95) == pytest.approx(evaluated["ci95"])
-    means = {
-        point.label: geometric_mean(map(median, timed[point.variant, point.engine].rounds_ms))
+    medians = {
+        point.label: np.log([median(times) for times in timed[point.variant, point.engine].rounds_ms])
         for point in tradeoff.points
     }
-    assert tradeoff.pairs
-    for pair in tradeoff.pairs:
-        assert pair.latency.ratio == pytest.approx(means[pair.second] / means[pair.first])
+    assert len(tradeoff.pairs) == len(tradeoff.points) * (len(tradeoff.points) - 1) // 2 > 0
+    for pair in tradeoff.pairs:  # the second's times over the first's, rounds held against those of the same turn
+        paired = stats.ttest_rel(medians[pair.second], medians[pair.first]).confidence_interval(0.95)
+        assert np.log(pair.latency.ratio) == pytest.approx(np.mean(medians[pair.second] - medians[pair.first]))
+        assert np.log([pair.latency.low, pair.latency.high]) == pytest.approx([paired.low, paired.high], rel=0.01)
 
 
 def test_the_runtime_runs_what_was_recommended(report: tuple[Path, Path]) -> None:
@@ -423,6 +442,13 @@ def test_advice_that_cannot_be_followed_is_passed_over(golden_bundle: Path, name
     choice = choose(bundle)
     assert not choice.why.startswith("recommended")
     assert choice.proofs
+
+
+def test_advice_to_run_what_disagrees_with_fp32_is_not_followed(golden_bundle: Path) -> None:
+    broken = add_variant(golden_bundle, "fp16", edit_weight("projection", lambda weight: weight[::-1]))
+    choice = choose(add_recommendation(broken, made()))
+    assert choice.variant == "fp32"
+    assert not choice.why.startswith("recommended")
 
 
 def test_altered_or_strange_advice_is_refused(golden_bundle: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from edgeclip.bundle import Bundle
 from edgeclip.errors import InputError, ModelError, ParityError, SourceError
 from edgeclip.export.photographs import Photograph, photographs
-from edgeclip.export.proofs import check_parity, preprocess
+from edgeclip.export.proofs import check_parity, preprocess, run_onnx
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.proof.golden import COUNT, golden_of
@@ -243,7 +243,14 @@ def test_an_inner_value_may_have_the_name_of_an_output(small: Exported, tmp_path
         def forward(self, image: object) -> object:
             return self.patches(image) + self.positions(self.zero)
 
-    export_onnx(Looked(small.model.encoder.embedding_dim), small.model.encoder, tmp_path / "x.onnx", metadata={})
+    encoder = small.model.encoder
+    looked = Looked(encoder.embedding_dim).eval()
+    export_onnx(looked, encoder, tmp_path / "x.onnx", metadata={})
+    images = torch.randn(2, 3, encoder.preprocess.height, encoder.preprocess.width)
+    with torch.inference_mode():
+        expected = looked(images).numpy()
+    for _, got in run_onnx(tmp_path / "x.onnx", images.numpy(), encoder):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
     onnx.checker.check_model(str(tmp_path / "x.onnx"), full_check=True)
 
 

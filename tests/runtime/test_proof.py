@@ -241,6 +241,68 @@ def test_every_limit_counts_and_what_is_not_a_number_reaches_none(figure: str, s
     assert failures[0].startswith(said)
 
 
+def of_photographs() -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (64, 48) with a large part in common, as those of models have, and ten classes: (10, 48) unit rows."""
+    random = np.random.default_rng(5)
+    common, own = random.standard_normal(48), random.standard_normal((64, 48))
+    return (2 * common + own).astype(np.float32), unit_rows(random.standard_normal((10, 48)).astype(np.float32))
+
+
+def every_second_the_next_ones(rows: np.ndarray) -> np.ndarray:
+    changed = rows.copy()
+    changed[::2] = rows[1::2]
+    return changed
+
+
+DAMAGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "one embedding for all": lambda rows: np.tile(rows.mean(axis=0), (len(rows), 1)),
+    "what tells images apart turned round": lambda rows: 2 * rows.mean(axis=0) - rows,
+    "each second image's is its neighbour's": every_second_the_next_ones,
+    "one image's is another's": lambda rows: np.concatenate([rows[1:2], rows[1:]]),
+    "channels shuffled": lambda rows: rows[:, ::-1].copy(),
+    "half of the channels dead": lambda rows: np.where(np.arange(rows.shape[1]) % 2 == 0, rows, 0).astype(np.float32),
+    "clipped at a third of the range": lambda rows: np.clip(rows, -np.abs(rows).max() / 3, np.abs(rows).max() / 3),
+    "unsigned read as signed": lambda rows: (rows - 256 * (rows > rows.max() / 2)).astype(np.float32),
+    "noise as large as what tells images apart": lambda rows: (
+        rows + np.random.default_rng(6).standard_normal(rows.shape)
+    ).astype(np.float32),
+    "nothing": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_no_precision_lets_an_encoder_pass_that_is_broken(
+    damage: Callable[[np.ndarray], np.ndarray], precision: Precision
+) -> None:
+    rows, classes = of_photographs()
+    names = [str(number) for number in range(len(rows))]
+    report = compare_embeddings(rows, damage(rows), names, batch_size=1, classes=classes)
+    with pytest.raises(ParityError, match="x: expected a "):
+        report.require(LIMITS[precision], what="x")
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_what_all_images_have_in_common_hides_no_damage(precision: Precision) -> None:
+    """One embedding for all, at a cosine of 0.99 to each image's own, and no classes by which it would be seen."""
+    rows = of_photographs()[0]
+    rows += 20 * rows.mean(axis=0)
+    names = [str(number) for number in range(len(rows))]
+    report = compare_embeddings(rows, np.tile(rows.mean(axis=0), (len(rows), 1)), names, batch_size=1)
+    assert report.min_cosine > 0.99
+    with pytest.raises(ParityError, match="mean-centred cosine"):
+        report.require(LIMITS[precision], what="x")
+
+
+@pytest.mark.parametrize(("precision", "noise"), [("fp32", 1e-5), ("fp16", 1e-3), ("bf16", 4e-3), ("int8", 1e-2)])
+def test_each_precision_lets_its_own_rounding_pass(precision: Precision, noise: float) -> None:
+    rows, classes = of_photographs()
+    rounded = (rows + noise * np.random.default_rng(6).standard_normal(rows.shape)).astype(np.float32)
+    names = [str(number) for number in range(len(rows))]
+    report = compare_embeddings(rows, rounded, names, batch_size=1, classes=classes)
+    assert report.require(LIMITS[precision], what="x") is report
+
+
 def test_an_image_that_is_not_a_number_is_the_worst() -> None:
     rows = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
     candidate = rows.copy()
@@ -391,7 +453,7 @@ def test_the_workstation_passes_what_is_right(materials: Materials, precision: P
     assert not report.failures(LIMITS[precision])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", LIMITS)
 @pytest.mark.parametrize("name", WRONG)
 def test_the_workstation_refuses_a_broken_variant_and_names_the_worst_photographs(
     golden_bundle: Path, materials: Materials, name: str, precision: Precision

@@ -237,9 +237,11 @@ def test_an_exception_in_the_callback_ends_the_build(graph: Path, encoder: Encod
 def test_progress_counts_the_steps_of_each_phase(graph: Path, encoder: EncoderSpec) -> None:
     calls: list[tuple[str, int, int]] = []
     build(RTX, graph, encoder, "fp32", AHEAD, progress=lambda *call: calls.append(call))
-    assert ("Building engine", 0, 6) in calls
-    assert ("Building engine", 6, 6) in calls
-    assert all(0 <= done <= total for _, done, total in calls)
+    assert [(done, total) for phase, done, total in calls if phase == "Building engine"] == [(n, 6) for n in range(7)]
+    for name in {phase for phase, *_ in calls}:
+        steps = [(done, total) for phase, done, total in calls if phase == name]
+        assert steps[-1][0] == steps[-1][1] > 0
+        assert steps == sorted(steps)
 
 
 def test_every_node_that_is_refused_is_in_one_error(graph: Path, encoder: EncoderSpec) -> None:

@@ -426,7 +426,23 @@ def test_a_token_opens_the_page_by_header_query_or_cookie(serve: Callable[..., P
     cookie = headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
-    assert page.ask("GET", "/api/state", Cookie=cookie.partition(";")[0])[0] == 200
+    name, value = cookie.partition(";")[0].split("=", 1)
+    assert page.ask("GET", "/api/state", Cookie=f"{name}={value}")[0] == 200
+    for wrong in (
+        f"{name}=x",
+        f"{name}=",
+        f"{name}=None",
+        f"{name}={value[:-1]}",
+        f"x={value}",
+        f"{name}x={value}",
+        name,
+    ):
+        assert page.ask("GET", "/api/state", Cookie=wrong)[0] == 401, wrong
+        assert page.ask("POST", "/api/stop", Cookie=wrong)[0] == 401, wrong
+    for wrong in ("?token=", "?token", f"?Token={quoted}", f"?token=x&token={quoted}", f"?token={quoted}x"):
+        assert page.ask("GET", f"/api/state{wrong}")[0] == 401, wrong
+    for wrong in ("Bearer", "Bearer ", f"Basic {TOKEN}", "Bearer None"):
+        assert page.ask("GET", "/api/state", Authorization=wrong)[0] == 401, wrong
     assert page.ask("POST", "/api/stop", Cookie=cookie.partition(";")[0], Origin="http://evil.example")[0] == 403
 
 

@@ -25,7 +25,7 @@ pytest.importorskip("torch")
 from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.calibration.hashed_images import files as image_files
 from edgeclip.training.adapt.curve import CurveOptions, draw_curve, split
-from edgeclip.training.adapt.fewshot import METHODS, adapt
+from edgeclip.training.adapt.fewshot import METHODS, Method, MethodSetting, adapt, cross_validate
 from edgeclip.training.adapt.linear_probe import Shots, class_means, fit_rows
 
 WIDTH, CLASSES = 16, 6
@@ -189,6 +189,31 @@ def test_few_scattered_shots_do_not_spoil_good_text(method: str, shots: int) -> 
     assert np.mean(differences) > -0.03
 
 
+def at(*degrees: float) -> np.ndarray:
+    """Unit rows (N, 2) float32 in these directions."""
+    return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "taken"),
+    [(0, 0, 1), (1, 0, 1), (2, 0, 0), (4, 0, 0), (4, 3, 1), (0, 3, 1)],  # of n that differ, √n more lost are chance
+)
+def test_what_is_worse_than_zero_shot_beyond_chance_is_not_taken(lost: int, won: int, taken: int) -> None:
+    """Text rows that are right by little beside rows that are surer, and so of less loss, but wrong about some."""
+    images = at(*[0] * 8, *[40] * lost, *[90] * 8, *[30] * won)
+    shots = Shots(images, np.repeat([0, 1], [8 + lost, 8 + won]))
+    text = PromptTable("t", make_classes(["a", "b"]), at(44, 46), ("{}",), "m" * 16)
+    surer = dataclasses.replace(text, embeddings=at(15, 25))
+    encoder = EncoderSpec(preprocess=_PREPROCESS, embedding_dim=2, logit_scale=20.0)
+    method = Method(lambda *_: [text, surer], METHODS["zs-probe"].settings, METHODS["zs-probe"].one_shot)
+    settings = [MethodSetting(), MethodSetting(pull=1.0)]
+    count = len(images)
+    found = cross_validate(method, text, shots, encoder, settings)
+    assert found == (taken, pytest.approx((count - (lost if taken else won)) / count), pytest.approx(1 - won / count))
+    freely = dataclasses.replace(method, from_text=False)
+    assert cross_validate(freely, text, shots, encoder, settings)[0] == 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_without_shots_the_table_stays_as_it_is(method: str) -> None:
     table, images = world(text=0.3)
@@ -272,7 +297,16 @@ def test_the_curve_rises_and_is_never_below_zero_shot() -> None:
     first, last = curve.of("zs-probe")[0], curve.of("zs-probe")[-1]
     assert first.gain == 0
     assert last.top1 > first.top1
-    assert all(point.low <= point.top1 <= point.high and len(point.by_seed) == 3 for point in curve.points)
+    zero_shot = np.array(first.by_seed)
+    for point in curve.points:  # half a width of Student's interval of three is 4.3027 standard errors
+        for values, mean, low, high in (
+            (np.array(point.by_seed), point.top1, point.low, point.high),
+            (np.array(point.by_seed) - zero_shot, point.gain, point.gain_low, point.gain_high),
+        ):
+            assert mean == pytest.approx(values.mean())
+            half = 4.3027 * values.std(ddof=1) / 3**0.5
+            assert (low, high) == (pytest.approx(mean - half, abs=1e-5), pytest.approx(mean + half, abs=1e-5))
+    assert last.high > last.low
 
 
 def test_a_curve_needs_seeds_and_images() -> None:
