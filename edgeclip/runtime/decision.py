@@ -238,9 +238,7 @@ class Decider:
             frame, time_s: index and presentation time of the frame.
             top_k: how many rows to report.
         """
-        events: list[Event] = []
-        if time_s < self._time_s:
-            events += self.finish(frame=frame, time_s=self._time_s)
+        events = self.finish(frame=frame, time_s=self._time_s) if time_s < self._time_s else []
         if scorer is not self._scorer:
             events += self._change(scorer, frame=frame, time_s=time_s)
         smoothed = self._smooth(scores, time_s)
