@@ -16,7 +16,7 @@ from edgeclip.extras import require
 from edgeclip.prompts import FloatArray
 
 Z95 = NormalDist().inv_cdf(0.975)
-_RESAMPLES = 2000
+_RESAMPLES, _BATCH = 2000, 16  # draws of a bootstrap, and how many of them are in memory at once
 _CHUNK = 1024
 Ranks = npt.NDArray[np.intp]
 Indices = npt.NDArray[np.integer]
@@ -87,7 +87,7 @@ def true_class_ranks(similarities: FloatArray, true_class: Indices) -> Ranks:
     return ranks
 
 
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
     """95 % interval of a proportion of n ≥ 1 (Wilson 1927): stays inside [0, 1] and holds for few samples."""
     proportion: Any = require("statsmodels.stats.proportion", purpose="give an interval")
     # SciPy's binomtest has it too, but takes milliseconds for a p value that nobody asked for.
@@ -172,7 +172,8 @@ def recall(ranks: Ranks, groups: Indices | None = None, *, seed: int = 0) -> Rec
 
     Args:
         groups: (N,) number of the image that a query belongs to. Captions of one image succeed and fail together, so
-            with groups the interval is a bootstrap's over images (percentiles of 2,000); without, Wilson's.
+            with groups the interval is a bootstrap's over images (percentiles of 2,000), or, where all or none are
+            found, Wilson's over as many images; without, Wilson's over the queries.
     """
     shares, intervals = zip(*(top_k(ranks, k) for k in (1, 5, 10)), strict=True)
     if groups is not None:
@@ -184,14 +185,17 @@ def _grouped(hits: npt.NDArray[np.bool_], groups: Indices, seed: int) -> tuple[f
     sizes = np.bincount(groups)
     won = np.bincount(groups[hits], minlength=len(sizes))[sizes > 0]
     sizes = sizes[sizes > 0]
-    rng = np.random.default_rng(seed)
-    shares = np.empty(_RESAMPLES)
-    for at in range(_RESAMPLES):  # one draw at a time: memory of the images only
-        drawn = rng.integers(0, len(sizes), len(sizes))
-        shares[at] = won[drawn].sum() / sizes[drawn].sum()
-    return _percentiles(shares)
-
-
-def _percentiles(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    count, share = len(sizes), won.sum() / sizes.sum()
+    if count == 1 or share in {0, 1}:  # draws from these are all alike, and would say that nothing is uncertain
+        return wilson_interval(share * count, count)
+    stats: Any = require("scipy.stats", purpose="give an interval")
+    drawn = stats.bootstrap(
+        (won, sizes),
+        lambda won, sizes, axis: won.sum(axis=axis) / sizes.sum(axis=axis),
+        paired=True,
+        n_resamples=_RESAMPLES,
+        batch=_BATCH,
+        method="percentile",
+        rng=seed,
+    )
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

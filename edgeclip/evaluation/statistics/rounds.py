@@ -68,10 +68,12 @@ def compare_rounds(first: Sequence[float], second: Sequence[float], *, paired: b
             Otherwise Welch's interval of two independent sets.
 
     Raises:
-        InputError: a single round, which has no interval.
+        InputError: a single round, which has no interval; or ``paired`` rounds that are not as many.
     """
     if min(len(first), len(second)) < 2:
         raise InputError(f"expected two rounds or more to compare, got {len(first)} and {len(second)}: measure again")
+    if paired and len(first) != len(second):
+        raise InputError(f"expected as many rounds of both, run in turns, got {len(first)} and {len(second)}")
     a, b = np.log(np.asarray(first, np.float64)), np.log(np.asarray(second, np.float64))
     if paired:
         difference = b - a
