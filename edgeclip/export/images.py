@@ -222,7 +222,7 @@ def split_images(
         )
     for got, asked, what in ((for_golden, golden, "prove"), (for_calibration, calibration, "calibrate")):
         if got < asked:
-            told.append(f"{got} photographs to {what} on, of {asked} asked for")
+            told.append(f"photographs to {what} on: {got} of {asked} asked for")
     _tell(told)
     calibration_part = ImageSet(ours[for_golden : for_golden + for_calibration])
     return ImageSplit(ImageSet(ours[:for_golden]), calibration_part, evaluation, tuple(told))

@@ -74,8 +74,8 @@ def test_of_few_images_two_in_three_are_to_prove_on(
 ) -> None:
     split = split_images(folder("a", **many(count)), golden=10, calibration=20)
     assert (len(split.golden), len(split.calibration)) == parts
-    said = [f"{parts[0]} photographs to prove on, of 10 asked for"] * (parts[0] < 10)
-    said += [f"{parts[1]} photographs to calibrate on, of 20 asked for"] * (parts[1] < 20)
+    said = [f"photographs to prove on: {parts[0]} of 10 asked for"] * (parts[0] < 10)
+    said += [f"photographs to calibrate on: {parts[1]} of 20 asked for"] * (parts[1] < 20)
     assert list(split.told) == said
 
 
@@ -170,7 +170,7 @@ def test_what_ranges_were_measured_on_is_not_proved_on(folder: Callable[..., Pat
     assert not {pixels_digest(picture(number)) for number in (2, 3, 4)} & set(split.golden.digests)
     assert split.told == (
         "3 of 10 are among the calibration images, or nearly the same as one: left out",
-        "7 photographs to prove on, of 10 asked for",
+        "photographs to prove on: 7 of 10 asked for",
     )
 
 
