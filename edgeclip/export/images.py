@@ -306,7 +306,10 @@ def _left_out(found: Sequence[tuple[_Picture, Verdict, int]], theirs: int, rest:
         for _, verdict, number in found
         if verdict in ("flat", "same") or (verdict == "near" and number < rest)
     )
-    return [f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out" for what, count in why.items()]
+    return [
+        f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out"
+        for what, count in sorted(why.items())
+    ]
 
 
 def _tell(told: Sequence[str]) -> None:

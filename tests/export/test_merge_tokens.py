@@ -275,6 +275,7 @@ def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
         *("export", checkpoint, "--images", photographs_dir, "-o", reduced, "--merge-tokens", 3),
         *("--variants", "int8-cpu"),
     )
+    assert "images: 4 to prove on, 1 to calibrate on, no photograph in two of them" in said
     assert "merges 3 tokens a block: 16 enter the first, 10 the last; on 4 photographs cosine" in said
 
     before, after = Bundle.open(plain), Bundle.open(reduced)

@@ -45,8 +45,8 @@ def made_on(first: int, count: int, origin: Origin = "images") -> dict[str, Any]
         (Basis(origin="images", photographs=64), "on 64 photographs"),
         (Basis(origin="site", photographs=64, ranges_from="stand-ins"), "on 64 photographs of this site"),
         (Basis(origin="images", photographs=FEWEST, ranges_from="images"), f"on {FEWEST} photographs"),
-        (Basis(origin="images", photographs=5), "provisional: on 5 photographs, fewer than 16"),
-        (Basis(origin="site", photographs=5), "provisional: on 5 photographs of this site, fewer than 16"),
+        (Basis(origin="images", photographs=5), "provisional: on 5 photographs, fewer than 14"),
+        (Basis(origin="site", photographs=5), "provisional: on 5 photographs of this site, fewer than 14"),
         (Basis(origin="stand-ins", photographs=9), "provisional: on 9 stand-in photographs"),
         (
             Basis(origin="stand-ins", photographs=9, calibrated_on=9, ranges_from="stand-ins"),

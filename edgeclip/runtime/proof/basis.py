@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # "site": given on the device; "unknown": by a bundle that was written before this was noted.
 Origin = Literal["stand-ins", "images", "site", "unknown"]
 
-# With none of N changed, one in five may still change, at 95 % confidence, if N is below 14.
-FEWEST = 16
+# If none of 13 labels changed, one in five may still change, at 95 % confidence.
+FEWEST = 14
 
 _KINDS = {
     "stand-ins": "stand-in photographs",
