@@ -126,7 +126,7 @@ def export(
         )
         if calibration is None:
             chosen = split.calibration.pixels()
-    photos: Sequence[Photograph] = split.golden if split else photographs()
+    photos = split.golden if split else photographs()
     if isinstance(model, str):
         say("loading the model")
         model = load_model(model, pretrained=pretrained, seed=seed, options=options)
