@@ -40,7 +40,6 @@ from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
-from edgeclip.runtime.proof.basis import Basis
 from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
 from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, margin_loss, worst_of
@@ -1040,6 +1039,7 @@ def save_again(folder: Path, name: str) -> None:
     import onnx_ir
 
     from edgeclip.export.onnx import save_graph
+    from edgeclip.runtime.proof.basis import Basis
 
     graph = onnx_ir.load(folder / "image_encoder" / "fp32.onnx")
     graph.metadata_props["edited"] = "yes"
