@@ -8,9 +8,7 @@ import os
 import random
 import re
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,7 +46,7 @@ from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.sinks.terminal import print_choice
 from edgeclip.spec import Precision
 from tests import CORES
-from tests.conftest import add_variant, edit_weight, make_table, without_golden
+from tests.conftest import Run, add_variant, edit_weight, make_table, without_golden
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -816,29 +814,6 @@ def test_brackets_in_a_reason_are_printed() -> None:
 
 
 # The command line, in this process
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line: arguments in, exit code, stdout and stderr out."""
-    from edgeclip.cli import main
-
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgeclip", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def refusal(result: tuple[int, str, str]) -> str:
