@@ -413,6 +413,17 @@ def test_fp32_that_is_not_what_it_was_is_no_reference(tiny_bundle: Path, site: P
     assert golden_here(Bundle.open(tiny_bundle)).origin == "stand-ins"
 
 
+def test_where_fp32_does_not_run_the_way_out_is_told(
+    tiny_bundle: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: OrtEngine) -> None:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr(OrtEngine, "_load", broken)
+    with pytest.raises(EngineError, match="no memory; where FP32 cannot run, prove on the `stored` embeddings"):
+        edgeclip.prove(tiny_bundle, site)
+
+
 def test_without_fp32_the_stored_embeddings_are_what_counts_and_that_is_told(tiny_bundle: Path, site: Path) -> None:
     add_variant(tiny_bundle, "alone", lambda graph: None)
     manifest = read_manifest(tiny_bundle)
