@@ -40,8 +40,8 @@ def prove(
 ) -> None:
     """Hold a bundle's variants against FP32 on this device, on photographs of the place where it will work.
 
-    FP32 encodes them here, on ONNX Runtime. The device keeps them and proves on them from then on, also in edgeclip
-    label. The exit code is 1 if what was asked for is not proved.
+    FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
+    The exit code is 1 if what was asked for is not proved.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 
