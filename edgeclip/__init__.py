@@ -33,6 +33,7 @@ if _TYPE_CHECKING:
     from edgeclip.prompts import PromptTable
     from edgeclip.runtime.decision import DecisionOptions
     from edgeclip.runtime.labeller import Classification, Labeller, open
+    from edgeclip.runtime.proof.renew import Renewal, prove
     from edgeclip.runtime.records import Event, LabelledFrame
     from edgeclip.runtime.sinks.base import Sink
     from edgeclip.runtime.sources.base import Source, SourceOptions
@@ -57,6 +58,7 @@ _HERE = {
     "PreprocessSpec": "spec",
     "PromptClass": "class_names",
     "PromptTable": "prompts",
+    "Renewal": "runtime.proof.renew",
     "Sink": "runtime.sinks.base",
     "Source": "runtime.sources.base",
     "SourceOptions": "runtime.sources.base",
@@ -67,6 +69,7 @@ _HERE = {
     "make_classes": "class_names",
     "open": "runtime.labeller",
     "parse_classes": "class_names",
+    "prove": "runtime.proof.renew",
 }
 _WORKSTATION = {
     "BenchOptions": "evaluation.bench.bench",
@@ -96,6 +99,7 @@ __all__ = [
     "PreprocessSpec",
     "PromptClass",
     "PromptTable",
+    "Renewal",
     "Sink",
     "Source",
     "SourceOptions",
@@ -111,6 +115,7 @@ __all__ = [
     "make_classes",
     "open",
     "parse_classes",
+    "prove",
     "tradeoff",
 ]
 

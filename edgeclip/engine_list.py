@@ -24,7 +24,7 @@ class EngineEntry:
         where: of its class, ``"module:Class"``.
         module: of the library that it needs; engines of one library share it.
         packages: distributions that decide what it computes and how fast, the one that pip installs first. When the
-            version of one changes, its proofs are taken anew.
+            version of one changes, its proofs are taken anew; ``Engine.versions`` may name more.
         extra: of ours that installs it; None where ``packages[0]`` is installed by its own name.
         builds: what compiles a variant for this device, ``"module:function"`` (``Builder`` in
             ``edgeclip/runtime/engines/build.py``); None where nothing is compiled beforehand.
@@ -54,7 +54,7 @@ _ORT = "edgeclip.runtime.engines.onnxruntime"
 _OPENVINO = "edgeclip.runtime.engines.openvino"
 _TENSORRT = "edgeclip.runtime.engines.tensorrt"
 _TRY = "edgeclip.devices.machine.try_library"
-_CUDNN = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+_CUDA = ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cublas")
 _TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 
 # In this order engines are proved and shown. `edgeclip build` takes the last one that builds and is here, so the more
@@ -73,14 +73,14 @@ ENGINES: dict[str, EngineEntry] = {
             "onnxruntime-cuda",
             f"{_ORT}:OrtCudaEngine",
             module="onnxruntime",
-            packages=("onnxruntime-gpu", *_CUDNN),
+            packages=("onnxruntime-gpu", *_CUDA),
             nvidia=True,
         ),
         EngineEntry(
             "onnxruntime-tensorrt",
             f"{_ORT}:OrtTensorRtEngine",
             module="onnxruntime",
-            packages=("onnxruntime-gpu", *_CUDNN, *_TENSORRT_PACKAGES),
+            packages=("onnxruntime-gpu", *_CUDA, *_TENSORRT_PACKAGES),
             nvidia=True,
         ),
         EngineEntry(

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ from edgeclip.bundle import create_bundle
 from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
+from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import write_image
+from edgeclip.runtime.proof.golden import FILE as GOLDEN
+from edgeclip.runtime.proof.golden import GoldenImages, decoded_inputs, golden_files
 from edgeclip.spec import Precision
 from tests import CORES
 
@@ -187,6 +191,29 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     shutil.rmtree(folder)
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """The command line: arguments in, exit code, stdout and stderr out."""
+    from edgeclip.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeclip", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
 def make_table(name: str = "things", *, model_id: str, width: int = WIDTH, seed: int = 0) -> PromptTable:
     """A table of three classes with random unit rows."""
     rows = np.random.default_rng(seed).standard_normal((3, width)).astype(np.float32)
@@ -241,12 +268,33 @@ def _tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     bundle = Bundle.open(path)
     bundle.add_table(make_table(model_id=bundle.manifest.model.id))
+    add_golden(path, [getattr(skimage_data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")])
     return path
+
+
+def add_golden(bundle: Path, images: Sequence[np.ndarray]) -> None:
+    """Give a bundle golden images, without the workstation's libraries."""
+    opened = Bundle.open(bundle)
+    encoder = opened.manifest.encoder
+    files = golden_files(images, encoder.preprocess)
+    with load_engine("onnxruntime", opened.variant_path("fp32"), encoder) as engine:
+        embeddings = engine.infer(decoded_inputs(files, encoder.preprocess))
+    names, digests = (tuple(f"{kind}{n}" for n in range(len(files))) for kind in ("photograph ", "0" * 63))
+    golden = GoldenImages(names, files, embeddings, opened.table().embeddings, digests, "stand-ins")
+    golden.save(bundle / GOLDEN)
+    write_manifest(bundle, read_manifest(bundle), scan=True)
+
+
+def without_golden(bundle: Path) -> Bundle:
+    """The bundle with its golden images taken away."""
+    (bundle / GOLDEN).unlink()
+    write_manifest(bundle, read_manifest(bundle), scan=True)
+    return Bundle.open(bundle)
 
 
 @pytest.fixture
 def tiny_bundle(_tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy, free to be damaged, of a real bundle around a real (tiny, random) encoder with one table."""
+    """A copy, free to be damaged, of a real bundle around a real (tiny, random) encoder: one table, 4 golden images."""
     copy = tmp_path / "tiny.edgeclip"
     shutil.copytree(_tiny_bundle, copy)
     return copy
@@ -284,13 +332,12 @@ def _golden_bundle(_tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     pytest.importorskip("torch")
     from edgeclip.export.photographs import photographs
     from edgeclip.export.proofs import make_golden
-    from edgeclip.runtime.proof.golden import FILE
 
     path = tmp_path_factory.mktemp("golden") / "tiny.edgeclip"
     shutil.copytree(_tiny_bundle, path)
     bundle = Bundle.open(path)
     golden = make_golden(bundle.variant_path("fp32"), bundle.manifest.encoder, photographs(), bundle.table().embeddings)
-    golden.save(path / FILE)
+    golden.save(path / GOLDEN)
     add_variant(path, "fp16", edit_weight("projection", lambda weight: weight.astype(np.float16).astype(np.float32)))
     return path
 

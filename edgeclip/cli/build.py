@@ -18,18 +18,31 @@ from edgeclip.errors import ParityError, VariantError
 from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.tensorrt import Layer
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
-from edgeclip.runtime.proof.golden import golden_of
+from edgeclip.runtime.proof.basis import basis_of, how_to_prove
+from edgeclip.runtime.proof.choose import lacking
 from edgeclip.runtime.proof.proof import prove
+from edgeclip.runtime.proof.site import bundle_name, require_golden
 
 
 def build_and_prove(
-    bundle: Bundle, variants: Sequence[str], engine: str, options: BuildOptions, *, console: Console, bars: Progress
+    bundle: Bundle,
+    variants: Sequence[str],
+    engine: str,
+    options: BuildOptions,
+    *,
+    unproved: bool = False,
+    console: Console,
+    bars: Progress,
 ) -> None:
     """Build every variant, prove each one that runs here, and print what came of it.
 
+    Args:
+        unproved: build also for a bundle that has no golden images.
+
     Raises:
         EngineError: layers are to be read and there is no GPU here, which that takes.
-        ParityError: a plan disagrees with FP32; ``runtime/proof/choose.py`` passes over it.
+        ParityError: a plan disagrees with FP32, and ``runtime/proof/choose.py`` passes over it; or there are no images
+            to prove one on.
         VariantError: there is nothing to build.
         EdgeclipError: a build that failed.
     """
@@ -39,8 +52,8 @@ def build_and_prove(
     read_layers = resolve_name(reader) if reader else None
     if read_layers and engine_entry(engine).nvidia:
         require_gpu("read the layers of a plan, as --layers asks")  # now, not after minutes of building
-    golden = golden_of(bundle)
     elsewhere = options.compute_capability is not None or options.hardware_compatible
+    golden = require_golden(bundle, unproved=unproved or elsewhere)  # now, too
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)  # paths and messages hold brackets
     wrong: list[str] = []
     for variant in variants:
@@ -63,12 +76,13 @@ def build_and_prove(
         if elsewhere:
             say("  not proved: it is for another machine; build runs the proof there")
         elif golden is None:
-            say("  not proved: the bundle has no golden images; export it again to have some")
+            say(f"  not proved: the bundle has no golden images; {how_to_prove(bundle_name(bundle))} proves it")
         else:
             proof = prove(bundle, variant, engine, golden)
             verdict = f"{'wrong' if proof.failures else 'proved'}: {proof}"
             conditions = f"; {proof.conditions}" if proof.conditions else ""
-            say(f"  {verdict}{conditions}", style="red" if proof.failures else None)
+            lacks = "".join(f"; {each}" for each in lacking(bundle, proof, basis_of(bundle, variant, golden)))
+            say(f"  {verdict}{lacks}{conditions}", style="red" if proof.failures else None)
             wrong += [f"{variant}: expected {failure}" for failure in proof.failures]
     if wrong:
         raise ParityError(

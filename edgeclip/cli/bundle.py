@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from edgeclip.bundle import Bundle
 from edgeclip.cli.common import BundleArgument, console, output_folder
 from edgeclip.extras import require
 from edgeclip.prompts import PromptTable
+
+if TYPE_CHECKING:
+    from edgeclip.runtime.proof.basis import Basis
 
 
 def inspect(bundle: BundleArgument) -> None:
@@ -73,8 +77,11 @@ def print_card(bundle: Bundle, console: Console) -> None:
         "score",
         f"{encoder.score}({encoder.logit_scale:.3f} · cos {encoder.logit_bias:+.3f}), width {encoder.embedding_dim}",
     )
-    from edgeclip.runtime.proof.choose import recommendations  # with the runtime, which other verbs need not load
+    # With the runtime, which other verbs need not load.
+    from edgeclip.runtime.proof.choose import recommendations
 
+    for said in _proved_on(bundle):
+        facts.add_row("proved", said)
     for found in recommendations(bundle):
         where = found.machine.get("board") or found.machine.get("cpu") or "another machine"
         facts.add_row(
@@ -107,6 +114,22 @@ def print_card(bundle: Bundle, console: Console) -> None:
             console.print(said, highlight=False, markup=False, soft_wrap=True)
     else:
         console.print("no prompt table yet: edgeclip prompts build", highlight=False)
+
+
+def _proved_on(bundle: Bundle) -> Iterator[str]:
+    """What the variants are proved on on this device, those together of which the same is said."""
+    from edgeclip.runtime.proof.basis import basis_of, how_to_prove
+    from edgeclip.runtime.proof.site import bundle_name, golden_here
+
+    golden, command = golden_here(bundle), how_to_prove(bundle_name(bundle))
+    if golden is None:
+        yield f"not proved: there are no golden images; {command} proves it"
+        return
+    alike: dict[Basis, list[str]] = {}
+    for variant in bundle.manifest.variants:
+        alike.setdefault(basis_of(bundle, variant.name, golden), []).append(variant.name)
+    for basis, names in alike.items():
+        yield f"{', '.join(names)} {basis}{f': {command}' if basis.provisional else ''}"
 
 
 def _decisions(bundle: Bundle, tables: list[PromptTable]) -> list[str]:

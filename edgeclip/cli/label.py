@@ -135,6 +135,10 @@ def label(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    unproved: Annotated[
+        bool,
+        typer.Option("--unproved", help="Run a bundle without golden images to prove it on.", rich_help_panel=_RUN),
+    ] = False,
     preprocess: Annotated[
         str, typer.Option(help="auto (the fastest that agrees with exact here), exact or fast.", rich_help_panel=_RUN)
     ] = "auto",
@@ -200,7 +204,9 @@ def label(
     with ExitStack() as stack:
         cameras = [stack.enter_context(open_source(source, realtime=realtime, options=files)) for source in sources]
         with notices.status("proving the encoder on this machine") as status:
-            labeller = Labeller(opened, variant=variant, engine=engine, threads=threads, progress=status.update)
+            labeller = Labeller(
+                opened, variant=variant, engine=engine, threads=threads, unproved=unproved, progress=status.update
+            )
         print_choice(labeller.choice, notices)
         view = TerminalView(console, limit=limit)
         outputs = [*sinks, *([page] if page else []), view]

@@ -231,6 +231,9 @@ def build(
     ] = False,
     strip: Annotated[bool, typer.Option("--strip", help="Leave the weights out; they are read at load.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Print the layers of a TensorRT plan.")] = False,
+    unproved: Annotated[
+        bool, typer.Option("--unproved", help="Build for a bundle without golden images to prove it on.")
+    ] = False,
 ) -> None:
     """Compile a bundle's variants for this device, and prove each against FP32 on the golden images.
 
@@ -259,5 +262,11 @@ def build(
     chosen = engine or best_engine()
     with progress_bars() as bars:
         build_and_prove(
-            opened, [variant] if variant else suitable(opened, chosen), chosen, options, console=console, bars=bars
+            opened,
+            [variant] if variant else suitable(opened, chosen),
+            chosen,
+            options,
+            unproved=unproved,
+            console=console,
+            bars=bars,
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts
+from edgeclip.cli import adapt, bench, bundle, calibrate, devices, doctor, evaluate, label, make, plan, prompts, prove
 from edgeclip.cli.apart import with_outputs_apart
 from edgeclip.cli.common import console, with_checked_numbers, without_passwords
 from edgeclip.printable import printable
@@ -57,6 +57,7 @@ for verb in (
     make.export,
     make.quantize,
     make.build,
+    prove.prove,
     plan.plan,
     make.train,
     bench.bench,

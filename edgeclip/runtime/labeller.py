@@ -78,6 +78,7 @@ class Labeller:
         bundle: an opened bundle, or the path of one.
         variant, engine: restrict the choice; by default any.
         threads: CPU threads an inference; None for all.
+        unproved: let a bundle without golden images run, which nothing was proved on.
         progress: called with a short sentence while variants are proved, which takes seconds the first time.
 
     Attributes:
@@ -95,17 +96,21 @@ class Labeller:
         variant: str | None = None,
         engine: str | None = None,
         threads: int | None = None,
+        unproved: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> None:
         check_threads(threads)
         self.bundle = open_bundle(bundle)
         self._threads = threads
+        self._unproved = unproved
         self._encoder: ImageEncoder | None = None
         self._text: TextEncoder | None = None
         self._text_process = 0
         self._scorers: dict[str, Scorer] = {}  # by name, while the bundle's tables have these digests:
         self._there: tuple[str, ...] = ()
-        self.choice: Choice = choose(self.bundle, variant=variant, engine=engine, threads=threads, progress=progress)
+        self.choice: Choice = choose(
+            self.bundle, variant=variant, engine=engine, threads=threads, unproved=unproved, progress=progress
+        )
 
     # Images -----------------------------------------------------------------------------------------------------------
 
@@ -221,6 +226,7 @@ class Labeller:
                 variant=self.choice.variant,
                 engine=self.choice.engine,
                 threads=self._threads,
+                unproved=self._unproved,
             )
         except BaseException:
             for taken in opened:
@@ -281,6 +287,7 @@ def open(
     variant: str | None = None,
     engine: str | None = None,
     threads: int | None = None,
+    unproved: bool = False,
 ) -> Labeller:
     """Open a bundle for labelling, with the fastest variant and engine that are proved on this machine.
 
@@ -295,11 +302,12 @@ def open(
         bundle: a folder, a ``.tar``, the word ``starter``, or an opened bundle.
         variant, engine: restrict the choice.
         threads: CPU threads an inference; None for all.
+        unproved: let a bundle without golden images run, which nothing was proved on.
 
     Raises:
         EdgeclipError: the bundle cannot be trusted, or nothing in it runs here.
     """
-    return Labeller(bundle, variant=variant, engine=engine, threads=threads)
+    return Labeller(bundle, variant=variant, engine=engine, threads=threads, unproved=unproved)
 
 
 def _several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:

@@ -134,6 +134,7 @@ class Stream:
         sinks: where labelled frames go, each on a thread of its own.
         variant, engine: what to run; ``choose`` finds the fastest that is proved here.
         threads: CPU threads an inference; None for all, shared by what is under way at once.
+        unproved: let a bundle without golden images run, which nothing was proved on.
 
     Attributes:
         account: what became of the frames so far.
@@ -145,6 +146,7 @@ class Stream:
             that was iterated over before or made before a fork.
         TableError: a table of another model or width; (while iterating) none of the frames could be scored.
         BundleError, EngineError: the encoder cannot be used here, or an inference failed.
+        ParityError: it does not compute in the loop what it was proved to, or there are no images to prove it on.
         SourceError: (while iterating) every source ended badly.
     """
 
@@ -159,11 +161,13 @@ class Stream:
         variant: str = "fp32",
         engine: str = "onnxruntime",
         threads: int | None = None,
+        unproved: bool = False,
     ) -> None:
         if not sources:
             raise InputError("expected at least one source, got none")
         check_threads(threads)
         self._variant, self._engine, self._threads = variant, engine, threads
+        self._unproved = unproved
         self._process = os.getpid()
         leave_alone_in_child(self)
         if any(source.process != self._process for source in sources):
@@ -244,7 +248,7 @@ class Stream:
             rows = rows if encoder.variant.dynamic_batch else 1
             encoder.engine.prepare(rows)
             try:
-                prove_in_the_loop(encoder, rows=rows, parallel=parallel)
+                prove_in_the_loop(encoder, rows=rows, parallel=parallel, unproved=self._unproved)
             except ParityError as error:
                 if parallel == 1:
                     raise

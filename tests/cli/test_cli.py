@@ -44,7 +44,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 def test_help_lists_every_verb() -> None:
     text = edgeclip("--help")
-    makes = "export quantize build train fewshot wise-ft qat prompts label inspect verify demo"
+    makes = "export quantize build prove train fewshot wise-ft qat prompts label inspect verify demo"
     tells = "plan doctor devices bench eval robustness tradeoff"
     for verb in f"{makes} {tells}".split():
         assert re.search(rf"\b{verb}\b", text)

@@ -8,9 +8,7 @@ import os
 import random
 import re
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +38,7 @@ from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
+from edgeclip.runtime.proof.basis import basis_of
 from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
 from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, margin_loss, worst_of
@@ -47,7 +46,7 @@ from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.sinks.terminal import print_choice
 from edgeclip.spec import Precision
 from tests import CORES
-from tests.conftest import add_variant, edit_weight, make_table
+from tests.conftest import Run, add_variant, edit_weight, make_table, without_golden
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -734,7 +733,7 @@ def test_names_that_do_not_exist_are_refused_at_once(
 ) -> None:
     said: list[str] = []
     with pytest.raises(kind, match=message):
-        choose(Bundle.open(golden_bundle if golden else tiny_bundle), **asked, progress=said.append)
+        choose(Bundle.open(golden_bundle) if golden else without_golden(tiny_bundle), **asked, progress=said.append)
     assert not said
 
 
@@ -751,15 +750,25 @@ def test_threads_below_one_are_the_callers_mistake(golden_bundle: Path, counting
         ({"variant": "again"}, ("again", "onnxruntime")),
     ],
 )
-def test_without_golden_images_fp32_runs_on_onnx_runtime_and_that_is_said(
+def test_without_golden_images_nothing_runs_unless_it_is_asked_for_and_that_is_said(
     tiny_bundle: Path, counting: list[str], asked: dict[str, str], taken: tuple[str, str]
 ) -> None:
-    bundle = add_variant(tiny_bundle, "again", lambda graph: None)
-    choice = choose(bundle, **asked)
+    add_variant(tiny_bundle, "again", lambda graph: None)
+    bundle = without_golden(tiny_bundle)
+    with pytest.raises(ParityError, match=r"expected golden images in tiny.*edgeclip prove .*tiny.edgeclip --images"):
+        choose(bundle, **asked)
+    choice = choose(bundle, **asked, unproved=True)
     assert (choice.variant, choice.engine) == taken
-    assert choice.why.startswith("not proved here: the bundle has no golden images")
-    assert choice.proofs == ()
+    assert choice.why.startswith("not proved: the bundle has no golden images; edgeclip prove ")
+    assert (choice.proofs, choice.basis) == ((), None)
     assert not counting
+
+
+def lacks(bundle: Bundle, variant: str) -> str:
+    """What is said of a proof on stand-ins."""
+    basis = basis_of(bundle, variant, golden_set(bundle))
+    assert str(basis).startswith("provisional: on ")
+    return f"{basis}: edgeclip prove {bundle.path} --images FOLDER"
 
 
 def printed(choice: Choice) -> list[str]:
@@ -777,12 +786,13 @@ def test_the_choice_is_explained(golden_bundle: Path, counting: list[str], monke
     first, *refused = printed(choose(bundle))
     assert first == (
         "fp16 on counting: 4.0 ms an image here, fp32's embeddings to a cosine of 1.0000 and 100% of the labels; "
-        "the fastest (fp32 on onnxruntime 10.0 ms, fp32 on counting 10.0 ms)"
+        "the fastest (fp32 on onnxruntime 10.0 ms, fp32 on counting 10.0 ms); "
+        f"{lacks(bundle, 'fp16')}"
     )
     assert len(refused) == 1
     assert refused[0].startswith("not shuffled on counting: a cosine of at least 0.9995, got ")
     (alone,) = printed(choose(bundle, variant="fp16"))
-    assert alone.endswith("; the only one proved")
+    assert alone.endswith(f"; the only one proved; {lacks(bundle, 'fp16')}")
 
 
 def test_a_more_exact_choice_is_explained(
@@ -791,9 +801,10 @@ def test_a_more_exact_choice_is_explained(
     monkeypatch.setattr(
         "edgeclip.runtime.proof.proof.timed", lambda engine, _: (9.8 if engine.path.stem == "fp16" else 10.0, None)
     )
-    (line,) = printed(choose(Bundle.open(golden_bundle), engine="counting"))
+    bundle = Bundle.open(golden_bundle)
+    (line,) = printed(choose(bundle, engine="counting"))
     assert line.startswith("fp32 on counting: 10.0 ms")
-    assert line.endswith("; as fast as any and more exact (fp16 on counting 9.8 ms)")
+    assert line.endswith(f"; as fast as any and more exact (fp16 on counting 9.8 ms); {lacks(bundle, 'fp32')}")
 
 
 def test_brackets_in_a_reason_are_printed() -> None:
@@ -803,29 +814,6 @@ def test_brackets_in_a_reason_are_printed() -> None:
 
 
 # The command line, in this process
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line: arguments in, exit code, stdout and stderr out."""
-    from edgeclip.cli import main
-
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgeclip", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def refusal(result: tuple[int, str, str]) -> str:
@@ -846,9 +834,14 @@ def test_label_says_on_stderr_what_it_chose_and_stdout_stays_as_it_was(
     assert re.match(r"fp(32|16) on [\w-]+: \d+\.\d ms an image here, fp32's embeddings to a cosine of 1\.0000", chosen)
     again = cli("label", golden_bundle, photographs_dir)
     assert again[2].splitlines()[0] == chosen  # from the cache: the same figures
-    _, before, why = cli("label", tiny_bundle, photographs_dir)
+    without_golden(tiny_bundle)
+    assert "to prove its variants on, got none: run edgeclip prove" in refusal(
+        cli("label", tiny_bundle, photographs_dir)
+    )
+    _, before, why = cli("label", tiny_bundle, photographs_dir, "--unproved")
     assert why.splitlines()[0] == (
-        "fp32 on onnxruntime: not proved here: the bundle has no golden images; export it again to have some"
+        "fp32 on onnxruntime: not proved: the bundle has no golden images; "
+        f"edgeclip prove {tiny_bundle} --images FOLDER proves it"
     )
     assert why.splitlines()[1].startswith("preprocess ")
     numbers = re.compile(r"\d+\.\d+")
@@ -932,11 +925,16 @@ def test_build_names_the_variant_whose_plan_is_wrong(golden_bundle: Path, cli: R
     assert "it will not be used" in err
 
 
-def test_build_without_golden_images_says_that_nothing_is_proved(tiny_bundle: Path, cli: Run) -> None:
+def test_build_without_golden_images_is_asked_for_and_says_that_nothing_is_proved(
+    tiny_bundle: Path, cli: Run, cache: Path
+) -> None:
     pytest.importorskip("openvino")
-    code, out, _ = cli("build", tiny_bundle, "--engine", "openvino")
+    without_golden(tiny_bundle)
+    assert "to prove its variants on, got none" in refusal(cli("build", tiny_bundle, "--engine", "openvino"))
+    assert not list(cache.rglob("*.bin"))  # refused before anything is built
+    code, out, _ = cli("build", tiny_bundle, "--engine", "openvino", "--unproved")
     assert code == 0
-    assert "  not proved: the bundle has no golden images; export it again to have some\n" in out
+    assert "  not proved: the bundle has no golden images; edgeclip prove " in out
 
 
 def needs_tensorrt_rtx(*, gpu: bool = True) -> None:
@@ -1019,6 +1017,7 @@ def test_export_refuses_unknown_variants_before_anything_is_loaded(
 
 def test_quantize_needs_golden_images(tiny_bundle: Path, cli: Run) -> None:
     pytest.importorskip("nncf")
+    without_golden(tiny_bundle)
     before = bytes_of(tiny_bundle)
     assert "has no golden images to compare on: export the bundle again" in refusal(cli("quantize", tiny_bundle))
     assert bytes_of(tiny_bundle) == before

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgeclip
 from edgeclip import Bundle
 from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import ParityError
@@ -17,6 +18,7 @@ from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
+from tests.conftest import without_golden
 
 pytestmark = pytest.mark.usefixtures("all_cores")  # threads run beside each other here
 
@@ -85,9 +87,18 @@ def test_every_start_looks_again(golden_bundle: Path) -> None:
             prove_in_the_loop(encoder, rows=2, parallel=1)
 
 
-def test_a_bundle_without_golden_images_is_not_held_against_any(tiny_bundle: Path) -> None:
-    with ImageEncoder(Bundle.open(tiny_bundle), engine="batching") as encoder:
-        prove_in_the_loop(encoder, rows=8, parallel=1)
+def test_a_bundle_without_golden_images_is_refused_unless_it_may_run_unproved(tiny_bundle: Path, video: Path) -> None:
+    bundle = without_golden(tiny_bundle)
+    with pytest.raises(ParityError, match="to prove its variants on, got none"):
+        labels(bundle.path, video)
+    with ImageEncoder(bundle, engine="batching") as encoder:
+        with pytest.raises(ParityError, match="to prove its variants on, got none"):
+            prove_in_the_loop(encoder, rows=8, parallel=1)
+        prove_in_the_loop(encoder, rows=8, parallel=1, unproved=True)
+    with edgeclip.open(bundle, unproved=True) as labeller:
+        assert len(list(labeller.stream(video))) == 40
+    with pytest.raises(ParityError, match="to prove its variants on, got none"):
+        edgeclip.open(bundle)
 
 
 def test_the_starter_in_fp32_on_openvino_says_what_it_says_alone(photographs_dir: Path) -> None:

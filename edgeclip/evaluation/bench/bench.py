@@ -32,8 +32,9 @@ from edgeclip.limits import check_limit
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import ByteArray, check_threads, engine_class
 from edgeclip.runtime.images import opencv
-from edgeclip.runtime.proof.golden import GoldenImages, decoded_images, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, decoded_images
 from edgeclip.runtime.proof.proof import prove
+from edgeclip.runtime.proof.site import golden_here
 from edgeclip.runtime.scoring import Scorer
 
 _Loaded = tuple[str, str, str, int]  # model, variant, engine, batch: what decides the memory
@@ -193,9 +194,9 @@ def _refusal(bundle: Bundle, setting: BenchSetting) -> str:
         return "the variant takes one image at a time"
     if setting.stage == "end-to-end" and not bundle.manifest.tables:
         return "the bundle has no prompt table to label with"
-    golden = golden_of(bundle)
+    golden = golden_here(bundle)
     if golden is None:
-        return "the bundle has no golden images to prove it on: export it again"
+        return "the bundle has no golden images to prove it on: run edgeclip prove with photographs of the site"
     try:
         proof = prove(bundle, setting.variant, setting.engine, golden)
     except IntegrityError:
@@ -216,7 +217,7 @@ class _Round:
 
 def _round(bundle: Bundle, setting: BenchSetting, options: BenchOptions, telemetry: Telemetry) -> _Round:
     """Load a setting, warm it up, measure it."""
-    golden = golden_of(bundle)
+    golden = golden_here(bundle)
     assert golden is not None  # _refusal saw to it
     with ExitStack() as stack:
         encoder, run = _runner(bundle, setting, golden, stack)

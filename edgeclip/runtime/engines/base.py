@@ -7,6 +7,7 @@ asynchronous requests of its own fills ``_start`` too; the others get a thread f
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 import weakref
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.devices.machine.cpu import usable_cores
+from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.engine_list import engine_entry
 from edgeclip.errors import EngineError, InputError
 from edgeclip.forked import keep_for_ever
@@ -116,6 +118,20 @@ class Engine(ABC):
         True is no promise: a driver may be too old, a library may not load. Loading an engine says why.
         """
         return True
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """Versions of the library and of what it runs with, by name; a proof counts for these alone.
+
+        Loads the library where it names itself more exactly than its packages do, and no graph. By default the
+        packages that the engine declares, or, where none of them is installed, the file that its module comes from.
+
+        Raises:
+            EngineError: the library does not load.
+            MissingExtraError: it is not installed.
+        """
+        entry = engine_entry(cls.name)
+        return installed_versions(entry.packages) or module_stamp(entry.module)
 
     def describe(self) -> str:
         """What runs: library and version, device, numeric type or threads, as loaded and not as asked for."""
@@ -242,6 +258,22 @@ class _OnThread:
 
     def result(self) -> tuple[FloatArray, float]:
         return self._future.result()
+
+
+def module_stamp(module: str) -> dict[str, str]:
+    """What tells one build of a module from another where it names no version: its file, the size and the time of it.
+
+    Nothing where there is no such module.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # the package that it would be in is not there, or has no place
+        return {}
+    if spec is None:
+        return {}
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    stats = [(place, Path(place).stat()) for place in places if Path(place).exists()]
+    return {module: " ".join(f"{place} {about.st_size} {about.st_mtime_ns}" for place, about in stats)} if stats else {}
 
 
 def engine_class(name: str) -> type[Engine]:

@@ -24,7 +24,7 @@ from edgeclip.devices.machine.cpu import adds_int8_exactly, cpu_flags, usable_co
 from edgeclip.devices.machine.cuda import driver_loads
 from edgeclip.errors import EngineError
 from edgeclip.extras import require
-from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray
+from edgeclip.runtime.engines.base import CPU_LAYOUT, Engine, FloatArray, module_stamp
 
 _CPU = "CPUExecutionProvider"
 _PRODUCTS = {"Attention", "Conv", "ConvInteger", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}
@@ -88,6 +88,13 @@ class OrtEngine(Engine):
         import onnxruntime as ort
 
         return cls._installed(ort) and driver_loads()
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """As the loaded library names itself and its build, beside the packages that providers bring."""
+        ort = require("onnxruntime", purpose="run ONNX encoders", extra="all")
+        build = {"onnxruntime build": ort.get_build_info()} if hasattr(ort, "get_build_info") else {}
+        return {**super().versions(), "onnxruntime as loaded": str(ort.__version__), **build}
 
     def describe(self) -> str:
         """``onnxruntime 1.32.0, CPUExecutionProvider, 2 threads``; for another provider, where the nodes went."""
@@ -240,6 +247,11 @@ class OrtTensorRtRtxEngine(OrtEngine):
     provider = "NvTensorRTRTXExecutionProvider"
     install = "run pip install onnxruntime-ep-nv-tensorrt-rtx on a machine with an RTX GPU"
     plugin: ClassVar[str] = "onnxruntime_ep_nv_tensorrt_rtx"
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """With the plug-in's file, which need not come from a package."""
+        return {**super().versions(), **module_stamp(cls.plugin)}
 
     @classmethod
     def _installed(cls, ort: Any) -> bool:

@@ -108,6 +108,17 @@ class OpenVinoEngine(Engine):
         """Whether OpenVINO is installed."""
         return importlib.util.find_spec("openvino") is not None
 
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """The builds of OpenVINO and of the device's plug-in, as both name them."""
+        openvino = require("openvino", purpose=f"run the engine {cls.name}")
+        found = {**super().versions(), "openvino as loaded": str(openvino.get_version())}
+        try:
+            plugins = _core().get_versions(cls.device)
+        except RuntimeError:
+            return found  # there is no such device here, which loading a graph says
+        return found | {f"{name} plug-in": str(version.build_number) for name, version in plugins.items()}
+
     def describe(self) -> str:
         """``openvino 2026.4.1, CPU, int8 (50/50 products), 2 threads``: the types of Conv, MatMul, … as compiled."""
         compiled = next(iter(self._compiled.values()), None) or self._get(_FLOATS, single=True)

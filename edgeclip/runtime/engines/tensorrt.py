@@ -80,6 +80,11 @@ class TensorRtEngine(Engine):
         except MissingExtraError:
             return False
 
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        """As the loaded library names itself: JetPack's comes without a package that pip knows."""
+        return {**super().versions(), f"{cls.name} as loaded": load_library(cls.name).version}
+
     def describe(self) -> str:
         """``tensorrt 10.3.0, Orin (sm87), fp16, batches of 1 to 8``."""
         batches = f"{self._min_batch} to {self._max_batch}" if self._min_batch < self._max_batch else self._max_batch

@@ -29,13 +29,14 @@ from edgeclip.errors import (
 )
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.engines.first_run import check_first_run
-from edgeclip.runtime.proof.golden import golden_of
+from edgeclip.runtime.proof.basis import Basis, basis_of, how_to_prove
+from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.proof import Proof, prove
+from edgeclip.runtime.proof.site import REFERENCE, bundle_name, require_golden
 
 FILE = "reports/recommendation.json"
 # What makes two machines the same to a recommendation. Versions of libraries do not: the proof looks after these.
 _SAME = ("architecture", "board", "cpu", "cores_usable", "l4t", "power_mode")
-REFERENCE = ("fp32", "onnxruntime")
 _MORE_EXACT = ("fp32", "fp16", "bf16", "int8")
 _WORTH_IT = 0.95  # what is less exact has to take at most this share of the time: less is within timing's noise
 
@@ -46,7 +47,8 @@ class Choice:
 
     Attributes:
         variant, engine: names.
-        why: one sentence.
+        why: one sentence, with what its proof lacks.
+        basis: what it was proved on; None if it was not.
         proofs: of all candidates that ran, the fastest first.
         refused: the others, as (variant, engine, reason).
     """
@@ -54,6 +56,7 @@ class Choice:
     variant: str
     engine: str
     why: str
+    basis: Basis | None = None
     proofs: tuple[Proof, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
 
@@ -64,6 +67,7 @@ def choose(
     variant: str | None = None,
     engine: str | None = None,
     threads: int | None = None,
+    unproved: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Choice:
     """Prove every candidate on this machine and take the fastest that agrees with FP32.
@@ -74,13 +78,14 @@ def choose(
     Args:
         variant, engine: restrict the choice to this variant or engine.
         threads: CPU threads an inference; None for all.
+        unproved: let a bundle without golden images run, by default FP32 on ONNX Runtime.
         progress: called with a short sentence before each candidate.
 
     Raises:
         VariantError: no such variant.
         InputError: ``threads`` is below 1.
         IntegrityError: a file of the bundle was altered.
-        ParityError: every candidate that runs disagrees with FP32.
+        ParityError: every candidate that runs disagrees with FP32, or there are no images to prove one on.
         EngineError: no such engine, or no candidate runs here.
     """
     say = progress or (lambda _: None)
@@ -88,12 +93,12 @@ def choose(
         bundle.variant(variant)
     if engine is not None:
         engine_class(engine)
-    golden = golden_of(bundle)
+    golden = require_golden(bundle, unproved=unproved)
     if golden is None:
         taken = (variant or REFERENCE[0], engine or REFERENCE[1])
         bundle.variant_path(taken[0])
         check_first_run(bundle, taken[0])
-        return Choice(*taken, why="not proved here: the bundle has no golden images; export it again to have some")
+        return Choice(*taken, why=f"not proved: the bundle has no golden images; {_how(bundle)} proves it")
     proofs: list[Proof] = []
     refused: list[tuple[str, str, str]] = []
     if variant is None and engine is None and (wanted := recommended_here(bundle)) is not None:
@@ -106,7 +111,7 @@ def choose(
             pass  # it is met again below, and why is said there
         else:
             if not proof.failures:
-                return Choice(wanted.variant, wanted.engine, f"recommended: {wanted.why}", (proof,))
+                return _choice(bundle, golden, proof, f"recommended: {wanted.why}", (proof,))
     for name, runner in candidates(bundle, variant=variant, engine=engine):
         say(f"proving {name} on {runner}")
         try:
@@ -116,11 +121,43 @@ def choose(
         except EdgeclipError as error:
             refused.append((name, runner, str(error)))
     good = sorted((proof for proof in proofs if not proof.failures), key=lambda proof: proof.latency_ms)
-    refused += [(proof.variant, proof.engine, "; ".join(proof.failures)) for proof in proofs if proof.failures]
+    refused += [
+        (proof.variant, proof.engine, "; ".join([*proof.failures, *_unchecked(proof)]))
+        for proof in proofs
+        if proof.failures
+    ]
     if not good:
         _raise_none(bundle, refused, disagreed=bool(proofs))
     best = _best(good)
-    return Choice(best.variant, best.engine, _why(best, good), tuple(good), tuple(refused))
+    return _choice(bundle, golden, best, _why(best, good), tuple(good), tuple(refused))
+
+
+def _choice(
+    bundle: Bundle,
+    golden: GoldenImages,
+    best: Proof,
+    why: str,
+    proofs: tuple[Proof, ...],
+    refused: tuple[tuple[str, str, str], ...] = (),
+) -> Choice:
+    basis = basis_of(bundle, best.variant, golden)
+    return Choice(best.variant, best.engine, "; ".join([why, *lacking(bundle, best, basis)]), basis, proofs, refused)
+
+
+def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
+    """What keeps a proof from being whole, in a clause each, and the command that mends it."""
+    yield from _unchecked(proof)
+    if basis.provisional:
+        yield f"{basis}: {_how(bundle)}"
+
+
+def _unchecked(proof: Proof) -> Iterator[str]:
+    if proof.unchecked:
+        yield f"could not be checked: {' and '.join(proof.unchecked)}"
+
+
+def _how(bundle: Bundle) -> str:
+    return how_to_prove(bundle_name(bundle))
 
 
 def candidates(bundle: Bundle, *, variant: str | None = None, engine: str | None = None) -> Iterator[tuple[str, str]]:

@@ -57,9 +57,14 @@ def look_at(pixels: Image) -> Look:
 
 
 class Different:
-    """Pictures that differ, as they come."""
+    """Pictures that differ, as they come.
 
-    def __init__(self) -> None:
+    Args:
+        near: cosine of the directions of two pictures from which they count as one.
+    """
+
+    def __init__(self, near: float = _NEAR) -> None:
+        self._near = near
         self._rows = np.empty((64, _WIDTH), np.float32)
         self._numbers: dict[str, int] = {}  # by digest: of the different picture that it is or is like
         self._count = 0
@@ -78,7 +83,7 @@ class Different:
             return "flat", -1
         # Not ``@``: for so short a product the threads of a BLAS cost twenty times the work.
         alike = np.einsum("nd,d->n", self._rows[: self._count], look.direction)
-        if self._count and alike.max() >= _NEAR:
+        if self._count and alike.max() >= self._near:
             number = self._numbers[look.digest] = int(alike.argmax())
             return "near", number
         if self._count == len(self._rows):

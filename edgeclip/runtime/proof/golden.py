@@ -61,6 +61,16 @@ class GoldenImages:
     origin: Origin = "stand-ins"
 
     @property
+    def sha256(self) -> str:
+        """Digest of all that is in it: what a proof was taken on."""
+        digest = hashlib.sha256(msgspec.json.encode((self.names, self.digests, self.origin, len(self.classes))))
+        for file in self.files:
+            digest.update(hashlib.sha256(file).digest())
+        for array in (self.embeddings, self.classes):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    @property
     def photographs(self) -> int:
         """How many different photographs they are views of."""
         return len(set(self.digests))

@@ -14,42 +14,43 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.errors import IntegrityError, ParityError
-from edgeclip.files import cache_dir, keep_file, sha256_json
+from edgeclip.files import cache_dir, keep_file
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
-from edgeclip.runtime.proof.golden import decoded_images, golden_of
+from edgeclip.runtime.proof.golden import GoldenImages, decoded_images
 from edgeclip.runtime.proof.parity import LIMITS
+from edgeclip.runtime.proof.site import require_golden
+from edgeclip.runtime.proof.what_runs import what_runs
 from edgeclip.tensors import open_tensors
-from edgeclip.version import __version__
 
 _AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
 
 
-def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int) -> None:
-    """Encode golden images as a stream would; nothing is done for a bundle that has none.
+def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int, unproved: bool = False) -> None:
+    """Encode golden images as a stream would.
 
     Args:
         encoder: loaded for ``parallel`` batches at once; none of them under way.
         rows: frames in a full batch.
         parallel: batches at once.
+        unproved: do nothing for a bundle that has no golden images.
 
     Raises:
-        ParityError: an embedding is further from FP32's than the variant's precision allows.
+        ParityError: an embedding is further from FP32's than the variant's precision allows, or there are no images.
         EngineError: the engine fails.
     """
-    kept = _kept(encoder, rows, parallel)
+    golden = require_golden(encoder.bundle, unproved=unproved)
+    if golden is None:
+        return
+    kept = _kept(encoder, golden, rows, parallel)
     few = _read(kept, encoder)
     if few is not None:
         images, expected = few
         # Every one of the batches that may be under way gets them.
         together, expected = np.concatenate([images] * parallel), np.concatenate([expected] * parallel)
         _check(encoder, together, expected, rows=min(rows, len(images)), parallel=parallel)
-        return
-    golden = golden_of(encoder.bundle)
-    if golden is None:
         return
     images = decoded_images(golden.files, encoder.bundle.manifest.encoder.preprocess)
     expected = unit_rows(golden.embeddings)
@@ -77,15 +78,11 @@ def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, ro
         )
 
 
-def _kept(encoder: ImageEncoder, rows: int, parallel: int) -> Path:
-    bundle, variant = encoder.bundle, encoder.variant
-    key = (
-        (variant, bundle.graph_digests(variant.name), bundle.manifest.encoder),
-        (encoder.engine.name, encoder.engine.threads, rows, parallel),
-        describe_machine(),
-        __version__,
-    )
-    return cache_dir("streams") / f"{sha256_json(key)}.safetensors"
+def _kept(encoder: ImageEncoder, golden: GoldenImages, rows: int, parallel: int) -> Path:
+    bundle, variant, engine = encoder.bundle, encoder.variant, encoder.engine
+    runs = what_runs(bundle, variant.name, engine.name, threads=engine.threads)
+    key = runs.digest(golden.sha256, rows, parallel, LIMITS[variant.precision].min_cosine)
+    return cache_dir("streams") / f"{key}.safetensors"
 
 
 def _read(path: Path, encoder: ImageEncoder) -> tuple[ByteArray, FloatArray] | None:

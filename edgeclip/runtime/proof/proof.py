@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from edgeclip.bundle import Bundle
-from edgeclip.devices.machine.cuda import find_gpu
 from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
-from edgeclip.errors import MissingExtraError
-from edgeclip.files import cache_dir, keep_json, read_json, sha256_json
+from edgeclip.files import cache_dir, keep_json, read_json
 from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
-from edgeclip.runtime.engines.plan_cache import graph_sha256, records
-from edgeclip.runtime.proof.golden import FILE, GoldenImages
-from edgeclip.runtime.proof.parity import LIMITS, ParityReport
+from edgeclip.runtime.proof.golden import GoldenImages
+from edgeclip.runtime.proof.parity import LIMITS, Check, ParityReport
+from edgeclip.runtime.proof.what_runs import WhatRuns, what_runs
 from edgeclip.spec import Precision
-from edgeclip.version import __version__
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
 
@@ -31,6 +28,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ran_on: what really ran, as the engine says.
+        versions: of the engine's library and of what it ran with, as the engine names them.
         parity: against the bundle's golden embeddings.
         latency_ms: median of single images, preprocessed and in memory.
         machine: this machine.
@@ -41,6 +39,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision
     engine: str
     ran_on: str
+    versions: dict[str, str] = {}
     parity: ParityReport
     latency_ms: float
     machine: Description
@@ -51,27 +50,44 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         """The limits of the variant's precision that were not reached."""
         return self.parity.failures(LIMITS[self.precision])
 
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """The figures whose limits could not be checked."""
+        return tuple(check.figure for check in self.checks if check.status == "could not be checked")
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """What became of every limit of the variant's precision."""
+        return self.parity.checks(LIMITS[self.precision])
+
     def __str__(self) -> str:
         agreement = "" if self.parity.agreement is None else f", {self.parity.agreement:.0%} of labels the same"
         return f"{self.latency_ms:.1f} ms an image, cosine to fp32 at least {self.parity.min_cosine:.4f}{agreement}"
 
 
-def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, threads: int | None = None) -> Proof:
+def prove(
+    bundle: Bundle,
+    variant: str,
+    engine: str,
+    golden: GoldenImages,
+    *,
+    threads: int | None = None,
+    renew: bool = False,
+) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
-    The cache is keyed by the variant, what its encoder takes, its and the golden set's sha256, the engine with its
-    compiled plans of the variant, its threads, and the machine with its GPU and the versions of its libraries.
+    The cache is keyed by the golden images and by all that decides what runs (``what_runs.py``).
+
+    Args:
+        renew: run them also where the cache has the proof.
 
     Raises:
         EdgeclipError: the engine cannot run the variant here; which kind says why.
     """
     described = bundle.variant(variant)
     path = bundle.variant_path(variant)
-    machine = describe_machine()
-    # Just checked against the manifest, so read from there where one file is all there is.
-    graph = graph_sha256(path) if described.data_files else bundle.manifest.files[described.file].sha256
-    decides = (described, bundle.manifest.encoder, graph, bundle.manifest.files[FILE].sha256, engine, threads, machine)
-    if (found := read_json(_kept(decides, engine, graph), Proof)) is not None:
+    runs = what_runs(bundle, variant, engine, threads=threads)
+    if not renew and (found := read_json(_kept(runs, golden), Proof)) is not None:
         return found
     check_first_run(bundle, variant)
     encoder = bundle.manifest.encoder
@@ -83,12 +99,16 @@ def prove(bundle: Bundle, variant: str, engine: str, golden: GoldenImages, *, th
             precision=described.precision,
             engine=engine,
             ran_on=loaded.describe(),
+            versions=runs.versions,
             parity=parity,
             latency_ms=latency_ms,
-            machine=machine,
+            machine=describe_machine(),
             conditions=conditions,
         )
-    keep_json(_kept(decides, engine, graph), proof)  # under another name if loading compiled a plan
+    # JSON has no NaN: what is none would come back as a figure that was not taken.
+    if all(math.isfinite(figure) for figure in msgspec.structs.astuple(parity) if isinstance(figure, float)):
+        # Under another name if loading compiled a plan.
+        keep_json(_kept(what_runs(bundle, variant, engine, threads=threads), golden), proof)
     return proof
 
 
@@ -112,15 +132,6 @@ def timed(engine: Engine, golden: GoldenImages) -> tuple[float, MeasurementCondi
     return round(float(np.median(times)) * 1e3, 3), conditions
 
 
-def _kept(decides: Sequence[object], engine: str, graph: str) -> Path:
-    """Where the proof is kept that was made with all this and with the plans that are there now."""
-    plans = [record.sha256 for record in records(engine, graph)]  # an engine takes the one built last
-    return cache_dir("proofs") / f"{sha256_json((*decides, plans, _gpu(), __version__))}.json"
-
-
-def _gpu() -> tuple[str, str] | None:
-    try:
-        gpu = find_gpu()
-    except MissingExtraError:
-        return None
-    return (gpu.name, gpu.compute_capability) if gpu else None
+def _kept(runs: WhatRuns, golden: GoldenImages) -> Path:
+    """Where the proof is kept that was made with all this."""
+    return cache_dir("proofs") / f"{runs.digest(golden.sha256)}.json"
