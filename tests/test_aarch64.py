@@ -98,7 +98,7 @@ def test_the_commands_of_the_walk_through_are_edgeclips() -> None:
         if words and Path(words[0]).name == "edgeclip":
             check_parses(words[1:])
             found.append(words[1])
-    assert {"verify", "doctor", "export", "prompts", "build", "label"} == set(found)
+    assert {"verify", "doctor", "export", "prompts", "build", "prove", "label"} == set(found)
 
 
 @pytest.mark.parametrize("words", ["label starter 0 --no-such-flag", "build starter --workspace much", "nosuchverb"])

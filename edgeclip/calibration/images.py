@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeclip.calibration.choice.chosen_set import IMAGES, ChosenImages, is_chosen_set
 from edgeclip.errors import SourceError
 from edgeclip.printable import path_text
-from edgeclip.runtime.images import Image, images_among, read_image
+from edgeclip.runtime.images import Image, images_below, read_image
 
 _log = logging.getLogger("edgeclip")
 
@@ -25,15 +25,12 @@ def find_images(folder: Path) -> list[Path]:
     """
     if is_chosen_set(folder):
         folder = folder / IMAGES
-    shown = (path for path in sorted(folder.rglob("*")) if not any(map(_hidden, path.relative_to(folder).parts)))
-    paths = images_among((path for path in shown if not path.is_dir()), path_text(folder))
+    paths = images_below(folder)
     if not paths:
-        raise SourceError(f"expected images below {folder}, got none: check the path")
+        raise SourceError(
+            f"expected images below {folder}, got none: check the path; edgeclip calibrate images takes frames of films"
+        )
     return paths
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
 
 
 def sample_images(folder: Path, count: int, *, seed: int = 0) -> Sequence[Image]:

@@ -16,6 +16,7 @@ from edgeclip.cli.common import BundleArgument, console, notices
 if TYPE_CHECKING:
     from edgeclip.runtime.proof.renew import Held, Renewal
 
+_NAMED = 20
 _STYLES = {"checked": "green", "failed": "red", "could not be checked": "yellow"}
 
 
@@ -39,8 +40,8 @@ def prove(
 ) -> None:
     """Hold a bundle's variants against FP32 on this device, on photographs of the place where it will work.
 
-    FP32 encodes them here, on ONNX Runtime. The device keeps them and proves on them from then on, also in edgeclip
-    label. The exit code is 1 if what was asked for is not proved.
+    FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
+    The exit code is 1 if what was asked for is not proved.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 
@@ -65,8 +66,11 @@ def print_renewal(renewal: Renewal, console: Console) -> None:
     """Print what became of the images, of every limit of every variant on every engine, and what it is worth."""
     if renewal.images is not None:
         _say(str(renewal.images), console)
-        for said in renewal.images.undecodable:
+        undecodable = renewal.images.undecodable
+        for said in undecodable[:_NAMED]:
             _say(f"  {said}", console, style="yellow")
+        if len(undecodable) > _NAMED:
+            _say(f"  and {len(undecodable) - _NAMED:,} more", console, style="yellow")
     for said in renewal.told:
         _say(said, console, style="yellow")
     for held in renewal.held:

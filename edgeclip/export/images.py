@@ -222,7 +222,7 @@ def split_images(
         )
     for got, asked, what in ((for_golden, golden, "prove"), (for_calibration, calibration, "calibrate")):
         if got < asked:
-            told.append(f"{got} photographs to {what} on, of {asked} asked for")
+            told.append(f"photographs to {what} on: {got} of {asked} asked for")
     _tell(told)
     calibration_part = ImageSet(ours[for_golden : for_golden + for_calibration])
     return ImageSplit(ImageSet(ours[:for_golden]), calibration_part, evaluation, tuple(told))
@@ -246,13 +246,14 @@ def _looked_at(images: Path | Sequence[Image], seed: int) -> tuple[list[_Picture
         try:
             return _Picture(name, source, look_at(read_image(source) if isinstance(source, Path) else source))
         except SourceError as error:
-            return str(error)
+            _log.warning("passed over: %s", error)
+            return name
 
     with ThreadPoolExecutor(_READERS) as readers:
         found = list(readers.map(look, sources))
     if refused := [each for each in found if isinstance(each, str)]:
-        more = ", …" if len(refused) > _NAMED else ""
-        told.append(f"{len(refused)} of {len(found)} cannot be read ({', '.join(refused[:_NAMED])}{more})")
+        names = ", ".join(refused[:_NAMED]) + (", …" if len(refused) > _NAMED else "")
+        told.append(f"{len(refused)} of {len(found)} cannot be read ({names})")
     return [each for each in found if not isinstance(each, str)], told
 
 
@@ -278,7 +279,7 @@ def _evaluation(
     found: Sequence[tuple[_Picture, int]], labels: dict[str, str], first: int, told: list[str]
 ) -> tuple[tuple[Path, str], ...]:
     """What is like none of the photographs before number ``first``: each content once, and of one class only."""
-    copies = defaultdict(list)
+    copies: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     for picture, number in found:
         if number >= first and isinstance(picture.source, Path):
             copies[picture.look.digest].append((picture.source, labels[picture.name]))
@@ -306,7 +307,10 @@ def _left_out(found: Sequence[tuple[_Picture, Verdict, int]], theirs: int, rest:
         for _, verdict, number in found
         if verdict in ("flat", "same") or (verdict == "near" and number < rest)
     )
-    return [f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out" for what, count in why.items()]
+    return [
+        f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out"
+        for what, count in sorted(why.items())
+    ]
 
 
 def _tell(told: Sequence[str]) -> None:
@@ -338,12 +342,14 @@ def to_calibrate_on(images: Sequence[Image], encoder: EncoderSpec, *, golden: Go
     """
     preprocessor = Preprocessor(encoder.preprocess)
     different = Different()
-    known = set(golden.digests) if golden else set()
+    known = golden.digests if golden else ()
     if golden:
         for view in decoded_images(golden.files, encoder.preprocess):
             different.add(look_at(view))
     theirs = len(different)
-    inputs, digests, proved_on, flat, again = [], [], 0, 0, 0
+    inputs: list[FloatArray] = []
+    digests: list[str] = []
+    proved_on = flat = again = 0
     for image in images:
         small = preprocessor.resize(image)  # as the encoder sees it, and as golden images are kept
         digest = pixels_digest(image)
@@ -367,10 +373,8 @@ def to_calibrate_on(images: Sequence[Image], encoder: EncoderSpec, *, golden: Go
             f"expected images to calibrate on, got none that is left of {len(images)} ({'; '.join(told)}): give others"
         )
     _tell(told)
-    origin: Origin = "images"
-    return CalibrationInputs(
-        np.stack(inputs), CalibratedOn(origin=origin, photographs=len(digests), digests=tuple(digests))
-    )
+    of = CalibratedOn(origin="images", photographs=len(digests), digests=tuple(digests))
+    return CalibrationInputs(np.stack(inputs), of)
 
 
 def crops_to_calibrate_on(

@@ -104,6 +104,19 @@ def list_images(folder: Path) -> list[Path]:
         raise SourceError(f"expected a folder of images at {path_text(folder)}, got: {error.strerror}") from error
 
 
+def images_below(folder: Path) -> list[Path]:
+    """The image files below a folder, searched recursively, by path; what else is there is told.
+
+    What is hidden, or in a hidden folder (thumbnails, say), is none of anybody's.
+    """
+    shown = (path for path in sorted(folder.rglob("*")) if not any(map(_hidden, path.relative_to(folder).parts)))
+    return images_among((path for path in shown if not path.is_dir()), path_text(folder))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
 def list_labelled(data: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     """The images of ``data/CLASS/*`` as (path, index of the class), and the names of the class folders.
 

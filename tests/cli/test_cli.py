@@ -44,7 +44,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
 
 def test_help_lists_every_verb() -> None:
     text = edgeclip("--help")
-    makes = "export quantize build train fewshot wise-ft qat prompts label inspect verify demo"
+    makes = "export quantize build prove train fewshot wise-ft qat prompts label inspect verify demo"
     tells = "plan doctor devices bench eval robustness tradeoff"
     for verb in f"{makes} {tells}".split():
         assert re.search(rf"\b{verb}\b", text)
@@ -130,7 +130,8 @@ def test_a_flipped_byte_is_refused_by_every_verb_that_reads_it(tiny_bundle: Path
         (["eval", "BUNDLE", "--data", "absent"], "no such file or folder"),
         (["eval", "BUNDLE", "--data", "."], "expected one folder a class"),
         (["export", "ViT-B-99"], "ViT-B-"),
-        (["export", "starter", "--photos", "absent"], "absent"),
+        (["export", "starter", "--images", "absent"], "images below absent"),
+        (["export", "starter", "--images", "."], "images below ."),
         (["export", "starter", "--variants", "int4"], "expected different variants out of fp16, bf16, int8, int8-cpu"),
         (["export", "starter", "--variants", "int8-cpu, int8-cpu"], "expected different variants"),
         (["export", "starter", "--variants", "int8-cpu", "--calibration", "absent"], "images below absent"),

@@ -269,14 +269,21 @@ def run(*arguments: object) -> str:
 def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
     checkpoint: Path, photographs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from edgeclip.runtime.images import write_image
+
     monkeypatch.setattr("edgeclip.export.proofs.COUNT", 8)
     monkeypatch.setattr("edgeclip.export.bundle.CALIBRATION_IMAGES", 4)
     plain, reduced = tmp_path / "plain.edgeclip", tmp_path / "merged.edgeclip"
-    run("export", checkpoint, "--photos", photographs_dir, "-o", plain)
+    run("export", checkpoint, "--images", photographs_dir, "-o", plain)
+    calib = tmp_path / "calib"
+    calib.mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)):
+        write_image(calib / f"{number}.png", pixels)
     said = run(
-        *("export", checkpoint, "--photos", photographs_dir, "-o", reduced, "--merge-tokens", 3),
-        *("--variants", "int8-cpu"),
+        *("export", checkpoint, "--images", photographs_dir, "-o", reduced, "--merge-tokens", 3),
+        *("--variants", "int8-cpu", "--calibration", calib),
     )
+    assert "images: 5 to prove on" in said
     assert "merges 3 tokens a block: 16 enter the first, 10 the last; on 5 photographs cosine" in said
 
     before, after = Bundle.open(plain), Bundle.open(reduced)

@@ -8,9 +8,7 @@ import os
 import random
 import re
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,7 +46,7 @@ from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.sinks.terminal import print_choice
 from edgeclip.spec import Precision
 from tests import CORES
-from tests.conftest import add_variant, edit_weight, make_table, without_golden
+from tests.conftest import Run, add_variant, edit_weight, make_table, without_golden
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -880,29 +878,6 @@ def test_brackets_in_a_reason_are_printed() -> None:
 # The command line, in this process
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line: arguments in, exit code, stdout and stderr out."""
-    from edgeclip.cli import main
-
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgeclip", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0, *capsys.readouterr()
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
-
-
 def refusal(result: tuple[int, str, str]) -> str:
     """The one sentence with which the command line refused."""
     code, out, err = result
@@ -1125,11 +1100,13 @@ def save_again(folder: Path, name: str) -> None:
     import onnx_ir
 
     from edgeclip.export.onnx import save_graph
+    from edgeclip.runtime.proof.basis import Basis
 
     graph = onnx_ir.load(folder / "image_encoder" / "fp32.onnx")
     graph.metadata_props["edited"] = "yes"
     save_graph(graph, folder / "image_encoder" / f"{name}.onnx")
-    workstation.write_report(folder, name, GOOD)
+    basis = Basis(origin="images", photographs=64)
+    workstation.write_report(folder, name, GOOD, limits=LIMITS["fp16"], basis=basis)
 
 
 def variant_named(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -138,7 +140,6 @@ CHANGES = {
     "a package of another engine": (installed("onnxruntime-gpu", "9"), ["onnxruntime"]),
     "a package of no engine": (installed("torch", "9"), []),
     "an option of the environment": (variable("OMP_NUM_THREADS"), ["own", "own-cpu", "onnxruntime"]),
-    "where libraries are found": (variable("LD_LIBRARY_PATH"), ["own", "own-cpu", "onnxruntime"]),
     "a variable that no library reads": (variable("EDITOR"), []),
     "the driver": (another_driver, ["own"]),
     "the kernel": (another_kernel, ["own", "own-cpu", "onnxruntime"]),
@@ -226,6 +227,20 @@ def test_engines_name_the_libraries_that_are_loaded_and_their_plug_ins(
     engine_list[name] = EngineEntry(name, where, module="onnxruntime", packages=(plugin, "onnxruntime"))
     install(packages, plugin, "1.2")
     assert OrtTensorRtRtxEngine.versions()[plugin] == "1.2"
+
+
+def test_the_next_start_finds_the_proofs_of_the_one_before(tiny_bundle: Path) -> None:
+    """Libraries set variables of the environment as they are loaded, and more of them are by the end of a start."""
+    program = (
+        "import sys; from edgeclip.runtime.proof import proof; measured = []; timed = proof.timed; "
+        "proof.timed = lambda *given: measured.append(1) or timed(*given); "
+        "from edgeclip.runtime.proof.choose import choose; from edgeclip import Bundle; "
+        "choose(Bundle.open(sys.argv[1])); print(len(measured))"
+    )
+    command = [sys.executable, "-c", program, str(tiny_bundle)]
+    first, second = (int(subprocess.check_output(command, text=True)) for _ in range(2))
+    assert first >= 1
+    assert second == 0
 
 
 def test_openvino_names_its_build_and_its_plug_ins() -> None:
@@ -411,6 +426,17 @@ def test_fp32_that_is_not_what_it_was_is_no_reference(tiny_bundle: Path, site: P
     with pytest.raises(ParityError, match="fp32 on onnxruntime cannot be the reference here: expected a cosine"):
         edgeclip.prove(tiny_bundle, site)
     assert golden_here(Bundle.open(tiny_bundle)).origin == "stand-ins"
+
+
+def test_where_fp32_does_not_run_the_way_out_is_told(
+    tiny_bundle: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: OrtEngine) -> None:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr(OrtEngine, "_load", broken)
+    with pytest.raises(EngineError, match="no memory; where FP32 cannot run, prove on the `stored` embeddings"):
+        edgeclip.prove(tiny_bundle, site)
 
 
 def test_without_fp32_the_stored_embeddings_are_what_counts_and_that_is_told(tiny_bundle: Path, site: Path) -> None:

@@ -269,8 +269,10 @@ def module_stamp(module: str) -> dict[str, str]:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # the package that it would be in is not there, or has no place
         return {}
-    places = [spec.origin] if spec and spec.has_location else list((spec and spec.submodule_search_locations) or ())
-    stats = [(place, Path(place).stat()) for place in places if place and Path(place).exists()]
+    if spec is None:
+        return {}
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
+    stats = [(place, Path(place).stat()) for place in places if Path(place).exists()]
     return {module: " ".join(f"{place} {about.st_size} {about.st_mtime_ns}" for place, about in stats)} if stats else {}
 
 

@@ -159,7 +159,7 @@ def _kept(encoder: ImageEncoder) -> Path:
         described,
         encoder.bundle.manifest.files[described.file].sha256,
         encoder.bundle.manifest.files[FILE].sha256 if FILE in encoder.bundle.manifest.files else None,
-        encoder.engine.name,  # its version is the machine's; asking what is loaded may compile something
+        (encoder.engine.name, encoder.engine.versions()),  # asking what is loaded may compile something
         describe_machine(),
         installed_versions(("av", *_OPENCV)),
         (MAX_DIFFERENCE, MIN_COSINE, _VERSION, __version__),

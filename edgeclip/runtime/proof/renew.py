@@ -136,7 +136,10 @@ def prove(
         spec = opened.manifest.encoder.preprocess
         taken = choose_images(Path(images), spec, count=count, calibrated=calibrated_digests(opened))
         say(f"encoding {len(taken.names)} images with {' on '.join(REFERENCE)}")
-        keep_site(opened, encode_site(opened, taken))
+        try:
+            keep_site(opened, encode_site(opened, taken))
+        except EngineError as error:
+            raise EngineError(f"{error}; where FP32 cannot run, prove on the `stored` embeddings") from error
         if len(taken.names) < min(count, FEWEST):
             told.append(
                 f"expected at least {FEWEST} different photographs for a proof, got {len(taken.names)}: it stays "

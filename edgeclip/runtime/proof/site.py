@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from edgeclip.printable import path_text
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
-from edgeclip.runtime.images import images_among, read_image
+from edgeclip.runtime.images import images_below, read_image
 from edgeclip.runtime.proof.basis import calibrated_on, how_to_prove
 from edgeclip.runtime.proof.distinct import Different, Verdict, look_at
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_inputs, golden_files, golden_of
@@ -74,7 +74,6 @@ def choose_images(
     *,
     count: int,
     calibrated: Collection[str] = (),
-    progress: Callable[[int, int], None] | None = None,
 ) -> SiteImages:
     """Different images below a folder, drawn all over it; of two that show the same, one.
 
@@ -82,12 +81,13 @@ def choose_images(
         spec: what the encoder takes.
         count: how many are enough; no more are looked at.
         calibrated: digests (``pixels_digest``) of images that ranges were measured on, which prove nothing.
-        progress: called with (images chosen, ``count``).
 
     Raises:
         SourceError: no folder, or nothing in it is left to prove on.
     """
-    paths = _images_below(folder)
+    if not (paths := images_below(folder)):
+        got = "no such folder" if not folder.exists() else "none" if folder.is_dir() else "a file"
+        raise SourceError(f"expected a folder with photographs of the site at {path_text(folder)}, got {got}")
     different = Different(_STILL)
     chosen: list[tuple[int, str, bytes, str]] = []
     left_out, undecodable = Counter[str](), list[str]()
@@ -109,8 +109,6 @@ def choose_images(
         else:
             (file,) = golden_files([image], spec)
             chosen.append((int(index), name, file, look.digest))
-            if progress:
-                progress(len(chosen), count)
     if not chosen:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
         first = f" ({undecodable[0]})" if undecodable else ""
@@ -238,20 +236,3 @@ def _classes(bundle: Bundle) -> FloatArray:
             return table.embeddings
     own = golden_of(bundle)
     return own.classes if own is not None else np.zeros((0, bundle.manifest.encoder.embedding_dim), np.float32)
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The image files below a folder, by path; what else is there is told."""
-    try:
-        there = sorted(path for path in folder.rglob("*") if not path.is_dir() and not _hidden(path, folder))
-    except OSError as error:
-        raise SourceError(f"expected a folder of images at {path_text(folder)}, got: {error.strerror}") from error
-    images = images_among(there, path_text(folder))
-    if not folder.is_dir() or not images:
-        got = "no such folder" if not folder.exists() else "a file" if not folder.is_dir() else "none"
-        raise SourceError(f"expected a folder with photographs of the site at {path_text(folder)}, got {got}")
-    return images
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

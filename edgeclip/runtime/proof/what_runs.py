@@ -23,11 +23,11 @@ from edgeclip.runtime.engines.plan_cache import graph_sha256, records
 from edgeclip.spec import EncoderSpec, Variant
 from edgeclip.version import __version__
 
-# By these names inference libraries take what changes their kernels, their threads or the device.
+# By these names inference libraries take what changes their kernels, their threads or the device. None is among them
+# that libraries set themselves when they are loaded, as OpenCV does LD_LIBRARY_PATH: no proof would be found again.
 _VARIABLES = (
     *("CUBLAS_", "CUDA_DEVICE_", "CUDA_VISIBLE_DEVICES", "CUDNN_", "NVIDIA_TF32_OVERRIDE", "TENSORRT_", "TRT_"),
-    *("DNNL_", "GOMP_", "KMP_", "OMP_", "ONEDNN_", "OPENVINO_", "ORT_", "OV_", "TBB_"),
-    *("LD_LIBRARY_PATH", "LD_PRELOAD"),  # another build of a library
+    *("DNNL_", "GOMP_", "KMP_AFFINITY", "OMP_", "ONEDNN_", "OPENVINO_", "ORT_", "OV_", "TBB_"),
 )
 _NO_PART = {"torch", "memory_gib"}  # of what a machine says of itself
 _OF_A_GPU = {"gpu", "nvidia_driver"}
