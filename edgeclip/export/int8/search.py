@@ -236,7 +236,11 @@ class Search:
             found = self._sensitivities(best.recipe)
             best = self._fewest_in_fp32(best, found, max_loss)
         if not best.loss.bound <= max_loss:
-            why = "in the time allowed; allow more" if self._stopped else "with any recipe; allow a larger loss"
+            why = (
+                "in the time allowed; allow more"
+                if self._stopped
+                else "with any recipe; allow a larger loss (`max_drop`)"
+            )
             nearest = best.loss.text(self._unit)
             raise ParityError(
                 f"expected INT8 within {max_loss:g} {self._unit} of FP32, got {nearest} at best after "
