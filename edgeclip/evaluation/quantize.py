@@ -26,7 +26,7 @@ from edgeclip.export.accuracy import (
 from edgeclip.export.bundle import extended
 from edgeclip.export.images import crops_to_calibrate_on, to_calibrate_on
 from edgeclip.export.int8.quantization import read_recipe
-from edgeclip.export.int8.search import Loss, Search
+from edgeclip.export.int8.search import GraphLoss, Search
 from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
@@ -159,13 +159,13 @@ def _labelled(
     )
 
 
-def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], Loss]:
+def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], GraphLoss]:
     encoder = bundle.manifest.encoder
 
-    def loss(path: Path) -> Loss:
+    def loss(path: Path) -> GraphLoss:
         with load_engine("onnxruntime", path, encoder, precision="int8") as engine:
             report = golden.compare(engine, dynamic_batch=False)
         found = 1 - (report.mean_cosine if report.mean_centred_cosine is None else report.mean_centred_cosine)
-        return Loss(bound=found, estimate=found)
+        return GraphLoss(bound=found, estimate=found)
 
     return loss

@@ -29,7 +29,7 @@ from edgeclip.documents import read_json
 from edgeclip.errors import BundleError, EdgeclipError, InputError, ModelError, ParityError, SourceError
 from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
 from edgeclip.export.int8.quantization import QuantizationRecipe
-from edgeclip.export.int8.search import Loss, Search, SearchResult
+from edgeclip.export.int8.search import GraphLoss, Search, SearchResult
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import workshop, write_json
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table, make_classes, unit_rows
@@ -51,7 +51,7 @@ _log = logging.getLogger("edgeclip")
 Hits = npt.NDArray[np.bool_]
 
 
-def top1_loss(reference: Hits, candidate: Hits) -> Loss:
+def top1_loss(reference: Hits, candidate: Hits) -> GraphLoss:
     """What a candidate loses in points of top-1: its hits (N,) are of the same images, in the same order, as the
     reference's.
 
@@ -62,7 +62,7 @@ def top1_loss(reference: Hits, candidate: Hits) -> Loss:
         raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
     n = len(reference)
     lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
-    return Loss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
+    return GraphLoss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
 
 
 def loss_bound(lost: int, won: int, n: int) -> float:
@@ -260,7 +260,7 @@ class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: float | None
     recipe: QuantizationRecipe | None = None
     search: SearchResult | None = None
-    losses: dict[str, Loss] = {}
+    losses: dict[str, GraphLoss] = {}
     fp32_top1: float | None = None
     left_out: str = ""
     machine: Any = None
@@ -361,7 +361,7 @@ def make_bounded(
         if max_drop is None:
             raise InputError("expected `max_drop` or a recipe, got neither")
 
-        def loss(int8: Path) -> Loss:
+        def loss(int8: Path) -> GraphLoss:
             return top1_loss(halves.known, halves.chosen_on.hits(int8, precision="int8"))
 
         worst = worst_layout(loss, names)
@@ -371,7 +371,7 @@ def make_bounded(
     with workshop(folder) as draft:
         (draft / "image_encoder").mkdir()
         made = make_variants(names, draft, replace(materials, recipe=recipe), progress=say)
-        losses: dict[str, Loss] = {}
+        losses: dict[str, GraphLoss] = {}
         for variant in made:
             say(f"top-1 of {variant.name} on the images that its recipe was not chosen on")
             hits = halves.stated_on.hits(draft / variant.file, precision="int8")
@@ -441,14 +441,16 @@ def accuracy_options(
         InputError: nothing is labelled or nothing is INT8, where somebody gave a limit; too few images for it; or a
             folder without a name.
     """
-    asked = max_drop is not None or class_names is not None
+    asked, has_int8 = max_drop is not None or class_names is not None, bool(set(INT8) & set(names))
     if asked and not files:
-        raise InputError(
-            "expected `images` in one folder a class with `max_drop` or `class_names`, got none with labels"
-        )
-    if asked and by_name and not set(INT8) & set(names):
-        raise InputError(f"expected {' or '.join(INT8)} among the variants with `max_drop` or `class_names`, got none")
-    if not files or not set(INT8) & set(names):
+        raise InputError("expected `images` with one folder a class, for `max_drop` or `class_names`, got no labels")
+    if asked and not has_int8:
+        if by_name:
+            raise InputError(
+                f"expected {' or '.join(INT8)} among the variants, for `max_drop` or `class_names`, got none"
+            )
+        _log.warning("`max_drop` and `class_names` are of no use: no INT8 is made for that device")
+    if not files or not has_int8:
         return None
     limit = MAX_DROP if max_drop is None else max_drop
     folders = sorted({folder for _, folder in files})
@@ -482,9 +484,14 @@ def make_accurate(
     text: TextEncoder,
     options: AccuracyOptions,
     *,
+    recipe: QuantizationRecipe | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Variant]:
     """Write INT8 variants into a bundle's folder, with ``REPORT``, whose loss of top-1 is bounded.
+
+    Args:
+        materials: the recipe in them is used only where the images cannot bound a loss.
+        recipe: None to search for one.
 
     Returns:
         None of them where no recipe keeps the limit and ``options`` has them left out.
@@ -510,7 +517,9 @@ def make_accurate(
         _tell_unbounded(error)
         return make_variants(names, folder, materials, progress=progress)
     try:
-        made, report = make_bounded(names, folder, materials, halves, max_drop=options.max_drop, progress=progress)
+        made, report = make_bounded(
+            names, folder, materials, halves, max_drop=options.max_drop, recipe=recipe, progress=progress
+        )
     except ParityError as error:
         if not options.left_out:
             raise
@@ -524,10 +533,10 @@ def _tell_unbounded(error: EdgeclipError) -> None:
     _log.warning("INT8 is proved on the golden images alone, and what it costs in top-1 is not bounded: %s", error)
 
 
-def worst_layout(loss: Callable[[Path], Loss], names: Sequence[str]) -> Callable[[Path], Loss]:
+def worst_layout(loss: Callable[[Path], GraphLoss], names: Sequence[str]) -> Callable[[Path], GraphLoss]:
     """The larger loss of the layouts asked for: their ranges are the same, their levels are not."""
 
-    def worst(int8: Path) -> Loss:
+    def worst(int8: Path) -> GraphLoss:
         losses = [loss(int8)] if "int8" in names else []
         if "int8-cpu" in names:
             with workshop() as scratch:

@@ -175,7 +175,7 @@ class VariantOptions:
         names: of ``VARIANTS``.
         calibration: images to measure ranges on, of which golden ones are left out; without any, random crops of the
             photographs.
-        recipe: how to quantize; None for ``default_recipe``.
+        recipe: how to quantize; None for ``default_recipe``, or with ``accuracy`` to search for one.
         limits: of the comparison with FP32, in place of each precision's own.
         accuracy: how INT8 is held to labelled images, which its recipe is then searched on; None if it is not.
     """
@@ -259,7 +259,9 @@ def export_bundle(
             others = [name for name in variants.names if name not in bounded]
             made += make_variants(others, folder, materials, progress=say)
             if bounded and variants.accuracy:
-                made += make_accurate(bounded, folder, materials, model.text, variants.accuracy, progress=say)
+                made += make_accurate(
+                    bounded, folder, materials, model.text, variants.accuracy, recipe=variants.recipe, progress=say
+                )
         if len(written) == 1 and compact(fp32):
             say("comparing fp32 again, its weights stored in 8 bits")
             compare()

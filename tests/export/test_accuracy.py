@@ -41,7 +41,7 @@ from edgeclip.export.accuracy import (
 from edgeclip.export.images import to_calibrate_on
 from edgeclip.export.int8 import search
 from edgeclip.export.int8.quantization import default_recipe, quantize
-from edgeclip.export.int8.search import Loss
+from edgeclip.export.int8.search import GraphLoss
 from edgeclip.export.photographs import photographs
 from edgeclip.prompts import FloatArray, PromptTable, make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
@@ -242,7 +242,12 @@ def quantized(
 
     def run(labels: Any, **options: Any) -> QuantizationReport:
         data = world.write(tmp_path / "data", labels)
-        given = {"names": ("int8",), "calibration": world.calibration, "max_drop": MOST, "budget_s": 0.0} | options
+        given: dict[str, Any] = {
+            "names": ("int8",),
+            "calibration": world.calibration,
+            "max_drop": MOST,
+            "budget_s": 0.0,
+        } | options
         return quantize_bundle(Bundle.open(golden_bundle), QuantizeOptions(data=data, **given)).report
 
     return run
@@ -254,8 +259,8 @@ def test_a_loss_that_is_bounded_on_both_halves_is_kept_and_the_bound_is_stated_f
     report = quantized(world.labels(search=0, report=1))
     assert report.search
     half = COUNT // 2
-    assert report.search.best.loss == Loss(bound=100 * loss_bound(0, 0, half), estimate=0, n=half)
-    assert report.losses == {"int8": Loss(bound=100 * loss_bound(1, 0, half), estimate=100 / half, n=half, lost=1)}
+    assert report.search.best.loss == GraphLoss(bound=100 * loss_bound(0, 0, half), estimate=0, n=half)
+    assert report.losses == {"int8": GraphLoss(bound=100 * loss_bound(1, 0, half), estimate=100 / half, n=half, lost=1)}
     bundle = Bundle.open(golden_bundle)
     assert [variant.name for variant in bundle.manifest.variants] == ["fp32", "fp16", "int8"]
     assert quantization_report(bundle) == report
@@ -336,8 +341,8 @@ def test_both_layouts_have_to_keep_the_limit(world: World, quantized: Callable[.
 
 @pytest.mark.parametrize(("names", "worst"), [(("int8",), 1), (("int8-cpu",), 2), (("int8", "int8-cpu"), 2)])
 def test_a_recipe_is_as_bad_as_the_worst_layout_asked_for(world: World, names: tuple[str, ...], worst: int) -> None:
-    def loss(path: Path) -> Loss:
-        return Loss(bound=2 if path.name == "int8-cpu.onnx" else 1, estimate=0)
+    def loss(path: Path) -> GraphLoss:
+        return GraphLoss(bound=2 if path.name == "int8-cpu.onnx" else 1, estimate=0)
 
     assert worst_layout(loss, names)(world.calibration.parent / "int8.onnx").bound == worst
 
@@ -454,7 +459,7 @@ def export(
     def run(*, labels: Any = None, **options: Any) -> Bundle:
         images = world.write(tmp_path / "images", world.fp32 if labels is None else labels)
         names = {f"c{number:03}": f"c{number:03}" for number in range(CLASSES)}
-        given = {"images": images, "templates": ["{}"], "class_names": names} | options
+        given: dict[str, Any] = {"images": images, "templates": ["{}"], "class_names": names} | options
         return edgeclip.export(model, tmp_path / "out.edgeclip", **given)
 
     return run
