@@ -447,7 +447,7 @@ def accuracy_options(
     if asked and not has_int8:
         if by_name:
             raise InputError(
-                f"expected {' or '.join(INT8)} among the variants, for `max_drop` or `class_names`, got none"
+                f"expected {' or '.join(INT8)} in `variants`, for `max_drop` or `class_names`, got neither"
             )
         _log.warning("`max_drop` and `class_names` are of no use: no INT8 is made for that device")
     if not files or not has_int8:

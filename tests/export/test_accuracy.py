@@ -503,7 +503,7 @@ def test_int8_that_only_the_target_brings_is_left_out_if_it_loses_too_much(
     [
         ({"variants": "int8", "max_drop": 0.3}, "expected at least 2,554 labelled images"),
         ({"variants": "int8", "max_drop": 0.0}, "expected `max_drop` above 0"),
-        ({"variants": "fp16", "max_drop": 1.0}, "expected int8 or int8-cpu among the variants"),
+        ({"variants": "fp16", "max_drop": 1.0}, "expected int8 or int8-cpu in `variants`"),
         ({"variants": "int8", "max_drop": 9.0, "images": None}, "expected `images` with one folder a class"),
         ({"variants": "int8", "max_drop": 9.0, "class_names": {"c000": "x"}}, "expected `class_names` of every folder"),
     ],
