@@ -28,7 +28,9 @@ def find_images(folder: Path) -> list[Path]:
     shown = (path for path in sorted(folder.rglob("*")) if not any(map(_hidden, path.relative_to(folder).parts)))
     paths = images_among((path for path in shown if not path.is_dir()), path_text(folder))
     if not paths:
-        raise SourceError(f"expected images below {folder}, got none: check the path")
+        raise SourceError(
+            f"expected images below {folder}, got none: check the path; edgeclip calibrate images takes frames of films"
+        )
     return paths
 
 

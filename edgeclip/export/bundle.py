@@ -221,19 +221,8 @@ def export_bundle(
             model.exportable(), model.encoder, fp32, metadata=onnx_metadata(model.name, model.identity.id, "fp32")
         )
         classes = class_rows(model.text, model.encoder.embedding_dim)
-        say("encoding the golden images")
-        golden = make_golden(fp32, model.encoder, photos, classes, origin="images" if images else "stand-ins")
-        golden.save(folder / GOLDEN)
-        if images:
-            write_json(folder / IMAGES, images)
-
-        def compare() -> None:
-            report = check_parity(model, fp32, photos, classes=classes)
-            basis = basis_on(golden, None, known=True)
-            write_report(folder, "fp32", report, limits=LIMITS["fp32"], basis=basis)
-
         say(f"comparing fp32 with the model on {len(photos)} photographs")
-        compare()
+        parity = check_parity(model, fp32, photos, classes=classes)
         graph_cost(fp32).save(folder)
         made = [
             Variant(
@@ -244,6 +233,11 @@ def export_bundle(
                 opset=OPSET,
             )
         ]
+        say("encoding the golden images")
+        golden = make_golden(fp32, model.encoder, photos, classes, origin="images" if images else "stand-ins")
+        golden.save(folder / GOLDEN)
+        if images:
+            write_json(folder / IMAGES, images)
         if isinstance(model, MergedModel):
             say("comparing with the model before its tokens were merged")
             write_json(folder / REPORT, model.report(photos, golden.classes))
@@ -264,7 +258,9 @@ def export_bundle(
                 )
         if len(written) == 1 and compact(fp32):
             say("comparing fp32 again, its weights stored in 8 bits")
-            compare()
+            parity = check_parity(model, fp32, photos, classes=classes)
+        basis = basis_on(golden, "fp32", None)
+        write_report(folder, "fp32", parity, limits=LIMITS["fp32"], basis=basis)
         write_manifest(
             folder,
             Manifest(

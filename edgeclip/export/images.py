@@ -222,7 +222,7 @@ def split_images(
         )
     for got, asked, what in ((for_golden, golden, "prove"), (for_calibration, calibration, "calibrate")):
         if got < asked:
-            told.append(f"{got} photographs to {what} on, of {asked} asked for")
+            told.append(f"photographs to {what} on: {got} of {asked} asked for")
     _tell(told)
     calibration_part = ImageSet(ours[for_golden : for_golden + for_calibration])
     return ImageSplit(ImageSet(ours[:for_golden]), calibration_part, evaluation, tuple(told))
@@ -306,7 +306,10 @@ def _left_out(found: Sequence[tuple[_Picture, Verdict, int]], theirs: int, rest:
         for _, verdict, number in found
         if verdict in ("flat", "same") or (verdict == "near" and number < rest)
     )
-    return [f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out" for what, count in why.items()]
+    return [
+        f"{count} of {len(found)} {'is' if count == 1 else 'are'} {what}: left out"
+        for what, count in sorted(why.items())
+    ]
 
 
 def _tell(told: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ def make_variants(
             name,
             report,
             limits=materials.limits or LIMITS[result.precision],
-            basis=basis_on(materials.golden, calibrated, known=False),
+            basis=basis_on(materials.golden, result.precision, calibrated),
             notes={**result.notes, "calibration": calibrated},
         )
         made.append(describe(name, result, folder))

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import InputError, ModelError, ParityError, SourceError
+from edgeclip.errors import InputError, ModelError, ParityError
 from edgeclip.export.photographs import Photograph, photographs
 from edgeclip.export.proofs import check_parity, preprocess
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.proof.basis import Basis, basis_of
 from edgeclip.runtime.proof.golden import COUNT, golden_of
 from edgeclip.runtime.proof.parity import ParityLimits, compare_embeddings
 
@@ -28,7 +29,8 @@ open_clip = pytest.importorskip("open_clip")
 pytest.importorskip("transformers")
 onnx = pytest.importorskip("onnx")
 
-from edgeclip.export.bundle import VariantOptions, export_bundle, onnx_metadata  # noqa: E402
+from edgeclip.export.bundle import VariantOptions, export, export_bundle, onnx_metadata  # noqa: E402
+from edgeclip.export.images import image_report  # noqa: E402
 from edgeclip.export.onnx import (  # noqa: E402
     OPSET,
     export_onnx,
@@ -381,10 +383,59 @@ def test_further_variants_are_made_from_the_proved_graph_and_listed_with_their_p
     assert [variant.name for variant in bundle.manifest.variants] == ["fp32", "again"]
     assert bundle.variant_path("again").is_file()
     report = json.loads(bundle.file("reports/parity-again.json").read_text())
-    assert report["made"] == {"copied": True}
+    assert report["made"]["copied"] is True
     assert report["parity"]["images"] == 3
     assert report["parity"]["min_cosine"] == pytest.approx(1)
     assert [sentence.split()[0] for sentence in said] == ["exporting", "comparing", "encoding", "making", "comparing"]
+
+
+def test_ones_own_images_are_split_and_the_bundle_says_what_its_proofs_are_taken_on(
+    small: Exported, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def same_again(folder: Path, materials: Materials) -> Made:
+        (folder / "image_encoder" / "int8.onnx").write_bytes(materials.fp32.read_bytes())
+        return Made((folder / "image_encoder" / "int8.onnx",), "int8", {"images": len(materials.images)})
+
+    monkeypatch.setitem(VARIANTS, "int8", same_again)
+    monkeypatch.setattr("edgeclip.export.proofs.COUNT", 64)
+    patches = np.random.default_rng(0).integers(0, 256, (30, 4, 5, 3), dtype=np.uint8)
+    images = [patch.repeat(8, 0).repeat(8, 1) for patch in patches]
+    images += [images[0], np.zeros((9, 9, 3), np.uint8)]
+    bundle = export(small.model, tmp_path / "own.edgeclip", variants=["int8"], images=images)
+    golden, report = golden_of(bundle), json.loads(bundle.file("reports/parity-int8.json").read_text())
+    assert golden is not None
+    assert (len(golden.files), golden.photographs, golden.origin) == (20, 20, "images")
+    assert (report["made"]["images"], report["made"]["calibration"]["photographs"]) == (10, 10)
+    assert not set(golden.digests) & set(report["made"]["calibration"]["digests"])
+    basis = basis_of(bundle, "int8", golden)
+    assert basis == Basis(origin="images", photographs=20, calibrated_on=0, ranges_from="images")
+    assert report["basis"] == msgspec.structs.asdict(basis) | {"provisional": False}
+    assert [check["status"] for check in report["checks"]] == ["checked"] * 4 + ["could not be checked"] * 2
+    said = image_report(bundle)
+    assert said is not None
+    assert said.line() == "images: 20 to prove on, 10 to calibrate on, no photograph in two of them"
+    assert [sentence.split(":")[0] for sentence in said.told] == [
+        *("1 of 32 is of one colour", "1 of 32 is the same as another"),
+        *("photographs to prove on", "photographs to calibrate on"),
+    ]
+
+    calibrated = export(small.model, tmp_path / "c.edgeclip", variants=["int8"], images=images, calibration=images[5:9])
+    golden = golden_of(calibrated)
+    assert golden is not None
+    assert golden.photographs == 26
+    assert basis_of(calibrated, "int8", golden).calibrated_on == 0
+
+    stand_ins = export(small.model, tmp_path / "s.edgeclip", variants=["int8"])
+    golden = golden_of(stand_ins)
+    assert golden is not None
+    assert image_report(stand_ins) is None
+    said_of = {name: str(basis_of(stand_ins, name, golden)) for name in ("fp32", "int8")}
+    assert said_of == {
+        "fp32": "provisional: on 9 stand-in photographs",
+        "int8": "provisional: on 9 stand-in photographs, 9 of them calibrated on",
+    }
+    with pytest.raises(InputError, match="expected images to calibrate on, got none"):
+        export(small.model, tmp_path / "n.edgeclip", variants=["int8"], images=images, calibration=[])
 
 
 @pytest.mark.parametrize("names", [("int8", "int8"), ("int4",)])
@@ -442,10 +493,3 @@ def test_photographs_are_real_colour_images_and_need_no_download(photos: list[Ph
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3
         assert np.ptp(pixels.astype(int).mean((0, 1))) > 1, name  # not grey
-
-
-def test_a_folder_of_photographs_is_read_in_the_order_of_names(photographs_dir: Path, tmp_path: Path) -> None:
-    assert [name for name, _ in photographs(photographs_dir)] == sorted(path.name for path in photographs_dir.iterdir())
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(SourceError, match="expected a folder of photographs"):
-            photographs(folder)

@@ -10,10 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
+from edgeclip.bundle import Bundle
 from edgeclip.errors import SourceError
-from edgeclip.export.images import ImageSplit, split_images
+from edgeclip.export.images import ImageSplit, crops_to_calibrate_on, split_images, to_calibrate_on
 from edgeclip.runtime.images import Image, read_image, write_image
+from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.basis import CalibratedOn
 from edgeclip.runtime.proof.distinct import Different, look_at, pixels_digest
+from edgeclip.runtime.proof.golden import GoldenImages, golden_files
+from edgeclip.spec import EncoderSpec
 
 
 def picture(number: int, *, height: int = 48, width: int = 64) -> Image:
@@ -74,8 +79,8 @@ def test_of_few_images_two_in_three_are_to_prove_on(
 ) -> None:
     split = split_images(folder("a", **many(count)), golden=10, calibration=20)
     assert (len(split.golden), len(split.calibration)) == parts
-    said = [f"{parts[0]} photographs to prove on, of 10 asked for"] * (parts[0] < 10)
-    said += [f"{parts[1]} photographs to calibrate on, of 20 asked for"] * (parts[1] < 20)
+    said = [f"photographs to prove on: {parts[0]} of 10 asked for"] * (parts[0] < 10)
+    said += [f"photographs to calibrate on: {parts[1]} of 20 asked for"] * (parts[1] < 20)
     assert list(split.told) == said
 
 
@@ -170,7 +175,7 @@ def test_what_ranges_were_measured_on_is_not_proved_on(folder: Callable[..., Pat
     assert not {pixels_digest(picture(number)) for number in (2, 3, 4)} & set(split.golden.digests)
     assert split.told == (
         "3 of 10 are among the calibration images, or nearly the same as one: left out",
-        "7 photographs to prove on, of 10 asked for",
+        "photographs to prove on: 7 of 10 asked for",
     )
 
 
@@ -213,6 +218,56 @@ def test_a_file_that_is_another_one_by_now_is_refused(folder: Callable[..., Path
     write_image(data / split.golden[0][0], picture(99))
     with pytest.raises(SourceError, match="was changed while it was read"):
         split.golden[0]
+
+
+# Images to calibrate on beside a golden set that is there
+
+
+@pytest.fixture(scope="module")
+def encoder() -> EncoderSpec:
+    return Bundle.open("starter").manifest.encoder
+
+
+def golden_set(encoder: EncoderSpec, *numbers: int, hashed: bool = True) -> GoldenImages:
+    images = [picture(number) for number in numbers]
+    digests = tuple(map(pixels_digest, images)) if hashed else tuple(f"{number:064x}" for number in numbers)
+    rows = np.ones((len(images), encoder.embedding_dim), np.float32)
+    return GoldenImages(
+        tuple(map(str, numbers)), golden_files(images, encoder.preprocess), rows, rows[:0], digests, "images"
+    )
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_golden_images_are_not_calibrated_on_whether_or_not_their_digests_are_known(
+    encoder: EncoderSpec, hashed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    golden = golden_set(encoder, 1, 2, 3, hashed=hashed)
+    black = np.zeros((48, 64, 3), np.uint8)
+    given = [picture(number) for number in (0, 1, 2, 4, 4)] + [black]
+    inputs, of = to_calibrate_on(given, encoder, golden=golden)
+    assert of == CalibratedOn(
+        origin="images", photographs=2, digests=tuple(pixels_digest(picture(number)) for number in (0, 4))
+    )
+    preprocess = Preprocessor(encoder.preprocess)
+    np.testing.assert_array_equal(inputs, np.stack([preprocess(picture(0)), preprocess(picture(4))]))
+    assert caplog.messages == [
+        "images: 2 of 6 calibration images are golden images, or nearly: left out",
+        "images: 1 of 6 calibration images is of one colour: left out",
+        "images: 1 of 6 calibration images is there twice: left out",
+    ]
+
+
+def test_a_calibration_set_that_is_all_golden_is_refused(encoder: EncoderSpec) -> None:
+    with pytest.raises(SourceError, match=r"none that is left of 2 \(2 of 2 calibration images are golden images"):
+        to_calibrate_on([picture(1), picture(2)], encoder, golden=golden_set(encoder, 1, 2, 3))
+
+
+def test_crops_count_as_the_photographs_that_they_are_of(encoder: EncoderSpec) -> None:
+    photos = [(str(number), picture(number)) for number in range(3)]
+    inputs, of = crops_to_calibrate_on(photos, encoder, origin="stand-ins", count=10)
+    assert len(inputs) == 10
+    assert (of.origin, of.photographs) == ("stand-ins", 3)
+    assert of.digests == tuple(pixels_digest(pixels) for _, pixels in photos)
 
 
 def test_pictures_that_differ_are_told_from_those_that_nearly_do_not() -> None:

@@ -270,12 +270,13 @@ def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
     monkeypatch.setattr("edgeclip.export.proofs.COUNT", 8)
     monkeypatch.setattr("edgeclip.export.bundle.CALIBRATION_IMAGES", 4)
     plain, reduced = tmp_path / "plain.edgeclip", tmp_path / "merged.edgeclip"
-    run("export", checkpoint, "--photos", photographs_dir, "-o", plain)
+    run("export", checkpoint, "--images", photographs_dir, "-o", plain)  # all five to prove on; below four
     said = run(
-        *("export", checkpoint, "--photos", photographs_dir, "-o", reduced, "--merge-tokens", 3),
+        *("export", checkpoint, "--images", photographs_dir, "-o", reduced, "--merge-tokens", 3),
         *("--variants", "int8-cpu"),
     )
-    assert "merges 3 tokens a block: 16 enter the first, 10 the last; on 5 photographs cosine" in said
+    assert "images: 4 to prove on, 1 to calibrate on, no photograph in two of them" in said
+    assert "merges 3 tokens a block: 16 enter the first, 10 the last; on 4 photographs cosine" in said
 
     before, after = Bundle.open(plain), Bundle.open(reduced)
     assert list(after.verify())
@@ -284,7 +285,7 @@ def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
     report = json.loads(after.file(REPORT).read_text())
     assert (report["merged"], report["tokens"]) == (3, [16, 13, 10, 7])
     assert report["unmerged_model"] == before.manifest.model.id
-    assert report["agreement"]["images"] == 5
+    assert report["agreement"]["images"] == 4
     assert -1 <= report["agreement"]["min_cosine"] < 1
     assert REPORT not in before.manifest.files
     costs = [json.loads(bundle.file("reports/cost.json").read_text())["macs"] for bundle in (before, after)]

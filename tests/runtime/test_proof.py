@@ -40,6 +40,7 @@ from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
+from edgeclip.runtime.proof.basis import Basis
 from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
 from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, margin_loss, worst_of
@@ -1043,7 +1044,8 @@ def save_again(folder: Path, name: str) -> None:
     graph = onnx_ir.load(folder / "image_encoder" / "fp32.onnx")
     graph.metadata_props["edited"] = "yes"
     save_graph(graph, folder / "image_encoder" / f"{name}.onnx")
-    workstation.write_report(folder, name, GOOD)
+    basis = Basis(origin="images", photographs=64)
+    workstation.write_report(folder, name, GOOD, limits=LIMITS["fp16"], basis=basis)
 
 
 def variant_named(name: str) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from edgeclip.bundle import Bundle
 from edgeclip.documents import read_json
 from edgeclip.errors import IntegrityError
-from edgeclip.spec import Sha256
+from edgeclip.spec import Precision, Sha256
 
 if TYPE_CHECKING:
     from edgeclip.runtime.proof.golden import GoldenImages
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # "site": given on the device; "unknown": by a bundle that was written before this was noted.
 Origin = Literal["stand-ins", "images", "site", "unknown"]
 
-# With none of N changed, one in five may still change, at 95 % confidence, if N is below 14.
-FEWEST = 16
+# If none of 13 labels changed, one in five may still change, at 95 % confidence.
+FEWEST = 14
 
 _KINDS = {
     "stand-ins": "stand-in photographs",
@@ -102,24 +102,24 @@ def basis_of(bundle: Bundle, variant: str, golden: GoldenImages) -> Basis:
         VariantError: there is no such variant.
         IntegrityError: the variant's report does not match its hash.
     """
-    if bundle.variant(variant).precision == "fp32":  # nothing was measured to make it
-        return basis_on(golden, None, known=True)
-    return basis_on(golden, calibrated_on(bundle, variant), known=False)
+    return basis_on(golden, bundle.variant(variant).precision, calibrated_on(bundle, variant))
 
 
-def basis_on(golden: GoldenImages, calibrated: CalibratedOn | None, *, known: bool) -> Basis:
-    """The same, from what a variant was calibrated on.
+def basis_on(golden: GoldenImages, precision: Precision, calibrated: CalibratedOn | None) -> Basis:
+    """The same, from what the variant was calibrated on; None if nobody noted it.
 
-    Args:
-        known: whether None means that it was not calibrated at all, not that nobody noted it.
+    FP32 was not calibrated. FP16 and BF16 were: which values stay in FP32 follows from ranges.
     """
     photographs = set(golden.digests)
-    shared = (0 if known else None) if calibrated is None else len(photographs.intersection(calibrated.digests))
+    if precision == "fp32":
+        shared: int | None = 0
+    else:
+        shared = None if calibrated is None else len(photographs.intersection(calibrated.digests))
     return Basis(
         origin=golden.origin,
         photographs=len(photographs),
         calibrated_on=shared,
-        ranges_from=None if calibrated is None else calibrated.origin,
+        ranges_from=None if calibrated is None or precision == "fp32" else calibrated.origin,
     )
 
 
