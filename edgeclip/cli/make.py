@@ -53,6 +53,19 @@ def export(
         int,
         typer.Option(metavar="R", help="Merge R alike tokens in each block of a ViT (ToMe): faster, less exact."),
     ] = 0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="With labelled --images: what INT8 may lose, points of top-1. Its recipe is searched on one half of "
+            "those to evaluate on, and the upper bound (95 %) of its loss has to be below this on both. If none keeps "
+            "it, that is an error for --variants asked for by name; those that come with --target are left out. "
+            "\\[0.3, if the images are enough for it]"
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="With labelled --images, JSON: folder name → class name or names.")
+    ] = None,
+    templates: Annotated[str, typer.Option(help="With labelled --images. " + TemplatesHelp)] = "simple",
     seed: Annotated[int, typer.Option(help="Seed of random weights, and of the choice of images.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     image_size: Annotated[
@@ -82,10 +95,13 @@ def export(
     from edgeclip.cli.plan import print_plan
     from edgeclip.devices.catalogue.profile import load_profile
     from edgeclip.devices.plan.plan import plan
+    from edgeclip.evaluation.data.class_sets import class_prompts
+    from edgeclip.export.accuracy import quantization_report
     from edgeclip.export.bundle import export as export_model
     from edgeclip.export.cost import cost_of_bundle
     from edgeclip.export.images import image_report
     from edgeclip.export.merge_tokens.model import merge_report
+    from edgeclip.runtime.images import list_labelled
     from edgeclip.training.load import short_name
 
     options = {
@@ -101,6 +117,11 @@ def export(
         known = msgspec.convert({key: value for key, value in options.items() if value is not None}, ModelOptions)
     except msgspec.ValidationError as error:
         raise InputError(f"expected what --help says of the model's options, got: {error}") from error
+    class_names = None
+    if names:
+        if images is None:
+            raise InputError("expected --images with one folder a class, for --names, got none")
+        class_names = {item.label: item.names for item in class_prompts(list_labelled(images)[1], names)}
     with console.status("reading images") as status:
         bundle = export_model(
             model,
@@ -112,6 +133,9 @@ def export(
             options=known,
             target=target,
             merge_tokens=merge_tokens,
+            max_drop=max_drop,
+            class_names=class_names,
+            templates=templates,
             seed=seed,
             overwrite=overwrite,
             progress=status.update,
@@ -121,6 +145,9 @@ def export(
         console.print(chosen.line(), markup=False, highlight=False, soft_wrap=True)
     if report := merge_report(bundle):
         console.print(report.line(), markup=False, highlight=False, soft_wrap=True)
+    if quantized := quantization_report(bundle):
+        for line in quantized.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if target:
         console.print()
         print_plan(plan(cost_of_bundle(bundle), load_profile(target)), console)
@@ -175,8 +202,13 @@ def quantize(
     calibration: Annotated[Path | None, typer.Option(help=_CALIBRATION_HELP)] = None,
     count: Annotated[int, typer.Option(help="Calibration images.")] = 128,
     max_drop: Annotated[
-        float, typer.Option(help="Largest loss: points of top-1 with --data, else 1 - cosine (mean-centred, mean).")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Largest loss. With --data in points of top-1: the upper bound (95 %) has to be below it on the half "
+            "of the images that the recipe is searched on, and on the other, which is reported. Else 1 - cosine "
+            "(mean-centred, mean). \\[0.3 points or 0.01; none with --recipe]"
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled images, one folder a class, to measure top-1 on.")] = None,
     names: Annotated[Path | None, typer.Option(help="With --data, JSON: folder name → class name or names.")] = None,
     templates: Annotated[str, typer.Option(help="With --data. " + TemplatesHelp)] = "simple",

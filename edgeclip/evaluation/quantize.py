@@ -20,12 +20,13 @@ from edgeclip.export.accuracy import (
     QuantizationReport,
     make_bounded,
     require_enough,
+    split_in_halves,
     worst_layout,
 )
 from edgeclip.export.bundle import extended
 from edgeclip.export.images import crops_to_calibrate_on, to_calibrate_on
 from edgeclip.export.int8.quantization import read_recipe
-from edgeclip.export.int8.search import Loss, Search
+from edgeclip.export.int8.search import GraphLoss, Search
 from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
@@ -111,14 +112,18 @@ def quantize_bundle(
         images, calibrated = crops_to_calibrate_on(photographs(), encoder, origin="stand-ins", count=options.count)
     recipe = read_recipe(options.recipe) if options.recipe else None
     labelled = _labelled(bundle, options, max_drop, say) if options.data else None
+    halves = None
+    if labelled is not None:
+        say(f"top-1 of fp32 on {len(labelled):,} images")
+        halves = split_in_halves(labelled, fp32, calibrated_on=images, max_drop=max_drop)
     with extended(bundle, names=options.names) as (folder, made):
         materials = Materials(fp32, encoder, golden, images, calibrated=calibrated)
-        if labelled is not None:
+        if halves is not None:
             more, report = make_bounded(
                 options.names,
                 folder,
                 materials,
-                labelled,
+                halves,
                 max_drop=max_drop,
                 recipe=recipe,
                 budget_s=options.budget_s,
@@ -146,8 +151,7 @@ def _labelled(
 ) -> LabelledImages:
     assert options.data is not None
     files, folders = list_labelled(options.data)
-    if max_drop is not None:  # known before an image is read
-        require_enough(len(files), max_drop)
+    require_enough(len(files), max_drop)  # before an image is read
     classes = class_prompts(folders, options.class_names)
     table = table_for_bundle(bundle, classes, load_templates(options.templates), name=options.data.name or "data")
     return LabelledImages(
@@ -155,13 +159,13 @@ def _labelled(
     )
 
 
-def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], Loss]:
+def _cosine_loss(golden: GoldenImages, bundle: Bundle) -> Callable[[Path], GraphLoss]:
     encoder = bundle.manifest.encoder
 
-    def loss(path: Path) -> Loss:
+    def loss(path: Path) -> GraphLoss:
         with load_engine("onnxruntime", path, encoder, precision="int8") as engine:
             report = golden.compare(engine, dynamic_batch=False)
         found = 1 - (report.mean_cosine if report.mean_centred_cosine is None else report.mean_centred_cosine)
-        return Loss(bound=found, estimate=found)
+        return GraphLoss(bound=found, estimate=found)
 
     return loss

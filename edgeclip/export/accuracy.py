@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -22,15 +23,16 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
+from edgeclip.class_names import TemplatesLike, as_templates
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.documents import read_json
-from edgeclip.errors import BundleError, InputError, ParityError, SourceError
+from edgeclip.errors import BundleError, EdgeclipError, InputError, ModelError, ParityError, SourceError
 from edgeclip.export.int8.cpu_layout import lay_out_for_cpu
 from edgeclip.export.int8.quantization import QuantizationRecipe
-from edgeclip.export.int8.search import Loss, Search, SearchResult
+from edgeclip.export.int8.search import GraphLoss, Search, SearchResult
 from edgeclip.export.variants import Materials, make_variants
-from edgeclip.files import workshop
-from edgeclip.prompts import FloatArray, PromptTable, unit_rows
+from edgeclip.files import workshop, write_json
+from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import Image, read_image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
@@ -49,7 +51,7 @@ _log = logging.getLogger("edgeclip")
 Hits = npt.NDArray[np.bool_]
 
 
-def top1_loss(reference: Hits, candidate: Hits) -> Loss:
+def top1_loss(reference: Hits, candidate: Hits) -> GraphLoss:
     """What a candidate loses in points of top-1: its hits (N,) are of the same images, in the same order, as the
     reference's.
 
@@ -60,7 +62,7 @@ def top1_loss(reference: Hits, candidate: Hits) -> Loss:
         raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
     n = len(reference)
     lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
-    return Loss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
+    return GraphLoss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
 
 
 def loss_bound(lost: int, won: int, n: int) -> float:
@@ -96,13 +98,17 @@ def images_needed(max_drop: float) -> int:
     return 2 * max(1, math.ceil(_Z95**2 * (100 / max_drop - 1)))
 
 
-def require_enough(count: int, max_drop: float) -> None:
+def require_enough(count: int, max_drop: float | None) -> None:
     """Refuse before anything is searched for that cannot be found.
 
+    Args:
+        count: labelled images.
+        max_drop: points of top-1; None for no limit.
+
     Raises:
-        InputError: ``count`` labelled images are too few.
+        InputError: they are too few.
     """
-    if count >= (needed := images_needed(max_drop)):
+    if max_drop is None or count >= (needed := images_needed(max_drop)):
         return
     half = count // 2
     within = f", or allow {math.ceil(1e4 * loss_bound(0, 0, half)) / 100:g}" if half else ""
@@ -208,9 +214,7 @@ class LabelledImages:
             told = ", ".join(f"{count:,} {what}" for what, count in why.items())
             _log.warning("of %d labelled images these are left out: %s", len(self), told)
         if not kept:
-            raise SourceError(
-                f"expected labelled images that differ, got none of {len(self)} that can be used: give more"
-            )
+            raise SourceError(f"expected labelled images that can be used, got none of {len(self)}: give others")
         return self._part(kept)
 
     def halves(self) -> tuple[LabelledImages, LabelledImages]:
@@ -256,7 +260,7 @@ class QuantizationReport(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: float | None
     recipe: QuantizationRecipe | None = None
     search: SearchResult | None = None
-    losses: dict[str, Loss] = {}
+    losses: dict[str, GraphLoss] = {}
     fp32_top1: float | None = None
     left_out: str = ""
     machine: Any = None
@@ -296,11 +300,39 @@ def quantization_report(bundle: Bundle) -> QuantizationReport | None:
     return read_json(bundle.file(REPORT), QuantizationReport, error=BundleError)
 
 
+@dataclass(frozen=True)
+class Halves:
+    """Labelled images that a recipe is chosen on and others that its loss is stated on, with FP32's hits on both."""
+
+    chosen_on: LabelledImages
+    stated_on: LabelledImages
+    known: Hits
+    expected: Hits
+
+
+def split_in_halves(
+    labelled: LabelledImages, fp32: Path, *, calibrated_on: FloatArray, max_drop: float | None
+) -> Halves:
+    """Split labelled images by what is in them; each counts once, and none that ranges are measured on.
+
+    Args:
+        calibrated_on: preprocessed (M, 3, H, W) float32.
+        max_drop: what they have to be enough for, in points of top-1; None for nothing.
+
+    Raises:
+        InputError: too few different images, or labels that FP32 does not know.
+    """
+    labelled = labelled.different(without=calibrated_on)
+    require_enough(len(labelled), max_drop)
+    hits = labelled.reference_hits(fp32)
+    return Halves(*labelled.halves(), hits[::2], hits[1::2])
+
+
 def make_bounded(
     names: Sequence[str],
     folder: Path,
     materials: Materials,
-    labelled: LabelledImages,
+    halves: Halves,
     *,
     max_drop: float | None,
     recipe: QuantizationRecipe | None = None,
@@ -319,24 +351,18 @@ def make_bounded(
         progress: called with a short sentence before each step.
 
     Raises:
-        InputError: too few different images, or labels that FP32 does not know.
+        InputError: neither a limit nor a recipe.
         ParityError: no recipe keeps the limit on the images that it is searched on, the one found does not on the
             others, or a variant differs from FP32 by more than its precision may.
     """
     say = progress or (lambda _: None)
-    labelled = labelled.different(without=materials.images)
-    if max_drop is not None:
-        require_enough(len(labelled), max_drop)
-    say(f"top-1 of fp32 on {len(labelled):,} images")
-    reference = labelled.reference_hits(materials.fp32)
-    (chosen_on, held_out), (known, expected) = labelled.halves(), (reference[::2], reference[1::2])
     search = None
     if recipe is None:
         if max_drop is None:
             raise InputError("expected `max_drop` or a recipe, got neither")
 
-        def loss(int8: Path) -> Loss:
-            return top1_loss(known, chosen_on.hits(int8, precision="int8"))
+        def loss(int8: Path) -> GraphLoss:
+            return top1_loss(halves.known, halves.chosen_on.hits(int8, precision="int8"))
 
         worst = worst_layout(loss, names)
         searching = Search(materials.fp32, materials.images, worst, unit=UNIT, budget_s=budget_s, progress=say)
@@ -345,15 +371,16 @@ def make_bounded(
     with workshop(folder) as draft:
         (draft / "image_encoder").mkdir()
         made = make_variants(names, draft, replace(materials, recipe=recipe), progress=say)
-        losses: dict[str, Loss] = {}
+        losses: dict[str, GraphLoss] = {}
         for variant in made:
-            say(f"top-1 of {variant.name} on the images that nothing was chosen on")
-            losses[variant.name] = top1_loss(expected, held_out.hits(draft / variant.file, precision="int8"))
+            say(f"top-1 of {variant.name} on the images that its recipe was not chosen on")
+            hits = halves.stated_on.hits(draft / variant.file, precision="int8")
+            losses[variant.name] = top1_loss(halves.expected, hits)
         limit = math.inf if max_drop is None else max_drop
         if beyond := [f"{name} {loss.text(UNIT)}" for name, loss in losses.items() if not loss.bound <= limit]:
             raise ParityError(
                 f"expected INT8 within {limit:g} {UNIT} of FP32 on images that its recipe was not chosen on, got "
-                f"{', '.join(beyond)}: give more images, allow a larger loss, or stay with fp16 or fp32"
+                f"{', '.join(beyond)}: give more images, allow a larger loss (`max_drop`), or stay with fp16 or fp32"
             )
         for file in [path for path in draft.rglob("*") if path.is_file()]:
             target = folder / file.relative_to(draft)
@@ -365,15 +392,151 @@ def make_bounded(
         recipe=recipe,
         search=search,
         losses=losses,
-        fp32_top1=100 * float(expected.mean()),
+        fp32_top1=100 * float(halves.expected.mean()),
         machine=describe_machine(),
     )
 
 
-def worst_layout(loss: Callable[[Path], Loss], names: Sequence[str]) -> Callable[[Path], Loss]:
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """How INT8 is held to labelled images while a bundle is made.
+
+    Attributes:
+        files: (file, index of its class) of each image.
+        classes: what they show.
+        templates: prompts of their names.
+        max_drop: what the bound of the loss may be, in percentage points of top-1.
+        required: whether images that cannot bound it are an error; otherwise that is told, and INT8 is proved on the
+            golden images alone.
+        left_out: whether INT8 is left out where no recipe keeps the limit; otherwise that is an error.
+    """
+
+    files: Sequence[tuple[Path, int]]
+    classes: Sequence[PromptClass]
+    templates: Sequence[str]
+    max_drop: float = MAX_DROP
+    required: bool = True
+    left_out: bool = False
+
+
+def accuracy_options(
+    names: Sequence[str],
+    files: Sequence[tuple[Path, str]],
+    *,
+    max_drop: float | None,
+    class_names: Mapping[str, str | Sequence[str]] | None,
+    templates: TemplatesLike,
+    by_name: bool,
+) -> AccuracyOptions | None:
+    """How the variants asked for are to be held to labelled images; None where they are not.
+
+    Args:
+        names: of variants.
+        files: (file, name of its class folder).
+        max_drop: None for ``MAX_DROP`` where the images are enough for it.
+        class_names: what each folder's class is called; None for the folder's name.
+        by_name: whether somebody asked for these variants, rather than for a device.
+
+    Raises:
+        InputError: nothing is labelled or nothing is INT8, where somebody gave a limit; too few images for it; or a
+            folder without a name.
+    """
+    asked, has_int8 = max_drop is not None or class_names is not None, bool(set(INT8) & set(names))
+    if asked and not files:
+        raise InputError("expected `images` with one folder a class, for `max_drop` or `class_names`, got no labels")
+    if asked and not has_int8:
+        if by_name:
+            raise InputError(
+                f"expected {' or '.join(INT8)} in `variants`, for `max_drop` or `class_names`, got neither"
+            )
+        _log.warning("`max_drop` and `class_names` are of no use: no INT8 is made for that device")
+    if not files or not has_int8:
+        return None
+    limit = MAX_DROP if max_drop is None else max_drop
+    folders = sorted({folder for _, folder in files})
+    named = {unicodedata.normalize("NFC", folder): given for folder, given in (class_names or {}).items()}
+    if class_names is None:
+        named = {folder: folder.replace("_", " ") for folder in folders}
+    if missing := [folder for folder in folders if folder not in named]:
+        raise InputError(f"expected `class_names` of every folder, got none of {', '.join(missing[:5])}: add them")
+    try:
+        require_enough(len(files), limit)
+    except InputError as error:
+        if max_drop is not None:
+            raise
+        _tell_unbounded(error)
+        return None
+    row = {folder: index for index, folder in enumerate(named)}
+    return AccuracyOptions(
+        [(path, row[folder]) for path, folder in files],
+        make_classes(named),
+        as_templates(templates),
+        limit,
+        required=max_drop is not None,
+        left_out=not by_name,
+    )
+
+
+def make_accurate(
+    names: Sequence[str],
+    folder: Path,
+    materials: Materials,
+    text: TextEncoder,
+    options: AccuracyOptions,
+    *,
+    recipe: QuantizationRecipe | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Variant]:
+    """Write INT8 variants into a bundle's folder, with ``REPORT``, whose loss of top-1 is bounded.
+
+    Args:
+        materials: the recipe in them is used only where the images cannot bound a loss.
+        recipe: None to search for one.
+
+    Returns:
+        None of them where no recipe keeps the limit and ``options`` has them left out.
+
+    Raises:
+        InputError, ModelError: the images cannot bound a loss, and ``options`` requires it.
+        ParityError: no recipe keeps the limit, and ``options`` does not have INT8 left out.
+    """
+    say = progress or (lambda _: None)
+    try:
+        table = encode_table(text, options.classes, options.templates, name="evaluation", model_id="")
+        labelled = LabelledImages(
+            options.files,
+            table,
+            materials.encoder,
+            progress=lambda done, total: say(f"reading image {done} of {total}"),
+        )
+        say(f"top-1 of fp32 on {len(labelled):,} images")
+        halves = split_in_halves(labelled, materials.fp32, calibrated_on=materials.images, max_drop=options.max_drop)
+    except (InputError, ModelError) as error:
+        if options.required:
+            raise
+        _tell_unbounded(error)
+        return make_variants(names, folder, materials, progress=progress)
+    try:
+        made, report = make_bounded(
+            names, folder, materials, halves, max_drop=options.max_drop, recipe=recipe, progress=progress
+        )
+    except ParityError as error:
+        if not options.left_out:
+            raise
+        _log.warning("INT8 is left out: %s", error)
+        made, report = [], QuantizationReport(unit=UNIT, max_drop=options.max_drop, left_out=str(error))
+    write_json(folder / REPORT, report)
+    return made
+
+
+def _tell_unbounded(error: EdgeclipError) -> None:
+    _log.warning("INT8 is proved on the golden images alone, and what it costs in top-1 is not bounded: %s", error)
+
+
+def worst_layout(loss: Callable[[Path], GraphLoss], names: Sequence[str]) -> Callable[[Path], GraphLoss]:
     """The larger loss of the layouts asked for: their ranges are the same, their levels are not."""
 
-    def worst(int8: Path) -> Loss:
+    def worst(int8: Path) -> GraphLoss:
         losses = [loss(int8)] if "int8" in names else []
         if "int8-cpu" in names:
             with workshop() as scratch:

@@ -49,7 +49,7 @@ from edgeclip.export.int8.quantization import (  # noqa: E402
     unpack_weights,
 )
 from edgeclip.export.int8.search import (  # noqa: E402
-    Loss,
+    GraphLoss,
     Search,
     blocks,
     sensitivities,
@@ -455,9 +455,9 @@ def centred(report: ParityReport) -> float:
 def loss_against(reference: Path) -> Any:
     photos = views(VIT, 16, 5)
 
-    def loss(path: Path) -> Loss:
+    def loss(path: Path) -> GraphLoss:
         found = 1 - centred(compare(reference, path, photos))
-        return Loss(bound=found, estimate=found)
+        return GraphLoss(bound=found, estimate=found)
 
     return loss
 

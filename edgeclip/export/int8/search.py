@@ -40,7 +40,7 @@ _SAME_WEIGHT = 0.05  # rounding to 8 bits changes a weight by less than this, sm
 _BLOCK = re.compile(r"^(?P<block>.*\.\d+)\.")
 
 
-class Loss(msgspec.Struct, frozen=True, order=True, kw_only=True):
+class GraphLoss(msgspec.Struct, frozen=True, order=True, kw_only=True):
     """What a graph loses against FP32; of two the smaller is that with the lower bound.
 
     Attributes:
@@ -69,7 +69,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
     block: str
     nodes: tuple[str, ...]
-    loss_without: Loss
+    loss_without: GraphLoss
 
 
 def blocks(fp32: Path) -> dict[str, tuple[str, ...]]:
@@ -93,7 +93,7 @@ def blocks(fp32: Path) -> dict[str, tuple[str, ...]]:
 def sensitivities(
     fp32: Path,
     int8: Path,
-    loss: Callable[[Path], Loss],
+    loss: Callable[[Path], GraphLoss],
     *,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -169,7 +169,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     recipe: QuantizationRecipe
     blocks_in_fp32: tuple[str, ...]
-    loss: Loss
+    loss: GraphLoss
     seconds: float
 
 
@@ -209,7 +209,7 @@ class Search:
         self,
         fp32: Path,
         images: FloatArray,
-        loss: Callable[[Path], Loss],
+        loss: Callable[[Path], GraphLoss],
         *,
         unit: str,
         budget_s: float = 1800.0,
@@ -236,7 +236,11 @@ class Search:
             found = self._sensitivities(best.recipe)
             best = self._fewest_in_fp32(best, found, max_loss)
         if not best.loss.bound <= max_loss:
-            why = "in the time allowed; allow more" if self._stopped else "with any recipe; allow a larger loss"
+            why = (
+                "in the time allowed; allow more"
+                if self._stopped
+                else "with any recipe; allow a larger loss (`max_drop`)"
+            )
             nearest = best.loss.text(self._unit)
             raise ParityError(
                 f"expected INT8 within {max_loss:g} {self._unit} of FP32, got {nearest} at best after "
