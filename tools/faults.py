@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_LIMIT_S = 300
+_LIMIT_S = 300  # of one test
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ FAULTS = (
         "edgeclip/evaluation/tradeoff/decide.py",
         "return self._pairs[other.label, point.label].verdicts.get(axis)",
         "return self._pairs[point.label, other.label].verdicts.get(axis)",
-        "tests/evaluation/test_tradeoff.py::test_the_worst_is_never_recommended",
+        "tests/evaluation/test_tradeoff.py::test_limits_are_kept",
     ),
     Fault(
         "what is beaten beats",
@@ -423,19 +423,20 @@ def run_tests(checkout: Path, tests: Sequence[str]) -> Outcome:
     """Run tests of a checkout until one fails."""
     # A compiled file counts as current while size and time to the second are the same, which an edit may leave.
     environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
-    begin = time.perf_counter()
+    begin, limit_s = time.perf_counter(), _LIMIT_S * len(tests)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "-p", "no:cacheprovider", "--tb=no", *tests]
     try:
         done = subprocess.run(
-            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=limit_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return Outcome(killed=False, by=f"not known: more than {_LIMIT_S} s", seconds=_LIMIT_S)
+        return Outcome(killed=False, by=f"not known: more than {limit_s} s", seconds=limit_s)
     seconds = time.perf_counter() - begin
     failed = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(\S+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
         return Outcome(killed=True, by=failed[1], seconds=seconds)
-    by = "survives" if done.returncode == 0 else f"no test ran: {' '.join((done.stdout + done.stderr).split())[-200:]}"
+    passed = done.returncode == 0 and re.search(r"\d+ passed", done.stdout)  # where all are skipped, none is
+    by = "survives" if passed else f"no test ran: {' '.join((done.stdout + done.stderr).split())[-200:]}"
     return Outcome(killed=False, by=by, seconds=seconds)
 
 
@@ -470,7 +471,7 @@ def main() -> int:
         copy_checkout(checkout)
         sound = run_tests(checkout, list(dict.fromkeys(fault.test for fault in faults)))
         if sound.by != "survives":
-            print(f"without a fault: {sound.by}")
+            print(f"expected the tests to pass without a fault, got: {sound.by}: mend these first")
             return 1
         print(f"{len(faults)} faults; without them their tests pass in {sound.seconds:.0f} s\n")
         print(f"{'fault':<44} {'killed':<7} {'s':>4}  by", flush=True)

@@ -106,6 +106,7 @@ def test_two_steps_move_adapters_and_projections_and_the_checkpoint_is_the_merge
 
     trained = with_adapters(start, run, averaged=ema > 0)
     moved = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    assert moved - PROJECTIONS
     assert all(".lora_" in name for name in moved - PROJECTIONS)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = load_checkpoint(str(run))

@@ -509,7 +509,7 @@ def test_training_on_features_is_training_on_images(
         "model": {"image": {**TINY_IMAGE, "locked": True}, "text": {**TINY_TEXT, "locked": True}, "embedding_dim": 8}
     }
     path = recipe_file(tmp_path, shapes, **locked)
-    overrides = ("optimizer.steps=8", "optimizer.lr=1e-2", "optimizer.batch_size=96", f"data.val={shapes}/train-*.tar")
+    overrides = ("optimizer.steps=8", "optimizer.lr=1e-2", "optimizer.batch_size=96", "data.val=")
     train(path, tmp_path / "images", *overrides, "augment.flip=1e-30")
     assert not (tmp_path / "cache" / "features").exists()
     train(path, tmp_path / "features", *overrides)
@@ -596,12 +596,12 @@ def test_shipped_recipes_train(path: Path, shapes: Path, tmp_path: Path) -> None
     assert model.name == path.stem
     assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
     assert (model.encoder.score == "sigmoid") == (recipe.loss.kind == "siglip")
-    # The same by the checkpoint, on images that the model was trained on: of classes unseen it would know none.
+    # What the log says is what the checkpoint does.
     val = Data(
         pairs="", val=f"{shapes}/seen-*.tar", val_classes=f"{shapes}/classes.json", templates=recipe.data.templates
     )
     top1 = ZeroShot(val, model.encoder.preprocess).top1(model.encode_image, model.encode_text)
-    assert log_of(tmp_path / "run", "top1") == {3: pytest.approx(top1, abs=1 / 32)}
+    assert log_of(tmp_path / "run", "top1") == {3: top1}
 
 
 def test_a_student_comes_nearer_to_its_teacher(shapes: Path, tmp_path: Path) -> None:

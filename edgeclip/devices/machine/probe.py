@@ -71,11 +71,15 @@ def _installed_version(package: str) -> str | None:
 
 
 def summary(described: Description) -> str:
-    """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``; with a GPU, it and its driver."""
+    """One line for people: ``AMD EPYC, 2 cores, 23.5 GiB, onnxruntime 1.32.0``; with a GPU, it and its driver.
+
+    Args:
+        described: from ``describe_machine``, or as a file has it, which may lack anything.
+    """
     engines = [f"{name} {described[name]}" for name in engine_packages() if name in described]
     parts = [
-        str(described.get("board") or described.get("cpu") or described["architecture"]),
-        f"{described['cores_usable']} cores",
+        str(described.get("board") or described.get("cpu") or described.get("architecture") or "an unknown machine"),
+        *([f"{described['cores_usable']} cores"] if "cores_usable" in described else []),
         *([f"{described['memory_gib']} GiB"] if "memory_gib" in described else []),
         *([str(described["gpu"])] if "gpu" in described else []),
         *([f"driver {described['nvidia_driver']}"] if "nvidia_driver" in described else []),
