@@ -45,7 +45,7 @@ from edgeclip.runtime.proof.choose import (
     this_machine,
 )
 from tests.chromium import Chromium
-from tests.cli.test_cli import edgeclip, refused
+from tests.command_line import edgeclip, refused
 
 IMAGES = 1000
 # Two points on any CPU: FP32 and INT8, or, where INT8 would overflow, FP32 on two engines.
