@@ -52,13 +52,13 @@ def as_if_trained(model: ContrastiveModel, seed: int = 0) -> ContrastiveModel:
 
 
 def shortened(model: ContrastiveModel, depth: int = 2) -> ContrastiveModel:
-    """Keep the first blocks of a vision transformer: all its operators at their width, in a fraction of the time.
+    """Keep the first blocks of a ViT-B: all its operators at their width, in a fraction of the time.
 
     Other networks, whose stages differ in width, are left as they are.
     """
     for root in model.image_modules():
         for module in root.modules():
-            for name in ("resblocks", "blocks"):  # open_clip's own transformer, timm's
+            for name in ("resblocks", "blocks", "layers"):  # open_clip's own transformer, timm's, transformers'
                 blocks = getattr(module, name, None)
                 if isinstance(blocks, torch.nn.ModuleList | torch.nn.Sequential) and len(blocks) == _VIT_B_DEPTH:
                     del blocks[depth:]

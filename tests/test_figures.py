@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from .figures import ROOT, Passage, figures, linked, passages, printed, sources
+from tests.figures import ROOT, Passage, figures, linked, passages, printed, sources
 
 SOURCES = sources()
 # Every figure of these is looked up; of others, those passages that ``figures.toml`` names.

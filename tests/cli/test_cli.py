@@ -19,27 +19,10 @@ import pytest
 from edgeclip import Bundle, ModelOrigin, PromptTable, make_classes
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.images import write_image
+from tests.command_line import edgeclip, refused
 from tests.conftest import make_table, shared
 
 EDGECLIP = [sys.executable, "-m", "edgeclip"]
-
-
-def edgeclip(*arguments: object, code: int = 0, cwd: Path | None = None) -> str:
-    """Run the command line in a process of its own; return what it printed."""
-    done = subprocess.run(
-        [*EDGECLIP, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, timeout=300
-    )
-    assert done.returncode == code, f"exit code {done.returncode}: {done.stdout}{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
-def refused(*arguments: object, cwd: Path | None = None) -> str:
-    """The one sentence with which the command line refuses."""
-    message = edgeclip(*arguments, code=2, cwd=cwd).strip()
-    assert message.startswith("error: ")
-    assert len(message.splitlines()) == 1, message
-    return message
 
 
 def test_help_lists_every_verb() -> None:
@@ -200,7 +183,8 @@ def test_a_missing_extra_is_named(tiny_bundle: Path, video: Path) -> None:
 def test_the_bottle_is_seen() -> None:
     """The shipped starter on a real video: in the frames that show a bottle upright in view, it says bottle."""
     video = shared("videos", "bottle-detection.mp4")
-    text = edgeclip("label", "starter", video, "--classes", "bottle, person, car, dog, chair")
+    classes = ["--classes", "bottle, person, car, dog, chair"]
+    text = edgeclip("label", "starter", video, *classes, "--gate", 14)  # one frame of five is encoded
     share = re.search(r"bottle\s+[\d,]+ frames\s+([\d.]+)%", text)
     assert share, text
     assert float(share[1]) > 50

@@ -19,7 +19,7 @@ from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.plan.speed import GPU, estimate
 from edgeclip.errors import BundleError, InputError, ModelError
 from edgeclip.export.cost import cost_of_bundle, cost_of_model, graph_cost
-from tests.cli.test_cli import edgeclip, refused
+from tests.command_line import edgeclip, refused
 from tests.devices.published import Latency, published_latencies
 from tests.machines import make
 

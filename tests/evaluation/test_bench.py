@@ -18,7 +18,7 @@ from edgeclip.evaluation.bench.bench import BenchOptions, bench
 from edgeclip.evaluation.bench.card import compare
 from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured, load_result
 from edgeclip.evaluation.statistics.rounds import compare_rounds, interval_of_rounds
-from tests.cli.test_cli import edgeclip, refused
+from tests.command_line import edgeclip, refused
 from tests.conftest import add_variant, edit_weight
 
 QUICK = BenchOptions(engines=("onnxruntime",), rounds=3, seconds=0.02, warm_up_s=0.1, frame=(90, 160))

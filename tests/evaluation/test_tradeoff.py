@@ -46,7 +46,7 @@ from edgeclip.runtime.proof.choose import (
     this_machine,
 )
 from tests.chromium import Chromium
-from tests.cli.test_cli import edgeclip, refused
+from tests.command_line import edgeclip, refused
 from tests.conftest import add_variant, edit_weight
 
 IMAGES = 1000

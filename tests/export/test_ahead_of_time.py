@@ -31,17 +31,16 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # A100; RTX 30; L4 and RTX 40; RTX
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "bf16")
 KERNELS_BYTES = 20 * 2**20  # 15 MiB were seen, for MobileCLIP2-S0 and INT8
 FAMILIES = ("ViT-B-32", "ViT-B-16-SigLIP", "MobileCLIP2-S0", "RN50", "starter")
-WHOLE = ("MobileCLIP2-S0", "starter")  # small: built in every precision for every GPU
+WHOLE = ("starter",)  # small: built in every precision for every GPU
 IMAGES = 2  # to measure ranges on: what is legal does not depend on their values
 
 
 def capabilities(family: str, precision: Precision) -> tuple[str, ...]:
-    """The GPUs to build a variant for: all of them, or two, by turns, so that every family meets every GPU, and every
-    precision every GPU."""
+    """The GPUs to build a variant for: all of them, or one, by turns, so that every precision meets every GPU."""
     if family in WHOLE:
         return CAPABILITIES
-    first = FAMILIES.index(family) + 2 * PRECISIONS.index(precision)
-    return tuple(CAPABILITIES[(first + step) % len(CAPABILITIES)] for step in range(2))
+    turn = FAMILIES.index(family) + PRECISIONS.index(precision)
+    return (CAPABILITIES[turn % len(CAPABILITIES)],)
 
 
 class Family:
@@ -98,12 +97,12 @@ def family(
     shutil.rmtree(folder)
 
 
-def test_every_family_and_every_precision_meet_every_gpu() -> None:
-    precisions = PRECISIONS[:3]
-    met = {(family, precision): capabilities(family, precision) for family in FAMILIES for precision in precisions}
-    for which, names in enumerate((FAMILIES, precisions)):
-        for name in names:
-            assert {each for pair, gpus in met.items() if pair[which] == name for each in gpus} == set(CAPABILITIES)
+def test_every_precision_meets_every_gpu_and_every_family_one_a_precision() -> None:
+    large, precisions = [family for family in FAMILIES if family not in WHOLE], PRECISIONS[:3]
+    for precision in precisions:
+        assert {gpu for family in large for gpu in capabilities(family, precision)} == set(CAPABILITIES)
+    for family in large:
+        assert len({gpu for precision in precisions for gpu in capabilities(family, precision)}) == len(precisions)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[:3])

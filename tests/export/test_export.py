@@ -39,7 +39,7 @@ from edgeclip.export.onnx import (  # noqa: E402
 from edgeclip.export.variants import VARIANTS, Made, Materials  # noqa: E402
 from edgeclip.training.model import ContrastiveModel  # noqa: E402
 from edgeclip.training.towers.open_clip import OpenClipModel  # noqa: E402
-from tests.families import FAMILIES, TINY, as_if_trained  # noqa: E402
+from tests.families import FAMILIES, TINY, as_if_trained, shortened  # noqa: E402
 
 FEW = 5  # photographs
 
@@ -81,9 +81,13 @@ def small(tmp_path_factory: pytest.TempPathFactory, photos: list[Photograph]) ->
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: list[Photograph]
 ) -> Iterator[Exported]:
-    """A family of real size on a few photographs, without the golden set of 64: ``small`` has the whole of both."""
+    """A family of real width on a few photographs, without the golden set of 64: ``small`` has the whole of both.
+
+    Of the transformers one is of real depth, too; the others differ from it in what each block does.
+    """
     folder = tmp_path_factory.mktemp("family")
-    model = as_if_trained(FAMILIES[request.param](folder / "model"))
+    model = FAMILIES[request.param](folder / "model")
+    as_if_trained(model if request.param == "ViT-B-32" else shortened(model))
     with pytest.MonkeyPatch.context() as patch:
         _few_golden_images(patch)
         exported = Exported(model, export_bundle(model, folder / "b.edgeclip", photos=photos[:FEW]))
@@ -92,7 +96,7 @@ def family(
     gc.collect()
 
 
-# The families at real size
+# The families at real width
 
 
 @pytest.mark.slow
