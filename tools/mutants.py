@@ -74,7 +74,7 @@ SUBJECTS = {
         "evaluation/test_evaluation evaluation/test_bench evaluation/test_robustness",
     ),
     "tradeoff": _subject("evaluation/tradeoff/decide", "evaluation/test_tradeoff"),
-    "guard": _subject("runtime/page/guard", "runtime/test_web"),
+    "guard": _subject("runtime/page/guard", "runtime/test_guard"),
     "fewshot": _subject("training/adapt/fewshot", "training/test_fewshot"),
     "manifest": _subject("manifest", "test_bundle test_bundle_writing"),
     "bundle": _subject("bundle", "test_bundle test_bundle_writing"),
