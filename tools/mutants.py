@@ -167,9 +167,15 @@ def _digests(subject: Subject) -> tuple[str, str]:
     return code.hexdigest(), tests.hexdigest()
 
 
+def equivalent() -> list[dict[str, Any]]:
+    """The entries of the file of mutants that no test could notice."""
+    entries: list[dict[str, Any]] = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    return entries
+
+
 def _reason(name: str, mutant: Mutant) -> str | None:
     """Why no test could notice a mutant, where that is said."""
-    for each in tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("mutant", []):
+    for each in equivalent():
         if each["module"] == name and each["was"] == mutant.was and mutant.becomes in each["becomes"]:
             return str(each["reason"])
     return None
