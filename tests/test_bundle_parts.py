@@ -432,21 +432,3 @@ def test_a_table_is_not_encoded_where_it_could_not_be_put(bundle: Bundle, tmp_pa
         bundle.build_table("new", ["cat"], output=taken)
     with pytest.raises(BundleError, match="read-only"):
         Bundle.open("starter").build_table("new", ["cat"])
-
-
-def test_a_table_is_built_by_the_bundles_own_text_encoder(tmp_path: Path) -> None:
-    pytest.importorskip("all_minilm_l6_v2")
-    starter, output = Bundle.open("starter"), tmp_path / "pets.safetensors"
-    done: list[tuple[int, int]] = []
-    built = starter.build_table(
-        "pets", ["cat", "dog | puppy"], ["a {}."], background="wall", output=output, progress=lambda *a: done.append(a)
-    )
-    assert (built.name, built.labels, built.background) == ("pets", ("cat", "dog", "wall"), ("wall",))
-    assert built.templates == ("a {}.",)
-    assert done[-1] == (4, 4)
-    np.testing.assert_array_equal(PromptTable.load(output).embeddings, built.embeddings)
-    np.testing.assert_allclose(
-        starter.encode_table("x", ["cat"], ["a {}."]).embeddings[0], built.embeddings[0], atol=1e-6
-    )
-    again = starter.build_table("pets", ["cat"], output=output, overwrite=True)
-    assert PromptTable.load(output).labels == again.labels == ("cat",)

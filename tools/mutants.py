@@ -82,8 +82,9 @@ SUBJECTS = {
     "manifest": _subject("manifest", "test_manifest"),
     "bundle": _subject(
         "bundle",
-        "test_bundle test_bundle_parts test_bundle_writing",
-        "not (three_processes or at_any_moment or shipped_bundle_verifies or flipped_byte_of_the_manifest)",
+        "test_bundle test_bundle_parts test_bundle_writing test_api",
+        "built_added or takes_no_table_but or test_bundle and not "
+        "(three_processes or at_any_moment or shipped_bundle_verifies or flipped_byte_of_the_manifest)",
     ),
     "gate": _subject("runtime/gate", "runtime/test_gate", "not real_video"),
     "hysteresis": _subject("runtime/decision", "runtime/test_decision", "not of_100000_classes"),
