@@ -194,10 +194,10 @@ def _table(results: Path) -> str:
         killed = sum(mutant.killed for mutant in known.mutants)
         equivalent = sum(not mutant.killed and _reason(name, mutant) is not None for mutant in known.mutants)
         survived = len(known.mutants) - killed - equivalent
-        rate = killed / max(killed + survived, 1)
+        rate = f"{killed / max(killed + survived, 1):.1%}" if known.complete else "-"
         note = "" if known.complete else "  (not all tried)"
         note += "" if known.tests == tests else "  (tests changed since)"
-        lines.append(f"{name:<12}{len(known.mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9.1%}{note}")
+        lines.append(f"{name:<12}{len(known.mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9}{note}")
     return "\n".join(lines) + "\n"
 
 
