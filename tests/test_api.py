@@ -163,12 +163,25 @@ def test_a_table_is_built_added_and_used_in_one_sitting(tmp_path: Path, picture:
             labeller.embed_text([])
 
 
-def test_the_starter_takes_no_table_but_gives_one() -> None:
+def test_the_starter_takes_no_table_but_gives_one(tmp_path: Path) -> None:
     pytest.importorskip("all_minilm_l6_v2")
-    starter = edgeclip.Bundle.open("starter")
+    starter, file = edgeclip.Bundle.open("starter"), tmp_path / "animals.safetensors"
     with pytest.raises(edgeclip.EdgeclipError, match="read-only"):
         starter.build_table("animals", "cat, dog")
-    assert starter.encode_table("animals", "cat, dog").labels == ("cat", "dog")
+    plain = starter.encode_table("animals", "cat, dog")
+    assert (plain.labels, plain.background) == (("cat", "dog"), ())
+    done: list[tuple[int, int]] = []
+    built = starter.build_table(
+        "animals", "cat", ["a {}."], background="wall", output=file, progress=lambda *steps: done.append(steps)
+    )
+    assert (built.name, built.labels, built.background, built.templates) == (
+        *("animals", ("cat", "wall"), ("wall",)),
+        ("a {}.",),
+    )
+    assert done[-1] == (2, 2)
+    assert edgeclip.PromptTable.load(file).content_hash == built.content_hash
+    again = starter.build_table("animals", "dog", output=file, overwrite=True)
+    assert edgeclip.PromptTable.load(file).labels == again.labels == ("dog",)
 
 
 def test_what_needs_the_workstations_libraries_says_which_to_install() -> None:

@@ -2,10 +2,11 @@
 
     python tools/mutants.py [--module NAME]... [--survivors] [--table FILE]
 
-mutmut (``pip install -e .[mutation]``) makes the changes, and tries each by the tests that reach the changed function.
-What it passes over (constants of modules and classes, functions under a decorator) is changed here by its own operators
-and tried by all tests of the subject. The words of errors and of log lines, and literals of several words, are not
-changed. A survivor that no test could notice stands in ``equivalent_mutants.toml`` with the reason.
+mutmut (``pip install -e .[mutation]``) makes the changes; they are tried by the tests that reach the changed function,
+in forks of a process in which all is loaded. What mutmut passes over (numbers and truth values outside functions,
+functions under a decorator) is changed by its operators too, and tried by all tests of the subject. The words of errors
+and of log lines, and literals of several words, are not changed. A run that was stopped goes on where it stood. A
+survivor that no test could notice stands in ``equivalent_mutants.toml`` with the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import gc
 import hashlib
 import importlib
 import json
@@ -24,8 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
-RESULTS = "mutants.json"  # what the process that tries them leaves in its folder
+TASK = "task.json"  # in the folder of the process that tries mutants: what it is to do
 UNCHANGED = [r"^\s*raise ", r"_log\.", r"TypeVar\(|TypeAlias|getLogger\("]
+PYTEST = ["-q", "--rootdir=.", "-p", "no:cacheprovider", "--assert=plain", "--tb=native"]
 # Imported once, before processes are forked that import edgeclip each for itself.
 HEAVY = ["av", "cv2", "msgspec", "numpy", "onnx", "onnxruntime", "pytest", "scipy.stats", "skimage.data"]
 
@@ -74,10 +77,15 @@ SUBJECTS = {
         "evaluation/test_evaluation evaluation/test_bench evaluation/test_robustness",
     ),
     "tradeoff": _subject("evaluation/tradeoff/decide", "evaluation/test_tradeoff"),
-    "guard": _subject("runtime/page/guard", "runtime/test_web"),
+    "guard": _subject("runtime/page/guard", "runtime/test_guard"),
     "fewshot": _subject("training/adapt/fewshot", "training/test_fewshot"),
-    "manifest": _subject("manifest", "test_bundle test_bundle_writing"),
-    "bundle": _subject("bundle", "test_bundle test_bundle_writing"),
+    "manifest": _subject("manifest", "test_manifest"),
+    "bundle": _subject(
+        "bundle",
+        "test_bundle test_bundle_parts test_bundle_writing test_api",
+        "built_added or takes_no_table_but or test_bundle and not "
+        "(three_processes or at_any_moment or shipped_bundle_verifies or flipped_byte_of_the_manifest)",
+    ),
     "gate": _subject("runtime/gate", "runtime/test_gate", "not real_video"),
     "hysteresis": _subject("runtime/decision", "runtime/test_decision", "not of_100000_classes"),
     "lint": _subject("export/lint/graph export/lint/lint export/lint/operators export/lint/qdq", "export/test_lint"),
@@ -95,6 +103,26 @@ class Mutant:
     killed: bool
 
 
+@dataclass
+class Results:
+    """What became of a module's mutants so far, by the digests of its code and of its tests."""
+
+    code: str = ""
+    tests: str = ""
+    mutants: list[Mutant] = field(default_factory=list)
+    complete: bool = False
+
+    @classmethod
+    def read(cls, file: Path) -> Results:
+        """Those in a file, or none."""
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"mutants": []}
+        return cls(**said | {"mutants": [Mutant(**each) for each in said["mutants"]]})
+
+    def write(self, file: Path) -> None:
+        """Put them into a file."""
+        file.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+
 def main() -> None:
     """Try the mutants, print each survivor and the table."""
     parser = argparse.ArgumentParser(description="Mutation testing of the modules that decide.")
@@ -110,7 +138,7 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     for name in options.module or ([] if options.table else SUBJECTS):
         _examine(name, options.results / f"{name}.json", survivors=options.survivors)
-        for mutant in _read(options.results / f"{name}.json"):
+        for mutant in Results.read(options.results / f"{name}.json").mutants:
             if not mutant.killed and not _reason(name, mutant):
                 print(f"\n{mutant.name}\n- {mutant.was}\n+ {mutant.becomes}".replace("\n", "\n    "))
     table = _table(options.results)
@@ -119,36 +147,36 @@ def main() -> None:
         options.table.write_text(table, encoding="utf-8")
 
 
-def _examine(name: str, results: Path, *, survivors: bool) -> None:
-    """Write what became of the mutants of one module, unless that is known."""
-    subject, known = SUBJECTS[name], _read(results)
-    code, tests = _digest(f"edgeclip/{file}" for file in subject.files), _digest(subject.tests)
-    said = json.loads(results.read_text()) if known else {}
-    if (said.get("code"), said.get("tests")) == (code, tests):
+def _examine(name: str, file: Path, *, survivors: bool) -> None:
+    """Try those mutants of one module of which it is not known what becomes of them."""
+    subject, known = SUBJECTS[name], Results.read(file)
+    code, tests = _digests(subject)
+    mutants = known.mutants if (known.code, known.tests) == (code, tests) else []
+    if known.code == code and survivors:
+        mutants = [mutant for mutant in known.mutants if mutant.killed]
+    elif mutants and known.complete:
         return
-    alive = [mutant.name for mutant in known if not mutant.killed]
-    again = alive if survivors and said.get("code") == code else None
+    Results(code, tests, mutants).write(file)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        found = _try(subject, Path(folder), again)
-    if again is not None:
-        tried = {mutant.name: mutant for mutant in found}
-        found = [tried.get(mutant.name, mutant) for mutant in known]
-    document = {"code": code, "tests": tests, "mutants": [asdict(mutant) for mutant in found]}
-    results.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        _try(subject, Path(folder), file)
 
 
-def _digest(files: Iterator[str] | Sequence[str]) -> str:
-    paths = [ROOT / file for file in files if file.endswith(".py")]
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+def _digests(subject: Subject) -> tuple[str, str]:
+    """Of the code and of the tests."""
+    names = [f"edgeclip/{file}" for file in subject.files], [test for test in subject.tests if test.endswith(".py")]
+    code, tests = (hashlib.sha256(b"\0".join((ROOT / name).read_bytes() for name in each)) for each in names)
+    return code.hexdigest(), tests.hexdigest()
 
 
-def _read(results: Path) -> list[Mutant]:
-    return [Mutant(**each) for each in json.loads(results.read_text())["mutants"]] if results.is_file() else []
+def equivalent() -> list[dict[str, Any]]:
+    """The entries of the file of mutants that no test could notice."""
+    entries: list[dict[str, Any]] = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    return entries
 
 
 def _reason(name: str, mutant: Mutant) -> str | None:
     """Why no test could notice a mutant, where that is said."""
-    for each in tomllib.loads(EQUIVALENT.read_text(encoding="utf-8")).get("mutant", []):
+    for each in equivalent():
         if each["module"] == name and each["was"] == mutant.was and mutant.becomes in each["becomes"]:
             return str(each["reason"])
     return None
@@ -158,45 +186,36 @@ def _table(results: Path) -> str:
     """A line for each module whose results are of the code and the tests that lie here."""
     lines = [f"{'module':<12}{'mutants':>9}{'killed':>8}{'equivalent':>12}{'survived':>10}{'rate':>9}"]
     for name, subject in SUBJECTS.items():
-        file = results / f"{name}.json"
-        said = json.loads(file.read_text()) if file.is_file() else {}
-        if said.get("code") != _digest([f"edgeclip/{each}" for each in subject.files]):
+        known = Results.read(results / f"{name}.json")
+        code, tests = _digests(subject)
+        if known.code != code:
             lines.append(f"{name:<12}  not tried, or changed since")
             continue
-        mutants = _read(file)
-        killed = sum(mutant.killed for mutant in mutants)
-        equivalent = sum(not mutant.killed and _reason(name, mutant) is not None for mutant in mutants)
-        survived = len(mutants) - killed - equivalent
-        rate = killed / max(killed + survived, 1)
-        changed = "" if said["tests"] == _digest(subject.tests) else "  (tests changed since)"
-        lines.append(f"{name:<12}{len(mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9.1%}{changed}")
+        killed = sum(mutant.killed for mutant in known.mutants)
+        equivalent = sum(not mutant.killed and _reason(name, mutant) is not None for mutant in known.mutants)
+        survived = len(known.mutants) - killed - equivalent
+        rate = f"{killed / max(killed + survived, 1):.1%}" if known.complete else "-"
+        note = "" if known.complete else "  (not all tried)"
+        note += "" if known.tests == tests else "  (tests changed since)"
+        lines.append(f"{name:<12}{len(known.mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9}{note}")
     return "\n".join(lines) + "\n"
 
 
-def _try(subject: Subject, folder: Path, names: list[str] | None) -> list[Mutant]:
-    """Try mutants in a folder, where a process that has nothing of edgeclip loaded sets out."""
+def _try(subject: Subject, folder: Path, results: Path) -> None:
+    """Try mutants in a copy, by a process that has nothing of edgeclip loaded."""
     for part in ("edgeclip", "tests"):
-        (folder / part).symlink_to(ROOT / part)
-    settings = {
-        "source_paths": ["edgeclip"],
-        "only_mutate": [f"edgeclip/{file}" for file in subject.files],
-        "do_not_mutate_patterns": UNCHANGED,
-        "pytest_add_cli_args": ["-p", "no:cacheprovider"],
-        "pytest_add_cli_args_test_selection": list(subject.tests),
-        "use_git_change_detection": False,
-        "timeout_constant": 10.0,
-    }
+        shutil.copytree(ROOT / part, folder / part)
+    settings = {"source_paths": ["edgeclip"], "do_not_mutate_patterns": UNCHANGED}
     said = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + f"\n[tool.mutmut]\n{said}")
-    (folder / RESULTS).write_text(json.dumps(names))
-    paths = [str(folder / "mutants"), *os.environ.get("PYTHONPATH", "").split(":")]
+    (folder / TASK).write_text(json.dumps([*asdict(subject).values(), str(results.resolve())]))
+    paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(":")]
     environment = os.environ | {"PYTHONPATH": ":".join(path for path in paths if path and Path(path) != ROOT)}
     with (folder / "log").open("w+") as log:
         command = [sys.executable, __file__, "--inside"]
         if subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False).returncode:
             log.seek(0)
             raise SystemExit(f"expected mutants to be tried, got\n{log.read()[-4000:]}")
-    return [Mutant(**each) for each in json.loads((folder / RESULTS).read_text())]
 
 
 def _try_here() -> None:
@@ -209,63 +228,140 @@ def _try_here() -> None:
 
     at = [operator for _, operator in mutators.mutation_operators].index(as_it_was)
     mutators.mutation_operators[at] = (mutators.mutation_operators[at][0], operator_string)  # type: ignore[index]
-    names = json.loads(Path(RESULTS).read_text())
-    found = [*_outside_functions(names), *_in_functions(names)]
-    Path(RESULTS).write_text(json.dumps([asdict(mutant) for mutant in found]))
-
-
-def _in_functions(names: list[str] | None) -> Iterator[Mutant]:
-    """Let mutmut try what it knows to try."""
-    from mutmut.__main__ import cli
-    from mutmut.mutation.data import SourceFileMutationData
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
-    from mutmut.stats import status_by_exit_code
-    from mutmut.utils.file_utils import walk_mutatable_files
-
-    own = [name for name in names or () if ":" not in name]
-    if names is not None and not own:
-        return
-    try:
-        cli(["run", "--max-children", "1", *own], standalone_mode=False)
-    except SystemExit as end:
-        if end.code:
-            raise
-    for path in walk_mutatable_files():
-        tried = SourceFileMutationData(path=path)
-        tried.load()
-        for name, code in tried.exit_code_by_key.items():
-            if names is None or name in own:
-                killed = status_by_exit_code[code] in ("killed", "timeout", "segfault")
-                yield Mutant(name, *_lines(get_diff_for_mutant(name, path=path).splitlines()), killed)
-
-
-def _outside_functions(names: list[str] | None) -> Iterator[Mutant]:
-    """Try what mutmut passes over, a file at a time."""
-    from mutmut.configuration import config
-
-    if names is not None and not any(":" in name for name in names):
-        return
-    tree = Path("whole").absolute()
-    for part in ("edgeclip", "tests"):
-        shutil.copytree(part, tree / part)
-    shutil.copy("pyproject.toml", tree)
+    files, tests, results = json.loads(Path(TASK).read_text())
+    files = [f"edgeclip/{file}" for file in files]
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    started = time.monotonic()
-    if not _passes(tree, 600.0):
+    if not _forked(lambda: _in_functions(files, tests, Path(results)), 1e6):
         raise SystemExit("expected tests that pass without any change, got a failure")
-    limit_s = 30 + 5 * (time.monotonic() - started)
-    for number, file in enumerate(config().only_mutate):
-        source = (tree / file).read_text(encoding="utf-8")
+    _outside_functions(files, tests, Path(results))
+    known = Results.read(Path(results))
+    known.complete = True
+    known.write(Path(results))
+
+
+def _in_functions(files: list[str], tests: list[str], results: Path) -> bool:
+    """Try the changes that mutmut puts beside each function, which it chooses by a word while all is loaded."""
+    import pytest
+    from mutmut.mutation.file_mutation import mutate_file_contents
+    from mutmut.utils.format_utils import get_mutant_name, mangled_name_from_mutant_name
+
+    known = {mutant.name for mutant in Results.read(results).mutants}
+    mutants: list[Mutant] = []
+    sources = {file: Path(file).read_text(encoding="utf-8") for file in files}
+    for file, source in sources.items():
+        made = mutate_file_contents(file, source)
+        Path(file).write_text(made.code, encoding="utf-8")
+        lines, spans = made.code.splitlines(), made.line_span_by_function_name
+
+        def body(function: str, lines: list[str] = lines, spans: Any = spans) -> list[str]:
+            span = spans[function]
+            return [line.replace(function, "") for line in lines[span.start - 1 : span.end]]
+
+        for function in made.mutant_names:
+            name = get_mutant_name(Path(file), function)
+            if name not in known:
+                diff = difflib.unified_diff(
+                    body(f"{mangled_name_from_mutant_name(function)}__mutmut_orig"), body(function), n=0
+                )
+                mutants.append(Mutant(name, *_lines(diff), killed=False))
+    try:
+        return not mutants or pytest.main([*PYTEST, *tests], plugins=[Tries(mutants, results)]) == 0
+    finally:
+        for file, source in sources.items():
+            Path(file).write_text(source, encoding="utf-8")
+
+
+class Tries:
+    """Of pytest: runs the tests once to see which reach which function, then those of each mutant in a fork.
+
+    mutmut's own runner begins a session of pytest for each, which takes ten times as long.
+    """
+
+    def __init__(self, mutants: list[Mutant], results: Path) -> None:
+        self._mutants = mutants
+        self._results = results
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """Instead of the loop over the tests."""
+        from mutmut.mutation.trampoline import set_mutant_under_test
+        from mutmut.state import state
+        from mutmut.utils.format_utils import mangled_name_from_mutant_name
+
+        reached: dict[str, list[tuple[float, Any]]] = {}
+        set_mutant_under_test("stats")
+        for item in session.items:
+            started = time.monotonic()
+            if not _passes(item):
+                raise session.Failed(f"{item.nodeid} fails without any change")
+            for function in state()._stats:
+                reached.setdefault(function, []).append((time.monotonic() - started, item))
+            state()._stats.clear()
+        gc.freeze()  # so that a fork copies less
+        for mutant in self._mutants:
+            items = sorted(reached.get(mangled_name_from_mutant_name(mutant.name), []), key=lambda each: each[0])
+            limit_s = 30 + 10 * sum(seconds for seconds, _ in items)
+
+            def alive(name: str = mutant.name, items: list[tuple[float, Any]] = items) -> bool:
+                set_mutant_under_test(name)
+                return all(_passes(item) for _, item in items)
+
+            mutant.killed = not _forked(alive, limit_s)
+            _note(mutant, self._results)
+        return True
+
+
+def _passes(item: Any) -> bool:
+    """Whether a test passes; what it shares with others of its file and of the session stays."""
+    from _pytest.runner import runtestprotocol
+
+    item.session._setupstate.teardown_exact(item)
+    return not any(report.failed for report in runtestprotocol(item, log=False, nextitem=item.parent))
+
+
+def _note(mutant: Mutant, results: Path) -> None:
+    known = Results.read(results)
+    known.mutants.append(mutant)
+    known.write(results)
+
+
+def _forked(passes: Callable[[], bool], limit_s: float) -> bool:
+    """What a function says in a process of its own; False where that ends otherwise or takes too long."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            code = 0 if passes() else 1
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)  # what it started
+    return status == 0
+
+
+def _outside_functions(files: list[str], tests: list[str], results: Path) -> None:
+    """Try what mutmut passes over, each by a process that loads edgeclip anew."""
+    known = {mutant.name for mutant in Results.read(results).mutants}
+
+    def passes() -> bool:
+        import pytest
+
+        return pytest.main([*PYTEST, "-x", *tests]) == 0
+
+    for number, file in enumerate(files):
+        source = Path(file).read_text(encoding="utf-8")
         for index, mutated in enumerate(_mutated(file, source), 1):
-            name = f"{file}:{index}"
-            if names is None or name in names:
-                (tree / file).write_text(mutated, encoding="utf-8")
-                os.utime(tree / file, (index + 1000 * number,) * 2)  # bytecode is known by these seconds
-                lines = _lines(list(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0)))
-                yield Mutant(name, *lines, killed=not _passes(tree, limit_s))
-        (tree / file).write_text(source, encoding="utf-8")
+            if (name := f"{file}:{index}") not in known:
+                Path(file).write_text(mutated, encoding="utf-8")
+                os.utime(file, (index + 1000 * number,) * 2)  # bytecode is known by these seconds
+                lines = _lines(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0))
+                _note(Mutant(name, *lines, killed=not _forked(passes, 600.0)), results)
+        Path(file).write_text(source, encoding="utf-8")
 
 
 def _mutated(file: str, source: str) -> Iterator[str]:
@@ -288,8 +384,8 @@ def _mutated(file: str, source: str) -> Iterator[str]:
     for mutation in visitor.mutations:
         inside = mutation.contained_by_top_level_function
         if not isinstance(inside, libcst.FunctionDef):
-            if isinstance(mutation.original_node, libcst.Assign | libcst.AnnAssign):
-                continue  # a constant of None seldom survives its import
+            if not isinstance(mutation.original_node, libcst.BaseNumber | libcst.Name | libcst.BinaryOperation):
+                continue  # a constant of another kind seldom survives its import
         else:
             decorators = [libcst.Module([]).code_for_node(each.decorator) for each in inside.decorators]
             if not decorators or decorators in (["staticmethod"], ["classmethod"]):
@@ -297,34 +393,7 @@ def _mutated(file: str, source: str) -> Iterator[str]:
         yield file_mutation.deep_replace(module, mutation.original_node, mutation.mutated_node).code  # type: ignore[union-attr]
 
 
-def _passes(tree: Path, limit_s: float) -> bool:
-    """Whether the tests pass in a tree, run by a fork of this process."""
-    from mutmut.configuration import config
-
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ["PYTHONPATH"] = f"{tree}:{os.environ['PYTHONPATH']}"
-        for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        import pytest
-
-        chosen = config().pytest_add_cli_args_test_selection
-        os._exit(int(pytest.main(["-x", "-q", "--rootdir=.", "-p", "no:cacheprovider", *chosen])))
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.02)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return False
-
-
-def _lines(diff: Sequence[str]) -> tuple[str, str]:
+def _lines(diff: Iterable[str]) -> tuple[str, str]:
     """What a diff takes and what it gives, without the space around lines."""
     changed = [line for line in diff if not re.match(r"\+\+\+|---|@@", line)]
     return tuple("\n".join(line[1:].strip() for line in changed if line[:1] == sign) for sign in "-+")  # type: ignore[return-value]

@@ -48,7 +48,7 @@ def said(decisions: list[LabelDecision]) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"smooth_s": -1.0}, "smooth_s of 0 or more"),
+        ({"smooth_s": -1.0}, "expected smooth_s of 0 or more"),
         ({"smooth_s": -1e-9}, "smooth_s of 0 or more"),
         ({"smooth_s": math.nan}, "smooth_s of 0 or more"),
         ({"smooth": "labels"}, "scores or embeddings"),
@@ -56,7 +56,7 @@ def said(decisions: list[LabelDecision]) -> list[tuple[str, str, int]]:
         ({"enter": 1.5}, "enter above 0"),
         ({"enter": 0.4, "leave": -1e-9}, "lower leave"),
         ({"enter": 0.4, "leave": 0.6}, "lower leave"),
-        ({"dwell_s": math.inf}, "dwell_s"),
+        ({"dwell_s": math.inf}, "expected dwell_s of 0"),
         ({"unknown_below": 2.0}, "unknown_below"),
         ({"unknown_below": -1e-9}, "unknown_below"),
     ],
@@ -344,11 +344,11 @@ def test_an_unchanged_frame_is_scored_again_only_for_another_table() -> None:
 
 def test_embeddings_are_smoothed_region_by_region() -> None:
     table = [scorer("a")]
-    state = state_of(DecisionOptions(smooth="embeddings", smooth_s=2.0))
+    state = state_of(DecisionOptions(smooth="embeddings", smooth_s=0.5))
     first = state.rows(Frame(0, 0.0, PIXELS), ROWS, table)
     np.testing.assert_array_equal(first, ROWS)
     state.label(Frame(0, 0.0, PIXELS), [np.float32([[1.0], [1.0]])], table, encode_ms=1.0)
-    half_s = 2 * math.log(2.0)
+    half_s = math.log(2.0) / 2
     blended = state.rows(Frame(1, half_s, PIXELS), ROWS[::-1].copy(), table)
     expected = np.zeros((2, 8), np.float32)
     expected[:, :2] = math.sqrt(0.5)
