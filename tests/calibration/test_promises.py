@@ -141,6 +141,11 @@ def test_the_sequence_begins_at_a_tenth_of_the_images() -> None:
     found = promised_threshold(probability, right, target=0.9, confidence=0.9)
     assert found is not None
     assert found.accepted > 500
+    # Of 220 images 22 are a tenth, which is enough to begin with; of 221 they are not.
+    right = np.arange(220) < 22
+    assert promised_threshold(np.linspace(0.9, 0.1, 220), right, target=0.9, confidence=0.9) is not None
+    more = promised_threshold(np.linspace(0.9, 0.1, 221), np.arange(221) < 22, target=0.9, confidence=0.9)
+    assert more is None
     # Of 20 images the only count that can be looked at is one, less than a tenth.
     few = promised_threshold(np.linspace(0.9, 0.1, 20), np.ones(20, np.bool_), target=0.999, confidence=0.001)
     assert few == Threshold(pytest.approx(0.9 - 1e-6), 1, 1)
@@ -690,6 +695,7 @@ def test_what_holds_is_told_in_a_sentence() -> None:
 
 @pytest.mark.parametrize("wrong", [{"label_rate": 0.0}, {"label_rate": 1.0}, {"background": -1}])
 def test_footage_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    assert FootageOptions() == FootageOptions(label_rate=0.01, background=16)
     FootageOptions(label_rate=0.5, background=0)
     with pytest.raises(InputError, match="expected"):
         FootageOptions(**wrong)
