@@ -82,6 +82,7 @@ def test_standings_are_those_of_the_first_named_in_either_order() -> None:
     ("ms", "top1", "verdicts", "said"),
     [
         (20, 0.60, {}, "2.00 times as slow, as accurate"),
+        (10, 0.57, {}, "1.00 times as fast (within noise), 3.00 points less accurate"),
         (5, 0.60, {}, "2.00 times as fast, as accurate"),
         (12.5, 0.62, {}, "1.25 times as slow, 2.00 points more accurate"),
         (8, 0.57, {}, "1.25 times as fast, 3.00 points less accurate"),
@@ -124,6 +125,9 @@ def test_a_single_other_that_is_fastest_and_most_accurate_is_named_once() -> Non
     points = [point("a", 10, 0.6, None), point("b", 5, 0.7, 500)]
     found = decide(points, all_pairs(points), TradeoffLimits(max_latency_ms=11, min_accuracy=0.5))
     assert found.label == "b"
+    assert found.why[1:] == (
+        "The most accurate and the fastest other, a: 2.00 times as slow, 10.00 points less accurate.",
+    )
     points[1] = point("b", 5, 0.7, None)
     found = decide(points, all_pairs(points), TradeoffLimits(max_latency_ms=10.5))
     assert found.why[0].endswith("1,200 images).")  # nothing is said of memory that is not known
@@ -192,6 +196,7 @@ def test_of_points_that_are_level_accuracy_then_memory_then_accuracy_decide() ->
     assert decide(points, all_pairs(points, latency=every), NO_LIMIT).label == "good"
     assert decide(points, all_pairs(points), NO_LIMIT).label == "good"
     assert decide(points, all_pairs(points), TradeoffLimits(min_accuracy=0.6)).label == "large"
+    assert decide(points, all_pairs(points, latency=every), TradeoffLimits(min_accuracy=0.6)).label == "good"
     unknown = [point("unknown", 10.1, 0.70, None), small, large]
     every = {(one.label, other.label) for one, other in itertools.combinations(unknown, 2)}
     # The large one is dropped for the small one's sake; of what is not known nothing is held against it.
@@ -227,7 +232,7 @@ def test_the_answers_for_a_page_are_those_of_the_rule_for_every_setting() -> Non
             for k, accuracy in enumerate([*found.accuracies, None]):
                 number = [value for at, value in changes if at <= k][-1]
                 asked = TradeoffLimits(max_latency_ms=latency, max_memory_mb=memory, min_accuracy=accuracy)
-                assert decide(points, pairs, asked).label == (points[number].label if number >= 0 else None)
+                assert decide(points, pairs, asked).label == (None if number == -1 else points[number].label)
                 told.add(number)
     assert len(found.picks) == len(found.latencies_ms)
     assert {len(row) for row in found.picks} == {len(found.memories_mb) + 1}

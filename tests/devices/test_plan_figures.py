@@ -1,0 +1,394 @@
+"""A plan's bytes, milliseconds and sentences, worked out by hand from round figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeclip.devices.catalogue.jetpack import load_release
+from edgeclip.devices.catalogue.profile import (
+    DeviceProfile,
+    Dla,
+    Figure,
+    Match,
+    Memory,
+    Peak,
+    Precision,
+    load_profile,
+)
+from edgeclip.devices.machine.tree import Tree
+from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.cost import GraphCost, load_cost
+from edgeclip.devices.plan.memory import VariantMemory, build_lacks, build_workspace, free_bytes, memory_of
+from edgeclip.devices.plan.plan import demand_here, plan, variants_for
+from edgeclip.devices.plan.records import Demand, VariantPlan
+from edgeclip.devices.plan.speed import CPU, GPU, Estimate, Range, estimate
+from edgeclip.errors import InputError
+
+GIB, MIB = 2**30, 2**20
+COST = GraphCost(
+    image_size=(224, 224),
+    macs=4_000_000_000,
+    weights=80_000_000,
+    activation_peak=1_000_000,
+    activation_traffic=30_000_000,
+    kernels=100,
+    operators={"MatMul": 2},
+)
+FRAMES = 8 * 1920 * 1080 * 3
+
+
+def device(kind: str = "gpu", *, gib: float | None = 4.0, reserved: float | None = None, **more: Any) -> DeviceProfile:
+    """A device of round figures: 10 TFLOPS in FP16, 5 in FP32, 100 GB/s; BF16 is legal and does not pay."""
+    memory = Memory(
+        shared=kind != "gpu",
+        gib=None if gib is None else Figure(gib, "s"),
+        bandwidth_gb_s=Figure(100.0, "s"),
+        system_reserved_gib=None if reserved is None else Figure(reserved, "s"),
+    )
+    given: dict[str, Any] = {
+        "name": "box",
+        "title": "Box",
+        "kind": kind,
+        "architecture": "a",
+        "memory": memory,
+        "peaks": (Peak("fp32", Figure(5.0, "s"), "cuda"), Peak("fp16", Figure(10.0, "s"), "tensor")),
+        "precisions": (
+            Precision("fp32", False, "exact"),
+            Precision("fp16", True, "fast"),
+            Precision("bf16", False, "b"),
+        ),
+        "match": Match(),
+        "sources": {},
+    }
+    return DeviceProfile(**given | more)
+
+
+def cpu(**more: Any) -> DeviceProfile:
+    """Peaks for each core and GHz."""
+    peaks = (
+        Peak("fp32", Figure(0.05, "s"), "cpu", "core_ghz"),
+        Peak("int8", Figure(0.2, "s"), "cpu", "core_ghz"),
+    )
+    precisions = (Precision("fp32", True, "exact"), Precision("int8", True, "fast"))
+    return device("cpu", gib=None, peaks=peaks, precisions=precisions, **more)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("precision", "bytes_of_weight", "bytes_of_activation"),
+    [("fp32", 4, 4), ("fp16", 2, 2), ("bf16", 2, 2), ("int8", 1, 2)],
+)
+def test_bytes_are_counted_by_hand(precision: str, bytes_of_weight: int, bytes_of_activation: int) -> None:
+    found = memory_of(COST, precision, device(), batch=3, cameras=2)
+    activations, library = 3_000_000 * bytes_of_activation, 768 * MIB
+    assert found == VariantMemory(
+        weights=80_000_000 * bytes_of_weight,
+        activations=activations,
+        frames=2 * FRAMES,
+        library=library,
+        building=library + 4 * 80_000_000 * 4 + activations + 256 * MIB,
+    )
+    assert found.running == 80_000_000 * bytes_of_weight + activations + 2 * FRAMES + library
+
+
+def test_libraries_take_what_was_measured_of_their_kind() -> None:
+    kinds: tuple[tuple[DeviceProfile, int], ...] = ((device("jetson"), 768), (device(), 768), (cpu(), 300))
+    assert [memory_of(COST, "fp32", each, batch=1, cameras=1).library for each, _ in kinds] == [
+        mib * MIB for _, mib in kinds
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile", "given", "free"),
+    [
+        (device("jetson"), 1.25, 5 * GIB // 4),
+        (device("jetson"), None, 5 * GIB // 2),
+        (device("gpu"), None, 7 * GIB // 2),
+        (device("gpu", reserved=0.25), None, 15 * GIB // 4),
+        (device("cpu"), None, 4 * GIB),
+        (cpu(), None, None),
+        (cpu(), 2.0, 2 * GIB),
+    ],
+)
+def test_free_is_what_is_given_or_what_the_system_leaves(
+    profile: DeviceProfile, given: float | None, free: int | None
+) -> None:
+    assert free_bytes(profile, given) == free
+
+
+def test_a_builds_scratch_is_half_of_what_is_free_or_what_its_copies_leave() -> None:
+    assert build_workspace(4 * GIB, GIB // 4, shared=False) == 2 * GIB
+    assert build_workspace(4 * GIB, GIB // 4, shared=True) == 2 * GIB  # three are left
+    assert build_workspace(4 * GIB, 3 * GIB // 4, shared=True) == GIB
+    assert build_workspace(4 * GIB, 2 * GIB, shared=True) == 64 * MIB
+    assert build_workspace(100 * MIB, 2 * GIB, shared=False) == 64 * MIB
+    assert [build_lacks(free, GIB) for free in (4 * GIB, 4 * GIB + 64 * MIB, 5 * GIB)] == [64 * MIB, 0, 0]
+
+
+# Speed
+
+
+def test_a_latency_is_the_sum_of_four_parts_by_hand() -> None:
+    """Products 8e9 · 2 of 10 TFLOPS: 1.6 ms; weights 160 MB of 100 GB/s: 1.6 ms; activations 120 MB: 1.2 ms."""
+    found = estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=2, shares=GPU)
+    assert found.latency_ms.low == pytest.approx(1.6 / 0.8 + 1.6 / 0.95 + 0.0 + 100 * 2 / 1e3)
+    assert found.latency_ms.high == pytest.approx(1.6 / 0.4 + 1.6 / 0.7 + 1.2 / 0.7 + 100 * 10 / 1e3)
+    assert (found.batch, found.bound_by) == (2, "arithmetic")
+    assert found.images_per_s.low == pytest.approx(2e3 / found.latency_ms.high)
+    assert found.images_per_s.high == pytest.approx(2e3 / found.latency_ms.low)
+    on_cpu = estimate(COST, "fp32", peak_tflops=2, bandwidth_gb_s=100, batch=1, shares=CPU)
+    assert on_cpu.latency_ms.low == pytest.approx(4 / 0.8 + 3.2 / 0.95 + 0.2)
+    assert on_cpu.latency_ms.high == pytest.approx(4 / 0.15 + 3.2 / 0.5 + 1.2 * 0.5 / 0.5 + 2.0)
+
+
+def test_activations_between_products_of_int8_stay_in_16_bits() -> None:
+    found = estimate(COST, "int8", peak_tflops=1e6, bandwidth_gb_s=100, batch=10, shares=GPU)
+    assert found.latency_ms.low == pytest.approx(0.8 / 0.95 + 0.2, rel=1e-4)
+    assert found.latency_ms.high == pytest.approx(0.8 / 0.7 + 6.0 / 0.7 + 1.0, rel=1e-4)
+    assert found.bound_by == "moving activations"
+
+
+@pytest.mark.parametrize(
+    ("changed", "bound_by"),
+    [
+        ({"bandwidth_gb_s": 10.0}, "reading weights"),
+        ({"peak_tflops": 1.0}, "arithmetic"),
+        ({"peak_tflops": 1e6, "bandwidth_gb_s": None}, "starting kernels"),
+        ({"batch": 16, "peak_tflops": 1e6}, "moving activations"),
+    ],
+)
+def test_what_takes_longest_bounds(changed: dict[str, Any], bound_by: str) -> None:
+    asked: dict[str, Any] = {"peak_tflops": 10.0, "bandwidth_gb_s": 100.0, "batch": 1, "shares": GPU} | changed
+    found = estimate(COST, "fp16", **asked)
+    assert found.bound_by == bound_by
+    if asked["bandwidth_gb_s"] is None:  # what is read is not counted
+        assert found.latency_ms == Range(pytest.approx(0.2, rel=1e-3), pytest.approx(1.0, rel=1e-3))
+
+
+def test_the_middle_of_a_range_is_its_geometric_mean() -> None:
+    assert Range(2.0, 8.0).middle == 4.0
+
+
+# The whole plan
+
+
+def test_a_plan_of_round_figures() -> None:
+    made = plan(COST, device(), Demand(cameras=3, fps=30))
+    fp32, fp16, bf16, int8 = made.variants
+    assert [each.name for each in made.variants] == ["fp32", "fp16", "bf16", "int8"]
+    assert (made.device, made.title, made.release, made.free_bytes) == ("box", "Box", None, 7 * GIB // 2)
+    assert int8 == VariantPlan("int8", "int8", refused="Box has no INT8")
+    assert fp16.memory == memory_of(COST, "fp16", device(), batch=3, cameras=3)
+    assert fp16.estimate == estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=3, shares=GPU)
+    assert fp32.estimate == estimate(COST, "fp32", peak_tflops=5, bandwidth_gb_s=100, batch=3, shares=GPU)
+    assert (fp16.wise, fp16.why, fp16.fits, fp16.reach) == (True, "fast", True, "yes")
+    assert (bf16.wise, bf16.why, bf16.estimate, bf16.reach) == (False, "b", None, None)  # no peak is published
+    assert (made.recommended, made.variant("fp16")) == ("fp16", fp16)
+    assert fp16.estimate is not None
+    speed = fp16.estimate.images_per_s
+    assert made.verdict == f"fp16: {speed.low:,.0f} to {speed.high:,.0f} images/s, 90 asked for: within reach"
+    assert made.recipe == ("edgeclip build BUNDLE --variant fp16 --batch 1,3,3 --workspace 896",)
+    assert made.notes == ("decoding and preprocessing 90 frames/s of 1080p H.264 on the CPU takes 0.5 to 1.6 cores",)
+    assert plan(COST, device(), Demand(cameras=20)).variants[1].memory == memory_of(
+        COST, "fp16", device(), batch=8, cameras=20
+    )
+    assert plan(COST, device(), Demand(cameras=20, batch=2)).variants[1].estimate == replace(
+        estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=2, shares=GPU)
+    )
+
+
+def test_reach_and_fit_are_told_at_their_edges() -> None:
+    speed = estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=1, shares=GPU).images_per_s
+    for fps, reach in (
+        (speed.low, "yes"),
+        (speed.low * 1.001, "perhaps"),
+        (speed.high, "perhaps"),
+        (speed.high * 1.001, "no"),
+        (None, None),
+    ):
+        made = plan(COST, device(), Demand(fps=fps))
+        assert made.variant("fp16").reach == reach
+    needed = memory_of(COST, "fp16", device(), batch=1, cameras=1).running / GIB
+    for gib, fits in ((needed, True), (needed - 1 / GIB, False)):
+        assert plan(COST, device(), Demand(memory_gib=gib)).variant("fp16").fits is fits
+    unknown = plan(COST, device(gib=None), Demand()).variant("fp16")
+    assert (unknown.fits, unknown.usable) == (None, True)
+
+
+def test_a_cpu_needs_cores_and_clock_for_its_speed() -> None:
+    for demand in (Demand(), Demand(cores=4), Demand(ghz=2.5)):
+        made = plan(COST, cpu(), demand)
+        assert made.variant("fp32").estimate is None
+        assert made.notes[0].startswith("a CPU's peaks are those of a core and GHz")
+    made = plan(COST, cpu(), Demand(cameras=4, cores=4, ghz=2.5))
+    assert [each.name for each in made.variants] == ["fp32", "bf16", "int8-cpu"]
+    assert made.variant("fp32").estimate == estimate(
+        COST, "fp32", peak_tflops=0.05 * 4 * 2.5, bandwidth_gb_s=100, batch=1, shares=CPU
+    )
+    assert made.variant("int8-cpu").estimate == estimate(
+        COST, "int8", peak_tflops=2.0, bandwidth_gb_s=100, batch=1, shares=CPU
+    )
+    assert made.notes == ("what memory is free is not known: give `memory`, GiB",)
+    assert made.recommended == "int8-cpu"  # the fastest of those that pay
+    assert made.recipe == ("edgeclip build BUNDLE --variant int8-cpu --engine openvino",)
+
+
+def test_a_jetpack_decides_what_is_legal() -> None:
+    orin = load_profile("orin-nano-8gb")
+    assert plan(COST, orin).release == "7.2.1"  # the newest
+    old = plan(COST, orin, Demand(jetpack="5.1.1"))
+    assert old.release == "5.1.1"
+    tensorrt = load_release("5.1.1").tensorrt
+    refused = {each.name: each.refused for each in old.variants}
+    assert set(refused.values()) == {"JetPack 5.1.1 brings Python 3.8; edgeclip needs 3.10 or later"}
+    six = {each.name: each.refused for each in plan(COST, orin, Demand(jetpack="6.0")).variants}
+    assert six["fp16"] is None
+    assert six["bf16"] == f"TensorRT {load_release('6.0').tensorrt} takes no BF16 from the graph: expected 10 or later"
+    assert plan(COST, orin, Demand(jetpack="6.1")).variant("bf16").refused is None
+    assert tensorrt is not None
+    with pytest.raises(InputError, match=r"got '6.1': known are none: it is no Jetson"):
+        plan(COST, device(), Demand(jetpack="6.1"))
+
+
+def test_variants_to_export_are_those_that_pay_or_those_wanted() -> None:
+    assert variants_for(device()) == ["fp16"]
+    assert variants_for(device(), ["bf16"]) == ["bf16"]
+    assert variants_for(cpu()) == ["int8-cpu"]
+    with pytest.raises(InputError, match=r"run on box \(fp16, bf16\), got int8, fp32"):
+        variants_for(device(), ["fp16", "int8", "fp32"])
+    only = device(precisions=(Precision("fp32", True, ""),))
+    assert variants_for(only) == []
+    with pytest.raises(InputError, match=r"fp32 alone"):
+        variants_for(only, ["fp16"])
+
+
+@pytest.mark.parametrize("name", ["cameras", "fps", "batch", "memory_gib", "cores", "ghz"])
+def test_each_figure_of_a_demand_is_above_0(name: str) -> None:
+    assert getattr(Demand(**{name: 1}), name) == 1
+    with pytest.raises(InputError, match=f"expected {name.replace('_', ' ')} above 0, got 0"):
+        Demand(**{name: 0})
+
+
+def write(root: Path, **files: str) -> Tree:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Tree(root)
+
+
+def test_what_a_machine_tells_fills_in_what_was_not_asked(tmp_path: Path) -> None:
+    info = "".join(f"processor\t: {n}\nmodel name\t: X\ncpu MHz\t\t: 2400.000\n\n" for n in range(4))
+    memory = "MemTotal: 8388608 kB\nMemAvailable: 3145728 kB\n"
+    tree = write(tmp_path, proc__cpuinfo=info, proc__meminfo=memory)
+    found = demand_here(Demand(fps=5), cpu(), tree)
+    assert (found.fps, found.memory_gib, found.cores, found.ghz) == (5, 3.0, 4, 2.4)
+    given = Demand(memory_gib=1.0, cores=2, ghz=1.5)
+    assert demand_here(given, cpu(), tree) == given
+    on_gpu = demand_here(Demand(), device(), tree)
+    assert (on_gpu.memory_gib, on_gpu.cores, on_gpu.ghz) == (None, None, None)
+    jetson = demand_here(Demand(), device("jetson"), tree)
+    assert (jetson.memory_gib, jetson.cores) == (3.0, None)
+    bare = demand_here(Demand(), cpu(), write(tmp_path / "bare", proc__version="x"))
+    assert (bare.memory_gib, bare.ghz) == (None, None)
+
+
+# Advice
+
+
+def variant(name: str, ms: float | None = 10.0, **more: Any) -> VariantPlan:
+    speed = None if ms is None else Estimate(1, Range(ms / 2, ms * 2), "arithmetic")
+    return VariantPlan(name, name, **{"wise": True, "estimate": speed, "fits": True} | more)
+
+
+def test_the_most_exact_that_surely_reaches_is_recommended_else_the_fastest_that_pays() -> None:
+    exact, middle, fast = variant("exact", 20.0), variant("middle", 10.0), variant("fast", 5.0)
+    assert recommended([exact, middle, fast]) == fast
+    assert recommended([exact, replace(middle, reach="yes"), replace(fast, reach="yes")]) == replace(
+        middle, reach="yes"
+    )
+    assert recommended([replace(exact, wise=False, reach="yes"), middle]) == middle
+    assert recommended([replace(exact, wise=False), replace(middle, wise=False)]) == replace(middle, wise=False)
+    assert recommended([exact, replace(fast, fits=False)]) == exact
+    assert recommended([exact, replace(fast, refused="no")]) == exact
+    assert recommended([exact, replace(fast, estimate=None)]) == exact
+    blind = replace(exact, estimate=None)
+    assert recommended([blind, replace(fast, estimate=None)]) == blind
+    assert recommended([replace(exact, refused="no")]) is None
+
+
+def test_a_verdict_says_what_to_expect() -> None:
+    asked, nothing = Demand(cameras=2, fps=12.5), Demand()
+    this = variant("fp16", 1000 / 150)
+    expected = "fp16: 75 to 300 images/s"
+    assert verdict(this, nothing, []) == f"{expected}, bound by arithmetic"
+    assert verdict(replace(this, reach="yes"), asked, []) == f"{expected}, 25 asked for: within reach"
+    perhaps = f"{expected}, 25 asked for: measure on the device before promising it"
+    assert verdict(replace(this, reach="perhaps"), asked, []) == perhaps
+    assert verdict(replace(this, reach="no"), asked, []) == (
+        f"{expected}, 25 asked for: out of reach; label fewer frames (`gate` skips still scenes) or take a smaller "
+        "model"
+    )
+    blind = "fp16 can run; how fast is not known: measure with edgeclip build"
+    assert verdict(variant("fp16", None), asked, []) == blind
+    none = [variant("a", refused="no A"), variant("b", refused="no A"), variant("c", fits=False)]
+    assert verdict(None, asked, none) == "nothing can run: no A; c needs more memory than is free"
+
+
+def test_a_build_on_a_jetson_that_lacks_memory_gets_swap_first() -> None:
+    memory = VariantMemory(weights=0, activations=0, frames=0, library=0, building=5 * GIB)
+    this = VariantPlan("fp16", "fp16", memory=memory, estimate=Estimate(4, Range(1, 2), ""))
+    command = "edgeclip build BUNDLE --variant fp16 --batch 1,4,4"
+    assert recipe(this, device("jetson"), 5 * GIB) == (f"{command} --workspace 1024",)
+    assert recipe(this, device("jetson"), 2 * GIB) == (
+        "sudo systemctl isolate multi-user.target",
+        "sudo systemctl disable --now nvzramconfig",
+        "sudo fallocate -l 5G /swapfile && sudo chmod 600 /swapfile",
+        "sudo mkswap /swapfile && sudo swapon /swapfile",
+        f"{command} --workspace 512",
+    )
+    assert recipe(this, device("jetson"), 5 * GIB - 1)[2].startswith("sudo fallocate -l 4G ")
+    assert "fallocate -l 6G" in recipe(this, device("jetson"), 2 * GIB - 1)[2]  # begun GiB count whole
+    assert recipe(this, device(), 100 * MIB) == (f"{command} --workspace 64",)
+    assert recipe(this, device(), None) == (command,)
+    assert recipe(replace(this, memory=None, estimate=None), device(), GIB) == (command.replace("1,4,4", "1,1,1"),)
+
+
+def test_faults_of_a_release_and_the_dla_are_told() -> None:
+    xavier = load_profile("xavier-nx-8gb")
+    release = load_release(xavier.jetpacks[0])
+    said = notes_on(COST, xavier, Demand(), release, GIB)
+    assert any("DLA" in each for each in said)
+    without = notes_on(COST, load_profile("orin-nano-8gb"), Demand(), load_release("6.2"), GIB)
+    assert not any(each.startswith(("not for the DLA", "fit for the DLA")) for each in without)
+    assert any(each.startswith("prove before use: ") for each in [*said, *without])
+    dla = Dla(count=1, version="2.0", precisions=("fp16",), source="s")
+    for operators, begins in (
+        ({"Conv": 3, "Relu": 2}, "fit for the DLA by its operators"),
+        ({"LayerNormalization": 2, "Erf": 1, "Conv": 1}, "not for the DLA: "),
+    ):
+        cost = GraphCost(
+            image_size=(8, 8),
+            macs=1,
+            weights=1,
+            activation_peak=1,
+            activation_traffic=1,
+            kernels=1,
+            operators=operators,
+        )
+        told = notes_on(cost, device(dla=dla), Demand(), load_release("6.2"), GIB)
+        (note,) = (each for each in told if each.startswith(("fit for", "not for")))
+        assert note.startswith(begins)
+        assert note.endswith(" more reasons") == ("Erf" in operators)
+
+
+def test_a_cost_comes_back_from_its_file_and_may_be_absent(tmp_path: Path) -> None:
+    assert load_cost(tmp_path) is None
+    COST.save(tmp_path)
+    assert load_cost(tmp_path) == COST
