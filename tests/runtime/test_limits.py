@@ -22,7 +22,7 @@ FIGURES = {  # what the document calls a limit → the limit, and the figure of 
     "loss of margin, mean, at most": ("mean_margin_loss", "mean_margin_loss"),
     "loss of margin, 95th percentile, at most": ("margin_loss", "p95_margin_loss"),
 }
-IMAGES = {"all": "all photographs", "first": "64 photographs", "views": "64 views of nine photographs"}
+IMAGES = {"all": "all photographs", "first": "64 photographs", "views": "views of nine photographs"}
 
 
 class Rung(msgspec.Struct, frozen=True):
