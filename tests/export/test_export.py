@@ -281,7 +281,6 @@ def limits(*, min_cosine: float = -1, min_centred_cosine: float = -1) -> ParityL
     """Limits that every number reaches, but for those given."""
     return ParityLimits(
         min_cosine=min_cosine,
-        p01_cosine=-1,
         min_centred_cosine=min_centred_cosine,
         mean_centred_cosine=-1,
         agreement=0,

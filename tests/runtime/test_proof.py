@@ -41,7 +41,15 @@ from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.proof.basis import basis_of
 from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
-from edgeclip.runtime.proof.parity import LIMITS, ParityLimits, ParityReport, compare_embeddings, margin_loss, worst_of
+from edgeclip.runtime.proof.parity import (
+    LIMITS,
+    ParityLimits,
+    ParityReport,
+    compare_decisions,
+    compare_embeddings,
+    margin_loss,
+    worst_of,
+)
 from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.sinks.terminal import print_choice
 from edgeclip.spec import Precision
@@ -187,8 +195,26 @@ def test_agreement_and_margin_are_taken_on_the_classes_and_not_on_the_lengths() 
     candidate = np.array([[3.0, 4.0], [0.0, 9.0]], np.float32)  # (.6, .8) and (0, 1): gaps -.2 and 1
     report = compare_embeddings(reference, candidate, ("a", "b"), batch_size=1, classes=classes)
     assert (report.classes, report.agreement) == (2, 0.5)
+    # The median gap is .6, and half of that parts what is clearly decided from what is not.
+    assert (report.decided, report.decided_agreement) == (1, 1.0)
     assert report.mean_margin_loss == pytest.approx(0.4 / 0.6 / 2)
     assert report.p95_margin_loss == pytest.approx(0.95 * 0.4 / 0.6)
+
+
+def test_a_decision_that_was_clear_and_is_lost_is_told_apart_from_one_that_was_close() -> None:
+    sure, close = [0.9, 0.1], [0.5, 0.45]
+    reference = np.array([sure, sure, close, close], np.float32)  # median gap .425
+    for changed, expected in ((0, (3 / 4, 1 / 2)), (2, (3 / 4, 1.0))):
+        candidate = reference.copy()
+        candidate[changed] = candidate[changed, ::-1]
+        found = compare_decisions(reference, candidate)
+        assert found.decided == 2
+        assert (found.agreement, found.decided_agreement) == expected
+    level = np.full((2, 2), 0.5, np.float32)  # nothing is decided: then all that there is counts
+    assert (compare_decisions(level, level[:, ::-1]).decided, compare_decisions(level, level).decided_agreement) == (
+        0,
+        1,
+    )
 
 
 @pytest.mark.parametrize("classes", [None, np.zeros((0, 2), np.float32), np.ones((1, 2), np.float32)])
@@ -211,12 +237,20 @@ GOOD = ParityReport(
     max_abs_difference=0.0,
     classes=3,
     agreement=1.0,
+    decided=8,
+    decided_agreement=1.0,
     mean_margin_loss=0.0,
     p95_margin_loss=0.0,
     worst=("a", "b", "c"),
 )
 EXACT = ParityLimits(
-    min_cosine=0.9, p01_cosine=0.9, min_centred_cosine=0.9, mean_centred_cosine=0.9, agreement=0.9, margin_loss=0.1
+    min_cosine=0.9,
+    min_centred_cosine=0.9,
+    mean_centred_cosine=0.9,
+    agreement=0.9,
+    decided_agreement=0.9,
+    mean_margin_loss=0.1,
+    margin_loss=0.1,
 )
 
 
@@ -225,10 +259,11 @@ EXACT = ParityLimits(
     ("figure", "said"),
     [
         ("min_cosine", "a cosine of at least 0.9, got"),
-        ("p01_cosine", "a 1st percentile of the cosine of at least 0.9"),
         ("min_centred_cosine", "a mean-centred cosine of at least 0.9"),
         ("mean_centred_cosine", "a mean of the mean-centred cosine of at least 0.9"),
         ("agreement", "a top-1 agreement of at least 0.9"),
+        ("decided_agreement", "a top-1 agreement where FP32 decides clearly of at least 0.9"),
+        ("mean_margin_loss", "a mean margin loss of at most 0.1 gaps"),
         ("p95_margin_loss", "a margin loss of at most 0.1 gaps"),
     ],
 )

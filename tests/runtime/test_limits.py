@@ -1,0 +1,145 @@
+"""The gate's limits are those that the document states, and do to damage of known price what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgeclip.runtime.proof.parity import LIMITS, ParityReport
+from edgeclip.spec import Precision
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
+FIGURES = {  # what the document calls a limit → the limit, and the figure of a report that it is of
+    "cosine, worst image, at least": ("min_cosine", "min_cosine"),
+    "mean-centred cosine, worst image, at least": ("min_centred_cosine", "min_centred_cosine"),
+    "mean-centred cosine, mean, at least": ("mean_centred_cosine", "mean_centred_cosine"),
+    "same best class, at least": ("agreement", "agreement"),
+    "same best class where FP32 decides clearly, at least": ("decided_agreement", "decided_agreement"),
+    "loss of margin, mean, at most": ("mean_margin_loss", "mean_margin_loss"),
+    "loss of margin, 95th percentile, at most": ("margin_loss", "p95_margin_loss"),
+}
+IMAGES = {"all": "all photographs", "first": "64 photographs", "views": "views of nine photographs"}
+
+
+class Rung(msgspec.Struct, frozen=True):
+    """One damaged variant, as ``benchmarks/gate.py`` wrote it: points of top-1 lost, and what the gate sees."""
+
+    model: str
+    variant: str
+    kind: str
+    precision: Precision
+    loss: float
+    low: float
+    high: float
+    n: int
+    gate: dict[str, ParityReport]
+
+    @property
+    def costly(self) -> bool:
+        """By the estimate."""
+        return self.loss > 1
+
+    @property
+    def cheap(self) -> bool:
+        """By the estimate."""
+        return self.loss < 0.3
+
+    def refused(self, images: str) -> bool:
+        """By its precision's limits."""
+        return bool(self.gate[images].failures(LIMITS[self.precision]))
+
+
+class Ladder(msgspec.Struct, frozen=True):
+    """All rungs."""
+
+    rungs: tuple[Rung, ...]
+
+
+@pytest.fixture(scope="module")
+def ladder() -> tuple[Rung, ...]:
+    return msgspec.json.decode((ROOT / "docs" / "results" / "gate.json").read_bytes(), type=Ladder).rungs
+
+
+def rung(ladder: tuple[Rung, ...], model: str, variant: str) -> Rung:
+    (found,) = [item for item in ladder if (item.model, item.variant) == (model, variant)]
+    return found
+
+
+def test_the_documents_table_is_the_limits() -> None:
+    head, *rows = re.findall(r"^\| *(.*?) *\| (.*) \|$", DOCUMENT[DOCUMENT.index("| | `fp32` |") :], re.MULTILINE)[:9]
+    precisions = [name.strip("` ") for name in head[1].split("|")]
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[1:]}
+    assert precisions == list(LIMITS)
+    assert list(told) == list(FIGURES)
+    for name, (limit, _) in FIGURES.items():
+        for precision, cell in zip(LIMITS, told[name], strict=True):
+            stated = float(cell.removesuffix(" %")) / (100 if cell.endswith("%") else 1)
+            assert getattr(LIMITS[precision], limit) == pytest.approx(stated), (precision, name)
+
+
+def test_no_limit_is_left_out_of_the_document() -> None:
+    assert {limit for limit, _ in FIGURES.values()} == set(LIMITS["int8"].__struct_fields__)
+
+
+@pytest.mark.parametrize("images", IMAGES)
+def test_the_gate_misses_what_the_document_says_and_nothing_else(ladder: tuple[Rung, ...], images: str) -> None:
+    taken = [item for item in ladder if images in item.gate]
+    costly, cheap = [item for item in taken if item.costly], [item for item in taken if item.cheap]
+    passed = [item for item in costly if not item.refused(images)]
+    refused = [item for item in cheap if item.refused(images)]
+    row = f"| {IMAGES[images]} | {len(taken)} | {len(passed)} of {len(costly)} | {len(refused)} of {len(cheap)} |"
+    assert row in DOCUMENT
+    for item in (*passed, *refused):
+        assert f"| {IMAGES[images]} | {item.model}, {item.variant} | {item.loss:.2f} ({item.low:.2f} to" in DOCUMENT
+
+
+@pytest.mark.parametrize("images", ["all", "first"])
+@pytest.mark.parametrize("precision", LIMITS)
+def test_damage_that_costs_points_passes_at_no_precision(
+    ladder: tuple[Rung, ...], precision: Precision, images: str
+) -> None:
+    sure = [item for item in ladder if item.low > 1]
+    assert sure
+    assert all(item.gate[images].failures(LIMITS[precision]) for item in sure)
+
+
+def test_every_limit_refuses_some_damage_by_itself(ladder: tuple[Rung, ...]) -> None:
+    for precision, limits in LIMITS.items():
+        for limit, figure in FIGURES.values():
+            vacuous = {name: 1e9 if "loss" in name else -1e9 for name in limits.__struct_fields__ if name != limit}
+            alone = msgspec.structs.replace(limits, **vacuous)
+            refused = [item for item in ladder if item.costly and item.gate["first"].failures(alone)]
+            assert len(refused) >= 5, (precision, figure)
+
+
+# The collapses that were published of a Jetson, and what must pass
+
+
+def test_linears_only_int8_of_a_real_transformer_passes(ladder: tuple[Rung, ...]) -> None:
+    for model in ("minilm", "starter", "starter-128"):
+        item = rung(ladder, model, "linears-only int8")
+        assert item.loss < 0.3
+        assert not item.refused("all")
+        assert not item.refused("first")
+
+
+@pytest.mark.parametrize("variant", ["raw fp16, larger residual", "default tool"])
+def test_the_published_collapses_are_refused_at_every_precision(ladder: tuple[Rung, ...], variant: str) -> None:
+    item = rung(ladder, "vit-112", variant)
+    assert item.low > 1
+    for limits in LIMITS.values():
+        assert item.gate["first"].failures(limits)
+
+
+@pytest.mark.parametrize("variant", ["int8 (edgeclip)", "fp16 (edgeclip)"])
+def test_what_the_starter_ships_and_makes_passes(ladder: tuple[Rung, ...], variant: str) -> None:
+    for item in ladder:
+        if item.model == "starter" and item.variant == variant:
+            assert not any(item.refused(images) for images in item.gate)
+            break
+    else:
+        pytest.fail(f"{variant} is not in the ladder")
