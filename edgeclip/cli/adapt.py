@@ -205,7 +205,10 @@ def _check_apart(output: Path, *checkpoints: str, overwrite: bool) -> None:
 
 def qat(
     bundle: BundleArgument,
-    images: Annotated[Path, typer.Option(help="Folder of images like those that the device will see; no labels.")],
+    images: Annotated[
+        Path,
+        typer.Option(help="Folder of images like those that the device will see; no labels. Golden ones are left out."),
+    ],
     variants: Annotated[str, typer.Option(help="Which to make: int8, int8-cpu or both.")] = "int8, int8-cpu",
     count: Annotated[int, typer.Option(help="Images to train on.")] = 256,
     steps: Annotated[int, typer.Option(help="Steps to train for.")] = 200,
