@@ -119,17 +119,18 @@ def print_card(bundle: Bundle, console: Console) -> None:
 def _proved_on(bundle: Bundle) -> Iterator[str]:
     """What the variants are proved on on this device, those together of which the same is said."""
     from edgeclip.runtime.proof.basis import basis_of, how_to_prove
+    from edgeclip.runtime.proof.choose import remedy
     from edgeclip.runtime.proof.site import bundle_name, golden_here
 
-    golden, command = golden_here(bundle), how_to_prove(bundle_name(bundle))
+    golden = golden_here(bundle)
     if golden is None:
-        yield f"not proved: there are no golden images; {command} proves it"
+        yield f"not proved: there are no golden images; {how_to_prove(bundle_name(bundle))} proves it"
         return
     alike: dict[Basis, list[str]] = {}
     for variant in bundle.manifest.variants:
         alike.setdefault(basis_of(bundle, variant.name, golden), []).append(variant.name)
     for basis, names in alike.items():
-        yield f"{', '.join(names)} {basis}{f': {command}' if basis.provisional else ''}"
+        yield f"{', '.join(names)} {basis}{f': {remedy(bundle, basis)}' if basis.provisional else ''}"
 
 
 def _decisions(bundle: Bundle, tables: list[PromptTable]) -> list[str]:

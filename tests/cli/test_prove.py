@@ -11,6 +11,7 @@ import pytest
 from edgeclip import Bundle
 from edgeclip.engine_list import ENGINES
 from edgeclip.runtime.images import write_image
+from edgeclip.runtime.proof.basis import FEWEST
 from tests.conftest import Run, add_variant, edit_weight, without_golden
 
 
@@ -90,7 +91,7 @@ def test_few_pictures_and_no_table_are_told_and_what_could_not_be_checked_with_w
     assert "  provisional: on 1 photographs of this site, fewer than" in out
     said = cli("label", tiny_bundle, site / "00.png")[2].splitlines()[0]
     assert "could not be checked: mean-centred cosine" in said
-    assert said.endswith(f"fewer than 16: edgeclip prove {tiny_bundle} --images FOLDER")
+    assert said.endswith(f"fewer than {FEWEST}: edgeclip prove {tiny_bundle} --images FOLDER")
 
 
 @pytest.mark.parametrize(

@@ -487,6 +487,14 @@ def test_what_was_asked_for_and_did_not_run_is_a_failure(tiny_bundle: Path, monk
     assert edgeclip.prove(tiny_bundle, engine=["own-cpu", "own"]).failed == ("own-cpu could not run: no such device",)
 
 
+def test_the_command_is_not_named_where_it_would_mend_nothing(tiny_bundle: Path, site: Path) -> None:
+    bundle = add_variant(tiny_bundle, "old", lambda graph: None)  # as made before its calibration images were noted
+    assert choose(bundle, variant="old", engine="onnxruntime").why.endswith(" --images FOLDER")
+    edgeclip.prove(bundle, site, variant="old", engine="onnxruntime")
+    why = choose(bundle, variant="old", engine="onnxruntime").why
+    assert why.endswith("not known whether calibrated on: export the variant again, which notes it")
+
+
 def test_images_that_a_variant_was_calibrated_on_are_no_proof_of_it(tiny_bundle: Path, site: Path) -> None:
     some = sorted(site.iterdir())[:5]
     digests = tuple(pixels_digest(read_image(path)) for path in some)

@@ -29,7 +29,7 @@ from edgeclip.errors import (
 )
 from edgeclip.runtime.engines.base import engine_class
 from edgeclip.runtime.engines.first_run import check_first_run
-from edgeclip.runtime.proof.basis import Basis, basis_of, how_to_prove
+from edgeclip.runtime.proof.basis import FEWEST, Basis, basis_of, how_to_prove
 from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.proof import Proof, prove
 from edgeclip.runtime.proof.site import REFERENCE, bundle_name, require_golden
@@ -148,7 +148,14 @@ def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
     """What keeps a proof from being whole, in a clause each, and the command that mends it."""
     yield from _unchecked(proof)
     if basis.provisional:
-        yield f"{basis}: {_how(bundle)}"
+        yield f"{basis}: {remedy(bundle, basis)}"
+
+
+def remedy(bundle: Bundle, basis: Basis) -> str:
+    """What makes a provisional proof a whole one."""
+    if basis.origin == "site" and basis.photographs >= FEWEST:  # what is missing is not there to be had on the device
+        return "export the variant again, which notes it"
+    return _how(bundle)
 
 
 def _unchecked(proof: Proof) -> Iterator[str]:

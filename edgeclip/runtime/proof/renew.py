@@ -140,7 +140,7 @@ def prove(
             keep_site(opened, encode_site(opened, taken))
         except EngineError as error:
             raise EngineError(f"{error}; where FP32 cannot run, prove on the `stored` embeddings") from error
-        if len(taken.names) < min(count, FEWEST):
+        if len(taken.names) < FEWEST:
             told.append(
                 f"expected at least {FEWEST} different photographs for a proof, got {len(taken.names)}: it stays "
                 "provisional"
