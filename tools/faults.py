@@ -141,7 +141,7 @@ FAULTS = (
         "edgeclip/export/merge_tokens/model.py",
         "for model in (self.unmerged, self)\n",
         "for model in (self, self)\n",
-        "tests/export/test_merge_tokens.py::test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables",
+        "tests/export/test_merge_tokens.py::test_a_report_compares_the_merged_tower_with_the_unmerged_one",
     ),
     Fault(
         "lost margin counts as gained",
@@ -253,7 +253,7 @@ FAULTS = (
         "edgeclip/calibration/choice/drift.py",
         "drifted = p_value <= LEVEL",
         "drifted = p_value > LEVEL",
-        "tests/calibration/test_calibrate_images.py::test_another_site_has_drifted_and_later_footage_of_the_same_has_not",
+        "tests/calibration/test_calibrate_images.py::test_the_verdict_says_what_was_found",
     ),
     Fault(
         "a file's hash is not checked",

@@ -25,9 +25,11 @@ from edgeclip.export.merge_tokens.blocks import Merge, MergingBlocks, merge_towe
 from edgeclip.export.merge_tokens.model import REPORT, MergedModel  # noqa: E402
 from edgeclip.export.onnx import export_onnx  # noqa: E402
 from edgeclip.export.proofs import run_onnx  # noqa: E402
+from edgeclip.prompts import unit_rows  # noqa: E402
 from edgeclip.runtime.encoder import ImageEncoder  # noqa: E402
 from edgeclip.runtime.engines.base import load_engine  # noqa: E402
 from edgeclip.runtime.images import read_image  # noqa: E402
+from edgeclip.runtime.preprocess.preprocess import Preprocessor  # noqa: E402
 from edgeclip.spec import EncoderSpec, PreprocessSpec  # noqa: E402
 from edgeclip.training.build_model import build_two_tower  # noqa: E402
 from edgeclip.training.checkpoint.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
@@ -316,6 +318,25 @@ def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
     assert len(labels) == 5
     assert set(labels) <= {"cat", "cup", "rocket"}
     assert table.is_file()
+
+
+def test_a_report_compares_the_merged_tower_with_the_unmerged_one(checkpoint: Path, photographs_dir: Path) -> None:
+    model = load_checkpoint(str(checkpoint))
+    photos = [(path.name, read_image(path)) for path in sorted(photographs_dir.iterdir())]
+    classes = np.eye(32, dtype=np.float32)[:4]
+    preprocess = Preprocessor(model.encoder.preprocess)
+    images = torch.from_numpy(np.stack([preprocess(image) for _, image in photos]))
+    reduced = MergedModel(model, 3)
+    report = reduced.report(photos, classes)
+    before, after = (unit_rows(each.encode_image(images).numpy()) for each in (model, reduced))
+    cosines = (before * after).sum(axis=1)
+    same = (before @ classes.T).argmax(axis=1) == (after @ classes.T).argmax(axis=1)
+    assert report.agreement.min_cosine == pytest.approx(cosines.min(), abs=1e-5)
+    assert report.agreement.mean_cosine == pytest.approx(cosines.mean(), abs=1e-5)
+    assert report.agreement.agreement == same.mean()
+    assert report.agreement.worst[0] == photos[int(cosines.argmin())][0]
+    assert cosines.min() < 0.9999
+    assert MergedModel(model, 0).report(photos, classes).agreement.min_cosine == pytest.approx(1, abs=1e-6)
 
 
 def test_the_text_side_is_found_again_and_each_number_is_a_model_of_its_own(checkpoint: Path) -> None:
