@@ -73,7 +73,7 @@ def test_a_scan_lists_every_visible_file_with_its_size_and_hash(folder: Path) ->
     assert list(written.files) == names
     assert read_manifest(folder).files == written.files
     for name in names:
-        assert written.files[name] == FileRecord(len(name), hashlib.sha256(name.encode()).hexdigest())
+        assert written.files[name] == FileRecord(size=len(name), sha256=hashlib.sha256(name.encode()).hexdigest())
         assert file_record(folder / name) == written.files[name]
 
 

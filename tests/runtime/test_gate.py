@@ -243,6 +243,16 @@ def test_of_the_smallest_frame_a_pixel_is_looked_at(shape: tuple[int, int]) -> N
     assert [gate.changed(dark), gate.changed(dark), gate.changed(dark + 90)] == [True, False, True]
 
 
+def test_of_a_small_frame_no_more_is_looked_at_than_the_encoder_sees() -> None:
+    """A quarter of four pixels, from the second on."""
+    for row, noticed in enumerate((False, True, False, False)):
+        gate = SceneGate(spec=PreprocessSpec(height=16, width=16, resize_to=64, mean=(0.5,) * 3, std=(0.5,) * 3))
+        image = np.zeros((4, 4), np.uint8)
+        gate.changed(planes(image))
+        image[row, row] = 255
+        assert gate.changed(planes(image)) is noticed
+
+
 def test_an_encoder_that_squashes_sees_the_whole_frame() -> None:
     squash = PreprocessSpec(height=24, width=24, resize_to=32, mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash")
     gate = SceneGate(spec=squash)

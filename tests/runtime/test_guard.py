@@ -91,6 +91,8 @@ def opened(**request: Any) -> bool:
         ("", False),
         ("localhost.example", False),
         ("mylocalhost", False),
+        ("localhostX", False),
+        ("X127.0.0.1", False),
         ("126.255.255.255", False),
         ("0.0.0.0", False),
         ("192.168.1.5", False),
@@ -111,6 +113,7 @@ def test_without_a_token_this_machine_may_ask(host: str) -> None:
 def test_without_a_token_no_other_name_may(host: str) -> None:
     answer = ask(host=host)
     assert answer.status == 403
+    assert "www-authenticate" not in answer.headers, "no token would help"
     assert repr(host) in answer.error
     assert "loopback" in answer.error
 
@@ -171,6 +174,7 @@ def test_the_token_opens_by_each_of_its_three_ways() -> None:
         answer = ask(token=plain, **brings)
         assert (answer.status, answer.body) == (200, "reached"), brings
     assert opened(query=f"token={quote(TOKEN)}")
+    assert opened(query=f"view=\xff&token={quote(TOKEN)}"), "a byte that is no UTF-8 is the sender's affair"
     assert opened(authorization=f"Bearer {TOKEN}")
 
 
