@@ -233,13 +233,15 @@ def test_a_curves_figures_are_means_over_seeds_with_students_interval() -> None:
     embeddings = unit_rows((AXES[labels] + 0.6 * rng.standard_normal((48, WIDTH))).astype(np.float32))
     text = table_of(unit_rows((AXES[:4] + 0.4 * rng.standard_normal((4, WIDTH))).astype(np.float32)))
     done: list[tuple[int, int]] = []
-    options = CurveOptions(methods=("tip-adapter", "probe"), shots=(0, 2, 99), seeds=3)
+    options = CurveOptions(methods=("tip-adapter", "probe"), shots=(0, 99), seeds=2)
     curve = draw_curve(text, Shots(embeddings, labels), SOFTMAX, options, progress=lambda *each: done.append(each))
-    assert (curve.images, curve.classes, curve.tested, curve.seeds, curve.most_shots) == (48, 4, 12, 3, 9)
+    assert (curve.images, curve.classes, curve.tested, curve.seeds, curve.most_shots) == (48, 4, 12, 2, 9)
     assert [(each.method, each.shots) for each in curve.points] == [
-        ("tip-adapter", 0), ("tip-adapter", 2), ("probe", 2), ("tip-adapter", 9), ("probe", 9)
-    ]  # fmt: skip
-    assert done == [(number + 1, 15) for number in range(15)]
+        ("tip-adapter", 0),
+        ("tip-adapter", 9),
+        ("probe", 9),
+    ]
+    assert done == [(number + 1, 6) for number in range(6)]
     zero = curve.points[0].by_seed
     for each in curve.points:
         for values, mean, low, high in (
@@ -247,9 +249,9 @@ def test_a_curves_figures_are_means_over_seeds_with_students_interval() -> None:
             (np.subtract(each.by_seed, zero), each.gain, each.gain_low, each.gain_high),
         ):
             assert mean == pytest.approx(np.mean(values))
-            half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+            half = stats.t.ppf(0.975, 1) * np.std(values, ddof=1) / math.sqrt(2)
             assert (low, high) == pytest.approx((mean - half, mean + half))
-        assert len(each.settings) == 3
+        assert len(each.settings) == 2
     assert curve.points[0].settings[0] == "pull inf, alpha 0, beta 1"
     assert curve.points[0].gain == 0
 
