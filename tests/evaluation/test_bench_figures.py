@@ -1,0 +1,162 @@
+"""What a benchmark claims of times that are given: two results beside each other, warming up, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.sensors.energy import Energy
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
+from edgeclip.errors import InputError
+from edgeclip.evaluation.bench.bench import BenchOptions, _enlarged, _together, _warm_up
+from edgeclip.evaluation.bench.card import compare, print_comparison
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
+
+SETTING = BenchSetting(
+    model="m", variant="fp32", engine="onnxruntime", stage="engine", batch=1, threads=None, size=(8, 8)
+)
+OTHER = msgspec.structs.replace(SETTING, batch=2, threads=3)
+
+
+def result(*measured: tuple[BenchSetting, list[float]], **machine: Any) -> BenchResult:
+    """Of each setting rounds of three times around a median."""
+    conditions = MeasurementConditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None)
+    return BenchResult(
+        bundles={"m": "m"},
+        measured=tuple(
+            Measured(
+                setting=setting,
+                ran_on="CPU",
+                rounds_ms=tuple((0.5 * median, median, 3 * median) for median in medians),
+                warm_up_s=0.0,
+                stable=True,
+            )
+            for setting, medians in measured
+        ),
+        refused=(),
+        machine=machine,
+        conditions=conditions,
+    )
+
+
+def test_two_results_are_compared_as_scipy_compares_independent_rounds() -> None:
+    """Their rounds were not run in turns: neither as many, nor in an order that pairs them."""
+    before, after = [10.0, 10.4, 9.9, 10.1], [12.0, 12.9, 12.1]
+    first, second = result((SETTING, before), (OTHER, before)), result((SETTING, after))
+    ((setting, found),) = compare(first, second)
+    welch = stats.ttest_ind(np.log(after), np.log(before), equal_var=False).confidence_interval()
+    assert setting == SETTING
+    assert found.ratio == pytest.approx(math.exp(np.log(after).mean() - np.log(before).mean()))
+    assert (found.low, found.high) == pytest.approx((math.exp(welch.low), math.exp(welch.high)), rel=0.002)
+    assert found.differs
+    assert {each.differs for _, each in compare(first, first)} == {False}
+    with pytest.raises(InputError, match="a setting in common, got none"):
+        compare(result((OTHER, after)), second)
+
+
+def test_a_comparison_is_printed_with_what_differs_of_the_machines() -> None:
+    out = io.StringIO()
+    here = describe_machine()
+    first, second = (result((SETTING, [ms, ms + 0.1]), **here | {"cpu": cpu}) for ms, cpu in ((10.0, "A"), (20.0, "B")))
+    print_comparison(first, second, Console(file=out, width=300))
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("fp32 on onnxruntime, engine, batch 1: 2.00 times as slow (95 % ")
+    assert lines[1] == "the machines differ in cpu"
+    out.truncate(0)
+    print_comparison(first, first, Console(file=out, width=300))
+    assert "no difference beyond noise" in out.getvalue()
+    assert "the machines differ" not in out.getvalue()
+
+
+def test_a_setting_is_named_with_its_threads() -> None:
+    assert str(SETTING) == "fp32 on onnxruntime, engine, batch 1"
+    assert str(OTHER) == "fp32 on onnxruntime, engine, batch 2, 3 threads"
+
+
+def energy(joules: float) -> Energy:
+    return Energy(
+        joules=joules, error_j=1.0, sampling_j=0.6, sensor_j=0.8, seconds=1.0, covers=("GPU",), method="m", readings=9
+    )
+
+
+def test_energy_is_known_only_where_it_is_known_of_every_round() -> None:
+    both = _together([energy(2.0), energy(3.0)])
+    assert both is not None
+    assert both.joules == 5.0
+    assert _together([energy(2.0), None]) is None
+    assert _together([]) is None
+
+
+def runs(*windows: float) -> Iterator[float]:
+    """Eight times of each window, whose median is as given."""
+    for median in windows:
+        yield from (median, 0.1, 9.0, median, median, 0.2, 8.0, median)
+
+
+@pytest.mark.parametrize(
+    ("windows", "stable", "taken"),
+    [
+        ((1.0, 1.0), True, 16),
+        ((2.0, 1.5, 1.46), True, 24),  # within 3 % of the window before
+        ((2.0, 1.5, 1.45, 1.44), True, 32),
+        ((1.0, 1.029), True, 16),
+        ((1.0, 1.031, 1.031), True, 24),
+    ],
+)
+def test_it_is_warm_when_two_windows_agree(windows: tuple[float, ...], stable: bool, taken: int) -> None:
+    times, called = runs(*windows), 0
+
+    def run() -> float:
+        nonlocal called
+        called += 1
+        return next(times)
+
+    assert _warm_up(run, 100.0) == stable
+    assert called == taken
+
+
+def test_it_gives_up_warming_up_at_its_limit() -> None:
+    times = iter(np.geomspace(1, 1e9, 100_000))
+    assert _warm_up(lambda: float(next(times)) ** 9, 0.0) is False
+
+
+def test_frames_are_enlarged_to_height_and_width() -> None:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    assert [frame.shape for frame in _enlarged(images, (90, 160))] == [(90, 160, 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"variants": "fp32"}, "expected variants as a tuple, got 'fp32'"),
+        ({"engines": "onnxruntime"}, "expected engines as a tuple"),
+        ({"stages": "engine"}, "expected stages as a tuple"),
+        ({"stages": ()}, "expected a stage and a frame of 1 × 1"),
+        ({"frame": (0, 5)}, "expected a stage and a frame of 1 × 1"),
+        ({"stages": ("engine", "none")}, "got none"),
+        ({"rounds": 2}, "at least 3 rounds for an interval and at most 10,000, got 2"),
+        ({"rounds": 10_001}, "at most 10,000"),
+        ({"batches": ()}, "at least 1 and at most 4096"),
+        ({"batches": (1, 0)}, "at least 1 and at most 4096"),
+        ({"batches": (1, 4097)}, "at least 1 and at most 4096"),
+        ({"seconds": 0.0}, "expected seconds above 0"),
+        ({"seconds": 3601.0}, "expected seconds above 0"),
+        ({"seconds": math.nan}, "expected seconds above 0"),
+        ({"warm_up_s": -0.1}, "expected seconds above 0"),
+        ({"warm_up_s": 3601.0}, "expected seconds above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(wrong: dict[str, Any], says: str) -> None:
+    BenchOptions(rounds=3, batches=(1, 4096), seconds=3600.0, warm_up_s=0.0, frame=(1, 1))
+    BenchOptions(rounds=10_000, warm_up_s=3600.0)
+    with pytest.raises(InputError, match=says):
+        BenchOptions(**wrong)
