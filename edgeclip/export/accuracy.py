@@ -230,7 +230,8 @@ class LabelledImages:
     def _scores(self, path: Path, precision: Precision) -> FloatArray:
         with load_engine("onnxruntime", path, self._encoder, precision=precision) as engine:
             rows = [engine.infer(self._preprocess.normalise(image)[None]) for image in self._images]  # (1, D) each
-        return unit_rows(np.concatenate(rows)) @ self._rows.T  # (N, C)
+        scores: FloatArray = unit_rows(np.concatenate(rows)) @ self._rows.T  # (N, C)
+        return scores
 
     def _hits(self, scores: FloatArray) -> Hits:
         of_truth = scores[np.arange(len(scores)), self._truth]

@@ -42,7 +42,7 @@ class Look:
 def pixels_digest(pixels: Image) -> str:
     """Hex sha256 of an (H, W, 3) uint8 RGB image: the same whatever file, of whatever name, it was decoded from."""
     digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
