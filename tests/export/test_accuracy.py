@@ -375,7 +375,7 @@ def test_what_is_there_twice_or_unclear_or_calibrated_on_is_left_out_and_told(
     world: World, tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b, c, d, e = world.pictures[:5]
-    nearly = np.where(np.arange(SIZE) < 1, b // 8 * 8, b).astype(np.uint8)
+    nearly = np.where(np.arange(SIZE)[:, None, None] < 1, b // 8 * 8, b).astype(np.uint8)
     black = np.zeros_like(a)
     images = labelled(tmp_path / "data", tiny_bundle, cat=[a, a, b, c, black], cup=[nearly, d], dog=[c, e])
     preprocess = Preprocessor(Bundle.open(tiny_bundle).manifest.encoder.preprocess)
