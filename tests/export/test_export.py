@@ -420,7 +420,9 @@ def test_ones_own_images_are_split_and_the_bundle_says_what_its_proofs_are_taken
     basis = basis_of(bundle, "int8", golden)
     assert basis == Basis(origin="images", photographs=20, calibrated_on=0, ranges_from="images")
     assert report["basis"] == msgspec.structs.asdict(basis) | {"provisional": False}
-    assert [check["status"] for check in report["checks"]] == ["checked"] * 4 + ["could not be checked"] * 2
+    status = {check["figure"]: check["status"] for check in report["checks"]}
+    assert (status["cosine"], status["mean-centred cosine"]) == ("checked", "checked")
+    assert status["top-1 agreement"] == status["margin loss"] == "could not be checked"  # there is no table of classes
     said = image_report(bundle)
     assert said is not None
     assert said.line() == "images: 20 to prove on, 10 to calibrate on, no photograph in two of them"
