@@ -464,6 +464,7 @@ def test_what_is_seen_in_logits_is_scipys() -> None:
         in_order[:, -1], in_order[:, -1] - in_order[:, -2], special.logsumexp(logits, axis=1), -stats.entropy(chance.T)
     ]  # fmt: skip
     np.testing.assert_allclose(seen.features, np.stack(expected, axis=1), atol=1e-5)
+    np.testing.assert_allclose(look_at(logits[:, :2]).features[:, 1], np.abs(np.diff(logits[:, :2]))[:, 0], atol=1e-5)
     alone = look_at(logits[:, :1])
     np.testing.assert_allclose(alone.features, np.stack([logits[:, 0], 0 * logits[:, 0], logits[:, 0], 0 * logits[:, 0]], 1), atol=1e-6)  # fmt: skip  # noqa: E501
 

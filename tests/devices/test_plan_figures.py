@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgeclip.devices.catalogue.dla import dla_verdict
@@ -25,7 +26,7 @@ from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
 from edgeclip.devices.plan.cost import GraphCost, load_cost
 from edgeclip.devices.plan.memory import VariantMemory, build_lacks, build_workspace, free_bytes, memory_of
-from edgeclip.devices.plan.plan import demand_here, plan, variants_for
+from edgeclip.devices.plan.plan import _refusal, demand_here, plan, profile_here, variants_for
 from edgeclip.devices.plan.records import Demand, VariantPlan
 from edgeclip.devices.plan.speed import CPU, GPU, Estimate, Range, Shares, estimate
 from edgeclip.errors import InputError
@@ -307,6 +308,34 @@ def test_what_a_machine_tells_fills_in_what_was_not_asked(tmp_path: Path) -> Non
     assert (jetson.memory_gib, jetson.cores) == (3.0, None)
     bare = demand_here(Demand(), cpu(), write(tmp_path / "bare", proc__version="x"))
     assert (bare.memory_gib, bare.ghz) == (None, None)
+
+
+def test_a_clock_is_the_highest_of_the_cores_and_a_quota_counts(tmp_path: Path) -> None:
+    """Two kinds of cores at 1.8 and 2.6 GHz, one group that tells nothing, a GPU, and half a core's time."""
+    for policy, khz in (("0", "1800000"), ("4", "2600000"), ("8", "")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpufreq/policy{policy}"
+        folder.mkdir(parents=True)
+        if khz:
+            (folder / "scaling_max_freq").write_text(khz)
+    gpu = tmp_path / "sys/class/devfreq/17000000.gpu"
+    gpu.mkdir(parents=True)
+    (gpu / "max_freq").write_text("9000000000")
+    info = "".join(f"processor\t: {n}\nmodel name\t: X\ncpu MHz\t\t: 4000.000\n\n" for n in range(4))
+    tree = write(tmp_path, proc__cpuinfo=info)
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    for granted, cores in (("50000 100000", 1), ("250000 100000", 2), ("max 100000", 4), ("900000 100000", 4)):
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text(granted)
+        found = demand_here(Demand(), cpu(), tree)
+        assert (found.cores, found.ghz) == (cores, 2.6)
+    with pytest.raises(InputError, match="no device profile fits this machine"):
+        profile_here(Tree(tmp_path / "nothing"))
+
+
+def test_a_release_that_names_no_python_or_one_that_will_do_is_taken() -> None:
+    release = load_release("6.2")
+    for python, refused in (("3.9", True), ("3.10", False), ("3.12", False), ("", False)):
+        told = _refusal("fp16", device(), msgspec.structs.replace(release, python=python))
+        assert bool(told) == refused
 
 
 # Advice

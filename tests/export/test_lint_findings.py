@@ -174,6 +174,22 @@ FOUND: dict[str, tuple[Build, list[str]]] = {
             for told in ("expected scales above 0, got none", "expected as many zero-points as scales, got 1 and 0")
         ],
     ),
+    "a computed scale, and then one of zero": (
+        lambda: graph(
+            [
+                node("ReduceMax", ["x"], ["s"], keepdims=0),
+                *quantize(y="a", scale="s"),
+                *quantize("a", "y", scale="none"),
+            ],
+            {"none": np.float32(0)},
+        ),
+        [
+            "error scale Q_y: expected scales above 0, got 0.0",
+            "error scale DQ_y: expected scales above 0, got 0.0",
+            "warning scale Q_a: the scale is computed: TensorRT before 8 refuses it, and it hinders fusion",
+            "warning scale DQ_a: the scale is computed: TensorRT before 8 refuses it, and it hinders fusion",
+        ],
+    ),
     "the largest denormal scale": (
         lambda: graph(quantize(y="y"), {"scale": np.float32(2.0**-126 - 2.0**-149)}),
         [

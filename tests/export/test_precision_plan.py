@@ -90,6 +90,7 @@ def test_a_value_has_room_in_fp16(largest: float, why: str | None) -> None:
         (np.full((32, 32), -1e5), "weight cannot be stored in FP16 (largest 1e+05)"),
         (np.full((32, 32), 1.0 + 2.0**-11), None),  # the worst that rounding does to a normal number
         (np.full((32, 32), 2.0**-26), "weight cannot be stored in FP16 (largest 1.49e-08)"),
+        (np.full((32, 32), 3 * 2.0**-16 + 2.0**-25), "weight cannot be stored in FP16 (largest 4.58e-05)"),
         (np.full((32, 32), np.nan), "weight cannot be stored in FP16 (largest nan)"),
         (np.zeros((32, 32)), None),
         (np.diag(np.full(32, 100.0)) + 2.0**-26, None),  # what vanishes does not matter beside the rest
