@@ -675,8 +675,10 @@ def test_a_teacher_of_samples_that_share_a_key_is_refused(shapes: Path, tmp_path
 
 @pytest.mark.slow
 def test_held_out_combinations_are_named_by_a_model_trained_from_nothing() -> None:
+    """In 240 of the recipe's 600 steps, which reach 0.80 of the 0.94; learnt by heart, it would be near 0."""
     command = [sys.executable, str(ROOT / "benchmarks" / "shapes.py")]
+    command += ["--set", "optimizer.steps=240", "--set", "log.eval_every=1000"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (held,) = (line for line in done.stdout.splitlines() if "never trained on" in line)
-    assert float(held.rpartition(" ")[2]) >= 0.9
+    assert float(held.rpartition(" ")[2]) >= 0.7
