@@ -432,7 +432,7 @@ def run_tests(checkout: Path, tests: Sequence[str]) -> Outcome:
     except subprocess.TimeoutExpired:
         return Outcome(killed=False, by=f"not known: more than {limit_s} s", seconds=limit_s)
     seconds = time.perf_counter() - begin
-    failed = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) [\w/]*?(\w+\.py::\w+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed:
         return Outcome(killed=True, by=failed[1], seconds=seconds)
     passed = done.returncode == 0 and re.search(r"\d+ passed", done.stdout)  # where all are skipped, none is
