@@ -378,10 +378,11 @@ def test_a_record_of_one_view_says_it_once() -> None:
     assert [scored.label for scored in record.top] == ["b", "a"]
     assert (record.encode_ms, record.gated, record.calibrated) == (1.235, False, True)
     assert 2000 <= record.latency_ms < 60_000
+    assert isinstance(record.latency_ms, float)
     assert record.latency_ms == round(record.latency_ms, 3)
     assert (record.present, record.views) == (["b"], [])
     (event,) = record.events
-    assert (event.source, event.region, event.table) == ("door", "", "")
+    assert (event.source, event.region, event.table, event.frame) == ("door", "", "", 5)
     still = state.label(Frame(6, 1.5, PIXELS), None, [table], encode_ms=None)
     assert (still.gated, still.encode_ms, still.label, still.present, still.events) == (True, 0.0, "b", ["b"], [])
 
