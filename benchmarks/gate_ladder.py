@@ -512,6 +512,7 @@ def ladder(subject: Subject) -> list[Variant]:
     other: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if is_vit else IMAGENET
     return [
         *rungs,
+        Variant("w8", "bits", rounding(8)),
         Variant("a7", "bits", rounding(0, 7)),
         Variant("a6", "bits", rounding(0, 6)),
         Variant("w7", "bits", rounding(7)),

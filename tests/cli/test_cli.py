@@ -72,7 +72,7 @@ def test_inspect_and_verify(tiny_bundle: Path) -> None:
     card = edgeclip("inspect", tiny_bundle)
     for fact in ("fp32", "things", "32×32", "softmax", Bundle.open(tiny_bundle).manifest.model.id):
         assert fact in card
-    assert "2 files match" in edgeclip("verify", tiny_bundle)
+    assert "3 files match" in edgeclip("verify", tiny_bundle)
     assert "model" in edgeclip("verify", "starter")
 
 

@@ -70,9 +70,11 @@ def rung(ladder: tuple[Rung, ...], model: str, variant: str) -> Rung:
 
 
 def test_the_documents_table_is_the_limits() -> None:
-    head, *rows = re.findall(r"^\| *(.*?) *\| (.*) \|$", DOCUMENT[DOCUMENT.index("| | `fp32` |") :], re.MULTILINE)[:9]
+    head, *rows = re.findall(r"^\| *(.*?) *\| (.*) \|$", DOCUMENT[DOCUMENT.index("| | `fp32` |") :], re.MULTILINE)[
+        : len(FIGURES) + 1
+    ]
     precisions = [name.strip("` ") for name in head[1].split("|")]
-    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows[1:]}
+    told = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
     assert precisions == list(LIMITS)
     assert list(told) == list(FIGURES)
     for name, (limit, _) in FIGURES.items():
@@ -97,14 +99,20 @@ def test_the_gate_misses_what_the_document_says_and_nothing_else(ladder: tuple[R
         assert f"| {IMAGES[images]} | {item.model}, {item.variant} | {item.loss:.2f} ({item.low:.2f} to" in DOCUMENT
 
 
-@pytest.mark.parametrize("images", ["all", "first"])
 @pytest.mark.parametrize("precision", LIMITS)
-def test_damage_that_costs_points_passes_at_no_precision(
-    ladder: tuple[Rung, ...], precision: Precision, images: str
+def test_what_surely_costs_more_than_a_point_passes_at_no_precision(
+    ladder: tuple[Rung, ...], precision: Precision
 ) -> None:
     sure = [item for item in ladder if item.low > 1]
-    assert sure
-    assert all(item.gate[images].failures(LIMITS[precision]) for item in sure)
+    assert len(sure) >= 30
+    for images in IMAGES:
+        assert all(item.gate[images].failures(LIMITS[precision]) for item in sure if images in item.gate)
+
+
+def test_what_surely_costs_less_than_a_third_of_a_point_is_never_refused(ladder: tuple[Rung, ...]) -> None:
+    sure = [item for item in ladder if item.high < 0.3]
+    assert len(sure) >= 15
+    assert not [item.variant for item in sure if item.refused("all") or item.refused("first")]
 
 
 def test_every_limit_refuses_some_damage_by_itself(ladder: tuple[Rung, ...]) -> None:
@@ -127,12 +135,12 @@ def test_linears_only_int8_of_a_real_transformer_passes(ladder: tuple[Rung, ...]
         assert not item.refused("first")
 
 
-@pytest.mark.parametrize("variant", ["raw fp16, larger residual", "default tool"])
+@pytest.mark.parametrize("variant", ["raw fp16, larger residual", "a8 whole graph, per tensor"])
 def test_the_published_collapses_are_refused_at_every_precision(ladder: tuple[Rung, ...], variant: str) -> None:
     item = rung(ladder, "vit-112", variant)
-    assert item.low > 1
+    assert item.low > 10
     for limits in LIMITS.values():
-        assert item.gate["first"].failures(limits)
+        assert all(report.failures(limits) for report in item.gate.values())
 
 
 @pytest.mark.parametrize("variant", ["int8 (edgeclip)", "fp16 (edgeclip)"])

@@ -247,7 +247,7 @@ def compare_embeddings(
     return msgspec.structs.replace(report, **msgspec.structs.asdict(decisions))
 
 
-class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+class ComparedDecisions(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a ``ParityReport`` that are taken on a prompt table."""
 
     classes: int
@@ -258,12 +258,12 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     p95_margin_loss: float
 
 
-def compare_decisions(reference: FloatArray, candidate: FloatArray) -> Decisions:
+def compare_decisions(reference: FloatArray, candidate: FloatArray) -> ComparedDecisions:
     """What becomes of the reference's decisions, from similarities (N, C) of the same images to C ≥ 2 classes."""
     best = reference.argmax(axis=1)
     same, (margin, loss) = candidate.argmax(axis=1) == best, _margins(reference, candidate, best)
     decided = margin > DECIDED
-    return Decisions(
+    return ComparedDecisions(
         classes=reference.shape[1],
         agreement=float(same.mean()),
         decided=int(decided.sum()),
