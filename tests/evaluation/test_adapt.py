@@ -283,11 +283,7 @@ def test_training_meets_a_budget_that_calibration_misses(tmp_path: Path) -> None
     train = crops_of_photographs(256, seed=2)
     model = Small(centred(separable(spread=0.5), train))
     photos = photographs()
-<<<<<<< HEAD
-    # A mean that rounding alone misses, and most best classes unchanged; of so small a net single images may be far off
-=======
     # A mean that rounding alone misses, and most best classes; in so small a net single images may be far off.
->>>>>>> wt-a
     budget = ParityLimits(
         min_cosine=0.6, min_centred_cosine=0.6, mean_centred_cosine=0.97, agreement=0.7, margin_loss=10
     )
