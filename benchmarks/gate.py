@@ -470,7 +470,7 @@ def main() -> None:
     else:
         models = given.models or [*gate_ladder.subjects(), "minilm"]
         if not given.analyse:
-            gate_ladder.run_all(folder, given.data, [name for name in models if name != "minilm"])
+            gate_ladder.run_all(folder, given.data, models)
             if "minilm" in models:
                 gate_text.run_text(given.data, folder, slug=slug)
             if given.run:
