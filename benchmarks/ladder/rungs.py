@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import damage
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ from edgeclip.runtime.engines.base import normalise
 from edgeclip.runtime.images import Image, list_images, list_labelled, read_image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
 from edgeclip.spec import PreprocessSpec
+from ladder import damage
 
 CALIBRATION, SHOTS, READOUTS = 32, 5, 20
 SEEN = 16  # of those, for ranges that are taken here
