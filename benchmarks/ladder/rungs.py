@@ -41,6 +41,7 @@ CALIBRATION, SHOTS, READOUTS = 32, 5, 20
 SEEN = 16  # of those, for ranges that are taken here
 BATCH = 16
 MORE_OF = ("fp32", "int8 (edgeclip)")
+POOLED = ("int8 (edgeclip)", "linears-only int8", "linears-only int8, asymmetric")
 SHOT = " shots"
 MORE = ("cifar10-test", "cue-conflict")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -605,6 +606,8 @@ def _run(subject: Subject, variant: Variant, folder: Path, target: Path) -> str:
     wanted = list(subject.sets)
     if variant.name in MORE_OF:
         wanted += [*subject.more, *(extra_sets(subject) if variant.name == "fp32" else ())]
+    if subject.is_vit and variant.name in POOLED:
+        wanted.append(f"caltech101{SHOT}")
     missing = [name for name in wanted if name not in rows]
     if not missing:
         return "there"
