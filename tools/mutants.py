@@ -139,9 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation testing of the modules that decide.")
     parser.add_argument("--module", action="append", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
     parser.add_argument("--survivors", action="store_true", help="only what survived the last time, of unchanged code")
-    parser.add_argument(
-        "--seconds", type=float, default=1e6, help="try those within functions no longer, and the others no longer"
-    )
+    parser.add_argument("--seconds", type=float, default=1e6, help="of trials within functions, and as many of others")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "mutants", help="a JSON file of each module")
     parser.add_argument("--table", type=Path, help="also write the table of all results that are current to this file")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -310,6 +308,8 @@ class Tries:
         from mutmut.state import state
         from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
+        if session.testsfailed:
+            raise session.Failed("tests that cannot be loaded hold nothing")
         reached: dict[str, list[tuple[float, Any]]] = {}
         set_mutant_under_test("stats")
         for item in session.items:

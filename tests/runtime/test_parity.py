@@ -242,9 +242,6 @@ def test_the_worst_of_two_batch_sizes_counts_for_each_figure(order: int) -> None
 def test_errors_are_each_images_own() -> None:
     reference = np.array([[3.0, 0.0], [0.0, 4.0]], np.float32)
     candidate = np.array([[3.0, 3.0], [0.0, 2.0]], np.float32)
-        np.array([[3.0, 0.0], [0.0, 4.0]], np.float32),
-        np.array([[3.0, 3.0], [0.0, 2.0]], np.float32),
-    )
     report = compare_embeddings(reference, candidate, ("a", "b"), batch_size=1)
     assert (report.max_relative_error, report.max_abs_difference) == (1.0, 3.0)  # 3 of 3 and 2 of 4
 
