@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeclip.errors import ParityError
+from edgeclip.errors import InputError, ParityError
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.proof.parity import (
     LIMITS,
@@ -254,12 +254,14 @@ def test_one_image_has_no_mean_to_be_centred_by() -> None:
 
 def test_the_worst_image_is_so_by_either_cosine() -> None:
     # Around (10, 0), what b loses is little of its embedding, and all of what tells it from the others.
-    reference = np.array([[10.0, 1.0], [10.0, -1.0], [10.0, 5.0], [10.0, -5.0]], np.float32)
+    reference = np.array([[10.0, 0.3], [10.0, -0.3], [10.0, 5.0], [10.0, -5.0]], np.float32)
     candidate = reference.copy()
-    candidate[1, 1], candidate[2, 0] = 1.0, 7.0
+    candidate[1, 1], candidate[2, 0] = 0.3, 7.0
     report = compare_embeddings(reference, candidate, ("a", "b", "c", "d"), batch_size=1)
     assert report.worst[:2] == ("b", "c")
+    assert len(report.worst) == 3
     assert report.min_centred_cosine == pytest.approx(-1)
+    assert report.mean_centred_cosine == pytest.approx((1 - 1 + 5 / np.hypot(3, 5) + 1) / 4)
 
 
 def test_of_several_batch_sizes_the_worsts_images_are_named() -> None:
@@ -272,3 +274,50 @@ def test_of_several_batch_sizes_the_worsts_images_are_named() -> None:
     assert [worst_of(two).worst for two in ([good, larger], [larger, good], [good, without], [without, good])] == (
         [("z",)] * 4
     )
+
+
+def test_two_images_are_centred() -> None:
+    rows = np.array([[2.0, 1.0], [2.0, -1.0]], np.float32)  # around (2, 0)
+    report = compare_embeddings(rows, rows[::-1], ("a", "b"), batch_size=1)
+    assert (report.images, report.mean_centred_cosine, report.min_centred_cosine) == (2, -1.0, -1.0)
+
+
+def test_decided_is_what_has_more_than_half_of_the_median_gap() -> None:
+    reference = np.array([[0.25, 0.0], [0.5, 0.0], [0.5, 0.0], [1.0, 0.0]], np.float32)  # the median is .5
+    assert compare_decisions(reference, reference).decided == 3
+
+
+def test_what_is_just_at_a_limit_keeps_it() -> None:
+    at = {"min_cosine": 0.9, "min_centred_cosine": 0.9, "mean_centred_cosine": 0.9, "agreement": 0.9}
+    at |= {"decided_agreement": 0.9, "mean_margin_loss": 0.1, "p95_margin_loss": 0.1}
+    assert all(check.status == "checked" for check in msgspec.structs.replace(GOOD, **at).checks(EXACT))
+
+
+def test_a_limit_that_could_not_be_checked_says_why() -> None:
+    checks = msgspec.structs.replace(GOOD, agreement=None).checks(EXACT)
+    (untaken,) = [check for check in checks if check.status == "could not be checked"]
+    assert str(untaken) == "a top-1 agreement of at least 0.9, got no prompt table to take it on"
+
+
+def test_limits_that_say_nothing_of_decided_images_ask_nothing_of_them() -> None:
+    limits = ParityLimits(min_cosine=0, min_centred_cosine=0, mean_centred_cosine=0, agreement=0, margin_loss=0)
+    assert (limits.decided_agreement, limits.mean_margin_loss) == (0.0, np.inf)
+    with pytest.raises(AttributeError):
+        limits.agreement = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("reference", "candidate", "names"),
+    [
+        pytest.param((2, 3), (2, 4), 2, id="other lengths"),
+        pytest.param((2, 3), (1, 3), 2, id="other images"),
+        pytest.param((2,), (2,), 2, id="no rows"),
+        pytest.param((2, 3), (2, 3), 3, id="more names"),
+        pytest.param((0, 3), (0, 3), 0, id="no image"),
+    ],
+)
+def test_embeddings_that_do_not_match_are_refused(
+    reference: tuple[int, ...], candidate: tuple[int, ...], names: int
+) -> None:
+    with pytest.raises(InputError, match=f"expected {names} rows of embeddings"):
+        compare_embeddings(np.ones(reference), np.ones(candidate), ["a"] * names, batch_size=1)
