@@ -1,11 +1,12 @@
 """Mutation testing of the modules that decide: the code changed in small ways, and a table of what its tests noticed.
 
-    python tools/mutants.py [--module NAME]... [--survivors] [--table FILE]
+    python tools/mutants.py [--module NAME]... [--survivors] [--seconds S] [--table FILE]
 
 mutmut (``pip install -e .[mutation]``) makes the changes; they are tried by the tests that reach the changed function,
 in forks of a process in which all is loaded. What mutmut passes over (numbers and truth values outside functions,
 functions under a decorator) is changed by its operators too, and tried by all tests of the subject. The words of errors
-and of log lines, and literals of several words, are not changed. A run that was stopped goes on where it stood. A
+and of log lines, and literals of several words, are not changed. A run that was stopped, or that ``--seconds`` ended,
+goes on where it stood; those tried until then are a sample of those within functions, in an order that is drawn once. A
 survivor that no test could notice stands in ``equivalent_mutants.toml`` with the reason.
 """
 
@@ -39,6 +40,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
 TASK = "task.json"  # in the folder of the process that tries mutants: what it is to do
+LOADED = "loaded.json"  # beside it: which of HEAVY the tests load
 UNCHANGED = [r"^\s*raise ", r"_log\.", r"TypeVar\(|TypeAlias|getLogger\("]
 PYTEST = ["-q", "--rootdir=.", "-p", "no:cacheprovider", "--assert=plain", "--tb=native"]
 # Imported once, before processes are forked that import edgeclip each for itself.
@@ -58,27 +60,32 @@ def _subject(files: str, tests: str, chosen: str = "") -> Subject:
     return Subject(tuple(f"{name}.py" for name in files.split()), named + (("-k", chosen) if chosen else ()))
 
 
-_PROOF = "runtime/test_proof runtime/test_stream_proof"
 SUBJECTS = {
-    "parity": _subject("runtime/proof/parity", _PROOF),
-    "proof": _subject("runtime/proof/proof runtime/proof/in_the_loop runtime/proof/basis", _PROOF),
-    "choose": _subject("runtime/proof/choose", _PROOF),
-    "golden": _subject("runtime/proof/golden", _PROOF),
+    "parity": _subject("runtime/proof/parity", "runtime/test_parity runtime/test_limits"),
+    "proof": _subject(
+        "runtime/proof/proof runtime/proof/in_the_loop runtime/proof/basis runtime/proof/what_runs "
+        "runtime/proof/site runtime/proof/renew runtime/proof/distinct",
+        "runtime/test_basis runtime/test_site_proof runtime/test_proof runtime/test_stream_proof",
+    ),
+    "choose": _subject("runtime/proof/choose", "runtime/test_proof runtime/test_site_proof"),
+    "golden": _subject("runtime/proof/golden", "runtime/test_basis runtime/test_proof"),
     "decisions": _subject(
         "decisions calibration/decisions/fit calibration/decisions/confidence calibration/decisions/background",
-        "calibration/test_decisions",
+        "calibration/test_promises calibration/test_decisions",
     ),
-    "promises": _subject("calibration/decisions/precision_bound", "calibration/test_decisions"),
-    "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan"),
-    "bench": _subject("evaluation/bench/bench evaluation/bench/records", "evaluation/test_bench"),
+    "promises": _subject("calibration/decisions/precision_bound", "calibration/test_promises"),
+    "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures"),
+    "bench": _subject(
+        "evaluation/bench/bench evaluation/bench/records", "evaluation/test_bench_figures evaluation/test_bench"
+    ),
     "statistics": _subject(
         "evaluation/statistics/paired evaluation/statistics/rounds evaluation/statistics/metrics "
         "evaluation/statistics/effective_robustness",
-        "evaluation/test_evaluation evaluation/test_bench evaluation/test_robustness",
+        "evaluation/test_statistics",
     ),
-    "tradeoff": _subject("evaluation/tradeoff/decide", "evaluation/test_tradeoff"),
+    "tradeoff": _subject("evaluation/tradeoff/decide", "evaluation/test_ship_decision"),
     "guard": _subject("runtime/page/guard", "runtime/test_guard"),
-    "fewshot": _subject("training/adapt/fewshot", "training/test_fewshot"),
+    "fewshot": _subject("training/adapt/fewshot evaluation/fewshot", "training/test_fewshot_safeguard"),
     "manifest": _subject("manifest", "test_manifest"),
     "bundle": _subject(
         "bundle",
@@ -88,8 +95,11 @@ SUBJECTS = {
     ),
     "gate": _subject("runtime/gate", "runtime/test_gate", "not real_video"),
     "hysteresis": _subject("runtime/decision", "runtime/test_decision", "not of_100000_classes"),
-    "lint": _subject("export/lint/graph export/lint/lint export/lint/operators export/lint/qdq", "export/test_lint"),
-    "precision": _subject("export/half/plan", "export/test_precision"),
+    "lint": _subject(
+        "export/lint/graph export/lint/lint export/lint/operators export/lint/qdq", "export/test_lint_findings"
+    ),
+    "precision": _subject("export/half/plan", "export/test_precision_plan"),
+    "accuracy": _subject("export/accuracy", "export/test_accuracy"),
 }
 
 
@@ -111,6 +121,7 @@ class Results:
     tests: str = ""
     mutants: list[Mutant] = field(default_factory=list)
     complete: bool = False
+    made: int = 0  # how many changes there are, tried or not
 
     @classmethod
     def read(cls, file: Path) -> Results:
@@ -128,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mutation testing of the modules that decide.")
     parser.add_argument("--module", action="append", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
     parser.add_argument("--survivors", action="store_true", help="only what survived the last time, of unchanged code")
+    parser.add_argument("--seconds", type=float, default=1e6, help="of trials within functions, and as many of others")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "mutants", help="a JSON file of each module")
     parser.add_argument("--table", type=Path, help="also write the table of all results that are current to this file")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -137,7 +149,7 @@ def main() -> None:
         return
     options.results.mkdir(parents=True, exist_ok=True)
     for name in options.module or ([] if options.table else SUBJECTS):
-        _examine(name, options.results / f"{name}.json", survivors=options.survivors)
+        _examine(name, options.results / f"{name}.json", options.seconds, survivors=options.survivors)
         for mutant in Results.read(options.results / f"{name}.json").mutants:
             if not mutant.killed and not _reason(name, mutant):
                 print(f"\n{mutant.name}\n- {mutant.was}\n+ {mutant.becomes}".replace("\n", "\n    "))
@@ -147,7 +159,7 @@ def main() -> None:
         options.table.write_text(table, encoding="utf-8")
 
 
-def _examine(name: str, file: Path, *, survivors: bool) -> None:
+def _examine(name: str, file: Path, seconds: float, *, survivors: bool) -> None:
     """Try those mutants of one module of which it is not known what becomes of them."""
     subject, known = SUBJECTS[name], Results.read(file)
     code, tests = _digests(subject)
@@ -158,7 +170,7 @@ def _examine(name: str, file: Path, *, survivors: bool) -> None:
         return
     Results(code, tests, mutants).write(file)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        _try(subject, Path(folder), file)
+        _try(subject, Path(folder), file, seconds)
 
 
 def _digests(subject: Subject) -> tuple[str, str]:
@@ -194,21 +206,22 @@ def _table(results: Path) -> str:
         killed = sum(mutant.killed for mutant in known.mutants)
         equivalent = sum(not mutant.killed and _reason(name, mutant) is not None for mutant in known.mutants)
         survived = len(known.mutants) - killed - equivalent
-        rate = f"{killed / max(killed + survived, 1):.1%}" if known.complete else "-"
-        note = "" if known.complete else "  (not all tried)"
+        rate = f"{killed / max(killed + survived, 1):.1%}" if known.mutants else "-"
+        note = "" if known.complete else f"  ({len(known.mutants)} of {known.made} tried)"
         note += "" if known.tests == tests else "  (tests changed since)"
         lines.append(f"{name:<12}{len(known.mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9}{note}")
     return "\n".join(lines) + "\n"
 
 
-def _try(subject: Subject, folder: Path, results: Path) -> None:
+def _try(subject: Subject, folder: Path, results: Path, seconds: float) -> None:
     """Try mutants in a copy, by a process that has nothing of edgeclip loaded."""
     for part in ("edgeclip", "tests"):
         shutil.copytree(ROOT / part, folder / part)
+    (folder / "docs").symlink_to(ROOT / "docs")  # some tests read figures there
     settings = {"source_paths": ["edgeclip"], "do_not_mutate_patterns": UNCHANGED}
     said = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + f"\n[tool.mutmut]\n{said}")
-    (folder / TASK).write_text(json.dumps([*asdict(subject).values(), str(results.resolve())]))
+    (folder / TASK).write_text(json.dumps([*asdict(subject).values(), str(results.resolve()), seconds]))
     paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(":")]
     environment = os.environ | {"PYTHONPATH": ":".join(path for path in paths if path and Path(path) != ROOT)}
     with (folder / "log").open("w+") as log:
@@ -228,30 +241,32 @@ def _try_here() -> None:
 
     at = [operator for _, operator in mutators.mutation_operators].index(as_it_was)
     mutators.mutation_operators[at] = (mutators.mutation_operators[at][0], operator_string)  # type: ignore[index]
-    files, tests, results = json.loads(Path(TASK).read_text())
+    files, tests, results, seconds = json.loads(Path(TASK).read_text())
     files = [f"edgeclip/{file}" for file in files]
-    for name in HEAVY:
+    if not _forked(lambda: _in_functions(files, tests, Path(results), seconds), 1e6):
+        raise SystemExit("expected tests that pass without any change, got a failure")
+    for name in json.loads(Path(LOADED).read_text()) if Path(LOADED).is_file() else HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    if not _forked(lambda: _in_functions(files, tests, Path(results)), 1e6):
-        raise SystemExit("expected tests that pass without any change, got a failure")
-    _outside_functions(files, tests, Path(results))
+    _outside_functions(files, tests, Path(results), seconds)
     known = Results.read(Path(results))
-    known.complete = True
+    known.complete = len(known.mutants) >= known.made
     known.write(Path(results))
 
 
-def _in_functions(files: list[str], tests: list[str], results: Path) -> bool:
+def _in_functions(files: list[str], tests: list[str], results: Path, seconds: float) -> bool:
     """Try the changes that mutmut puts beside each function, which it chooses by a word while all is loaded."""
     import pytest
     from mutmut.mutation.file_mutation import mutate_file_contents
     from mutmut.utils.format_utils import get_mutant_name, mangled_name_from_mutant_name
 
-    known = {mutant.name for mutant in Results.read(results).mutants}
+    known = Results.read(results)
+    tried, known.made = {mutant.name for mutant in known.mutants}, 0
     mutants: list[Mutant] = []
     sources = {file: Path(file).read_text(encoding="utf-8") for file in files}
     for file, source in sources.items():
         made = mutate_file_contents(file, source)
+        known.made += len(made.mutant_names) + sum(1 for _ in _mutated(file, source))
         Path(file).write_text(made.code, encoding="utf-8")
         lines, spans = made.code.splitlines(), made.line_span_by_function_name
 
@@ -261,14 +276,17 @@ def _in_functions(files: list[str], tests: list[str], results: Path) -> bool:
 
         for function in made.mutant_names:
             name = get_mutant_name(Path(file), function)
-            if name not in known:
+            if name not in tried:
                 diff = difflib.unified_diff(
                     body(f"{mangled_name_from_mutant_name(function)}__mutmut_orig"), body(function), n=0
                 )
                 mutants.append(Mutant(name, *_lines(diff), killed=False))
+    known.write(results)
+    mutants.sort(key=lambda mutant: hashlib.sha256(mutant.name.encode()).digest())
     try:
-        return not mutants or pytest.main([*PYTEST, *tests], plugins=[Tries(mutants, results)]) == 0
+        return not mutants or pytest.main([*PYTEST, *tests], plugins=[Tries(mutants, results, seconds)]) == 0
     finally:
+        Path(LOADED).write_text(json.dumps([name for name in HEAVY if name in sys.modules]))
         for file, source in sources.items():
             Path(file).write_text(source, encoding="utf-8")
 
@@ -279,9 +297,10 @@ class Tries:
     mutmut's own runner begins a session of pytest for each, which takes ten times as long.
     """
 
-    def __init__(self, mutants: list[Mutant], results: Path) -> None:
+    def __init__(self, mutants: list[Mutant], results: Path, seconds: float) -> None:
         self._mutants = mutants
         self._results = results
+        self._seconds = seconds
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Instead of the loop over the tests."""
@@ -289,6 +308,8 @@ class Tries:
         from mutmut.state import state
         from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
+        if session.testsfailed:
+            raise session.Failed("tests that cannot be loaded hold nothing")
         reached: dict[str, list[tuple[float, Any]]] = {}
         set_mutant_under_test("stats")
         for item in session.items:
@@ -299,7 +320,10 @@ class Tries:
                 reached.setdefault(function, []).append((time.monotonic() - started, item))
             state()._stats.clear()
         gc.freeze()  # so that a fork copies less
+        until = time.monotonic() + self._seconds
         for mutant in self._mutants:
+            if time.monotonic() > until:
+                break
             items = sorted(reached.get(mangled_name_from_mutant_name(mutant.name), []), key=lambda each: each[0])
             limit_s = 30 + 10 * sum(seconds for seconds, _ in items)
 
@@ -336,6 +360,7 @@ def _forked(passes: Callable[[], bool], limit_s: float) -> bool:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, limit_s)
             code = 0 if passes() else 1
+            sys.stdout.flush()
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
@@ -344,7 +369,7 @@ def _forked(passes: Callable[[], bool], limit_s: float) -> bool:
     return status == 0
 
 
-def _outside_functions(files: list[str], tests: list[str], results: Path) -> None:
+def _outside_functions(files: list[str], tests: list[str], results: Path, seconds: float) -> None:
     """Try what mutmut passes over, each by a process that loads edgeclip anew."""
     known = {mutant.name for mutant in Results.read(results).mutants}
 
@@ -353,10 +378,11 @@ def _outside_functions(files: list[str], tests: list[str], results: Path) -> Non
 
         return pytest.main([*PYTEST, "-x", *tests]) == 0
 
+    until = time.monotonic() + seconds
     for number, file in enumerate(files):
         source = Path(file).read_text(encoding="utf-8")
         for index, mutated in enumerate(_mutated(file, source), 1):
-            if (name := f"{file}:{index}") not in known:
+            if (name := f"{file}:{index}") not in known and time.monotonic() < until:
                 Path(file).write_text(mutated, encoding="utf-8")
                 os.utime(file, (index + 1000 * number,) * 2)  # bytecode is known by these seconds
                 lines = _lines(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0))

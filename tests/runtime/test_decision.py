@@ -196,15 +196,16 @@ def test_a_table_of_100000_classes_follows_its_few_stays_only() -> None:
     assert len(decider._stays) == 1
 
 
-def test_embeddings_are_smoothed_to_unit_length() -> None:
-    smoother = EmbeddingSmoother(2.0)
+@pytest.mark.parametrize("smooth_s", [1.0, 2.0])
+def test_embeddings_are_smoothed_to_unit_length(smooth_s: float) -> None:
+    smoother, half_s = EmbeddingSmoother(smooth_s), smooth_s * math.log(2.0)
     first, second = np.eye(2, dtype=np.float32)
     np.testing.assert_array_equal(smoother.update(first, 0.0), first)
-    blended = smoother.update(second, 2 * math.log(2.0))  # half the weight each
+    blended = smoother.update(second, half_s)  # half the weight each
     np.testing.assert_allclose(blended, [math.sqrt(0.5)] * 2, atol=1e-6)
-    blended = smoother.update(second, 4 * math.log(2.0))  # (1/2, 1/2) and (0, 1) by half
+    blended = smoother.update(second, 2 * half_s)  # (1/2, 1/2) and (0, 1) by half
     np.testing.assert_allclose(blended, np.array([1, 3]) / math.sqrt(10), atol=1e-6)
-    np.testing.assert_array_equal(smoother.update(first, 4 * math.log(2.0)), first)  # no time has passed
+    np.testing.assert_array_equal(smoother.update(first, 2 * half_s), first)  # no time has passed
     np.testing.assert_array_equal(smoother.update(second, 0.0), second)
     np.testing.assert_array_equal(EmbeddingSmoother(0.0).update(second, 5.0), second)
 
@@ -289,7 +290,7 @@ def test_what_leaves_by_a_step_back_leaves_at_the_time_that_was_reached() -> Non
 def test_what_leaves_with_its_table_leaves_now_and_so_does_what_became_background() -> None:
     decider = Decider(DecisionOptions(dwell_s=0.0, **HYSTERESIS))
     play(decider, scorer("a", "b", "c"), [[0.9, 0.6, 0.7]] * 2)
-    (after,) = play(decider, scorer("c", "b", background=("b",)), [[0.9, 0.0]], start=2)
+    (after,) = play(decider, scorer("c", "b", background=("b",)), [[0.9, 0.9]], start=2)
     assert [(event.kind, event.label, event.time_s) for event in after.events] == [
         ("leave", "a", 0.2),
         ("leave", "b", 0.2),
@@ -355,6 +356,14 @@ def test_embeddings_are_smoothed_region_by_region() -> None:
     np.testing.assert_allclose(blended, expected, atol=1e-6)
     again = state.rows(Frame(2, 2 * half_s, PIXELS), None, table)  # unchanged, and yet nearer to what is seen
     np.testing.assert_allclose(again[:, :2], np.array([[1, 3], [3, 1]]) / math.sqrt(10), atol=1e-6)
+
+
+def test_rows_that_are_not_one_a_region_are_never_paired_with_some_of_them() -> None:
+    state, frame = state_of(DecisionOptions(smooth="embeddings", smooth_s=0.5)), Frame(0, 0.0, PIXELS)
+    with pytest.raises(ValueError, match="shorter"):
+        state.rows(frame, ROWS[:1], [scorer("a")])
+    with pytest.raises(ValueError, match="shorter"):
+        state.label(frame, [np.float32([[0.9], [0.2]])], [scorer("a"), scorer("b", name="u")], encode_ms=1.0)
 
 
 @pytest.mark.parametrize(
