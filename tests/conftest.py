@@ -108,6 +108,8 @@ def _logging_is_on() -> None:
     """Libraries of an earlier test may have left logging off, and a claim about a warning would fail for that."""
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:  # pytest's too, which one run of the tests shares
+        handler.setLevel(logging.NOTSET)
     logger = logging.getLogger("edgeclip")
     logger.disabled, logger.propagate = False, True
     logger.setLevel(logging.NOTSET)

@@ -18,7 +18,15 @@ from edgeclip.bundle import LOCK, STAGING, create_bundle, open_bundle, open_bund
 from edgeclip.errors import BundleError, InputError, IntegrityError, ManifestError, TableError, VariantError
 from edgeclip.files import cache_dir, sha256_file, sha256_json
 from edgeclip.manifest import MANIFEST, read_manifest, visible_files, write_manifest
-from tests.conftest import make_table
+from tests.conftest import make_table, without_golden
+
+
+@pytest.fixture
+def tiny_bundle(tiny_bundle: Path) -> Path:
+    """Without golden images: its files are few, and none of them is what is asked about here."""
+    without_golden(tiny_bundle)
+    return tiny_bundle
+
 
 FP32 = "image_encoder/fp32.onnx"
 THINGS = "prompts/things.safetensors"

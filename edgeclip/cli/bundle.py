@@ -80,8 +80,6 @@ def print_card(bundle: Bundle, console: Console) -> None:
     # With the runtime, which other verbs need not load.
     from edgeclip.runtime.proof.choose import recommendations
 
-    for said in _proved_on(bundle):
-        facts.add_row("proved", said)
     for found in recommendations(bundle):
         where = found.machine.get("board") or found.machine.get("cpu") or "another machine"
         facts.add_row(
@@ -89,6 +87,8 @@ def print_card(bundle: Bundle, console: Console) -> None:
         )
     facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())))
     console.print(facts, highlight=False)
+    for said in _proved_on(bundle):  # whole, as it ends with a command
+        console.print(f"{'proved':<11}{said}", markup=False, highlight=False, soft_wrap=True)
 
     variants = Table("variant", "precision", "opset", "batch", "MB", box=None, header_style="bold", padding=(0, 2))
     for variant in manifest.variants:

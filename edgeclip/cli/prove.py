@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeclip.runtime.proof.renew import Held, Renewal
 
 _NAMED = 20
+_WIDE = 140  # so that no row of limits is broken
 _STYLES = {"checked": "green", "failed": "red", "could not be checked": "yellow"}
 
 
@@ -90,7 +91,7 @@ def _print_held(held: Held, console: Console) -> None:
     for check in proof.checks:
         said = check.status if check.got is not None else f"{check.status}: {held.why_unchecked}"
         limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), Text(said, _STYLES[check.status]))
-    console.print(limits, highlight=False)
+    console.print(limits, highlight=False, width=max(console.width, _WIDE), crop=False)
     if held.passed:
         _say(f"  {'' if held.basis.provisional else 'proved '}{held.basis}", console)
 

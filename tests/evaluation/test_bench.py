@@ -19,7 +19,7 @@ from edgeclip.evaluation.bench.card import compare
 from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured, load_result
 from edgeclip.evaluation.statistics.rounds import compare_rounds, interval_of_rounds
 from tests.command_line import edgeclip, refused
-from tests.conftest import add_variant, edit_weight
+from tests.conftest import add_variant, edit_weight, without_golden
 
 QUICK = BenchOptions(engines=("onnxruntime",), rounds=3, seconds=0.02, warm_up_s=0.1, frame=(90, 160))
 
@@ -223,7 +223,7 @@ def test_a_variant_that_disagrees_with_fp32_is_not_timed(golden_bundle: Path) ->
 
 def test_a_bundle_without_golden_images_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="golden images"):
-        bench([Bundle.open(tiny_bundle)], QUICK)
+        bench([without_golden(tiny_bundle)], QUICK)
 
 
 def test_one_bundle_twice_is_refused(golden_bundle: Path) -> None:

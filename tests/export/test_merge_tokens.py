@@ -278,8 +278,8 @@ def test_a_merged_bundle_is_proved_says_so_and_takes_the_unmerged_models_tables(
     run("export", checkpoint, "--images", photographs_dir, "-o", plain)
     calib = tmp_path / "calib"
     calib.mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)):
-        write_image(calib / f"{number}.png", pixels)
+    for path in sorted(photographs_dir.iterdir()):  # mirrored, they are others
+        write_image(calib / f"{path.stem}.png", np.ascontiguousarray(read_image(path)[:, ::-1]))
     said = run(
         *("export", checkpoint, "--images", photographs_dir, "-o", reduced, "--merge-tokens", 3),
         *("--variants", "int8-cpu", "--calibration", calib),
