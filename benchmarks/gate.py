@@ -82,7 +82,7 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unpriced(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate sees of a variant that was not run on labelled images."""
+    """What the gate sees of a variant that is no rung: its model has no labelled set that all were run on."""
 
     model: str
     variant: str
@@ -218,13 +218,12 @@ def int8_losses(subject: Subject, folder: Path, data: Path) -> Iterator[Loss]:
 
 def pooled_losses(subject: Subject, folder: Path) -> Iterator[Loss]:
     """INT8 of the transformer on more images: in each draw those ask that are not among the five of their class."""
-    name, shots = "caltech101", f"caltech101{gate_ladder.SHOT}"
     found = dict(runs(folder, subject.name, ("fp32", *subject.pooled)))
-    complete = {key: each for key, each in found.items() if {name, shots} <= set(each)}
-    rows = {key: unit_rows(np.concatenate([each[name], each[shots]])) for key, each in complete.items()}
-    if "fp32" not in rows:
+    complete = {key: each for key, each in found.items() if set(subject.pool) <= set(each)}
+    if not subject.pool or "fp32" not in complete:
         return
-    truth = np.concatenate([gate_ladder.truth_of(folder, subject.name, key) for key in (name, shots)])
+    rows = {key: unit_rows(np.concatenate([each[part] for part in subject.pool])) for key, each in complete.items()}
+    truth = np.concatenate([gate_ladder.truth_of(folder, subject.name, key) for key in subject.pool])
     for variant in [key for key in rows if key != "fp32"]:
         drawer = np.random.default_rng(0)
         asked, right, lost = np.zeros((3, len(truth)))
@@ -567,10 +566,13 @@ def main() -> None:
             f"of {100 * loss.top1:.1f}; at most {loss.high:.2f}{'' if loss.high <= CHEAP else ': MISSED .3'}"
         )
     for item in result.unpriced:
-        failed = item.gate.failures(LIMITS[item.precision])
+        report = item.gate
         console.print(
-            f"not priced: {item.model}, {item.variant}, {item.gate.images} photographs, {item.gate.classes} classes: "
-            + (f"refused, expected {' and '.join(failed)}" if failed else "passed")
+            f"not priced: {item.model}, {item.variant}, {report.images} photographs, {report.classes} classes: "
+            f"cosine {report.min_cosine}, centred {report.min_centred_cosine}, mean {report.mean_centred_cosine}, "
+            f"labels {report.agreement}, decided {report.decided_agreement}, margin {report.mean_margin_loss}, "
+            f"95th percentile {report.p95_margin_loss}: "
+            + ("refused" if report.failures(LIMITS[item.precision]) else "passed")
         )
     if given.plot:
         draw(result.rungs, given.plot)

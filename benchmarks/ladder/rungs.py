@@ -68,7 +68,8 @@ class Subject:
         a_class: set → how many images of each class; all, if it is not here.
         more: sets that only FP32 and our own INT8 are run on.
         only: names of the rungs that are run, in this order; all, if it is empty.
-        pooled: of those, the ones that are also run on the images that classes are made of, to be priced on all.
+        pooled: rungs that are run on ``pool``, too: each image is asked about by classes of others.
+        pool: sets with several images a class.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Subject:
     more: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     pooled: tuple[str, ...] = ()
+    pool: tuple[str, ...] = ()
 
     @property
     def is_vit(self) -> bool:
@@ -108,12 +110,23 @@ def vit_spec(size: int) -> PreprocessSpec:
 def subjects() -> dict[str, Subject]:
     """All models, by name; the text tower is one of its own kind, see ``run_text``."""
     few = {"caltech101": 2, "cifar10-test": 20, "cue-conflict": 5}
-    some = {"cifar10-test": 100}
+    some, six = {"cifar10-test": 100}, {"caltech101": 6}
     return {
         "starter-128": Subject("starter-128", starter_spec(128), ("caltech101", "cifar10-test"), 192, 64, some),
-        "vit-112": Subject("vit-112", vit_spec(112), ("caltech101",), 64, 32, few, MORE, pooled=POOLED),
+        "vit-112": Subject(
+            "vit-112",
+            vit_spec(112),
+            ("caltech101",),
+            64,
+            32,
+            few,
+            MORE,
+            (),
+            POOLED,
+            ("caltech101", f"caltech101{SHOT}"),
+        ),
         "starter": Subject("starter", starter_spec(224), ("caltech101",), 128, 64, some, MORE),
-        "vit": Subject("vit", vit_spec(224), ("caltech101",), 64, 0, few, only=TELLING, pooled=POOLED[:1]),
+        "vit": Subject("vit", vit_spec(224), (), 64, 0, six, (), TELLING, POOLED[:1], ("caltech101",)),
     }
 
 
@@ -190,7 +203,7 @@ def vit_package() -> Path:
 
 def read_sets(subject: Subject, data: Path, folder: Path) -> None:
     """Write every set's images as the model takes them, and as two mistaken resizes would give them."""
-    for name in (*subject.sets, *subject.more, "calibration", *extra_sets(subject)):
+    for name in dict.fromkeys((*subject.sets, *subject.more, "calibration", *extra_sets(subject), *subject.pool)):
         target = folder / subject.name / f"{name}.npz"
         if target.exists():
             continue
@@ -627,9 +640,9 @@ def _run(subject: Subject, variant: Variant, folder: Path, target: Path) -> str:
     wanted = list(subject.sets)
     if variant.name in MORE_OF:
         wanted += [*(extra_sets(subject) if variant.name == "fp32" else ()), *subject.more]
-    if variant.name in subject.pooled:
-        wanted.append(f"caltech101{SHOT}")
-    missing = [name for name in wanted if name not in rows]
+    if variant.name in {"fp32", *subject.pooled}:
+        wanted += subject.pool
+    missing = [name for name in dict.fromkeys(wanted) if name not in rows]
     if not missing:
         return "there"
     bench = Bench(subject, folder / f"{subject.name}.onnx", folder)
