@@ -122,12 +122,18 @@ class Results:
     mutants: list[Mutant] = field(default_factory=list)
     complete: bool = False
     made: int = 0  # how many changes there are, tried or not
+    again: list[str] = field(default_factory=list)  # names of survivors that are to be tried once more
 
     @classmethod
     def read(cls, file: Path) -> Results:
         """Those in a file, or none."""
         said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"mutants": []}
         return cls(**said | {"mutants": [Mutant(**each) for each in said["mutants"]]})
+
+    @property
+    def done(self) -> set[str]:
+        """Names of those that need not be tried."""
+        return {mutant.name for mutant in self.mutants} - {*self.again}
 
     def write(self, file: Path) -> None:
         """Put them into a file."""
@@ -164,11 +170,13 @@ def _examine(name: str, file: Path, seconds: float, *, survivors: bool) -> None:
     subject, known = SUBJECTS[name], Results.read(file)
     code, tests = _digests(subject)
     mutants = known.mutants if (known.code, known.tests) == (code, tests) else []
+    again: list[str] = []
     if known.code == code and survivors:
-        mutants = [mutant for mutant in known.mutants if mutant.killed]
+        mutants = known.mutants
+        again = [mutant.name for mutant in mutants if not mutant.killed]
     elif mutants and known.complete:
         return
-    Results(code, tests, mutants).write(file)
+    Results(code, tests, mutants, made=known.made if known.code == code else 0, again=again).write(file)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         _try(subject, Path(folder), file, seconds)
 
@@ -250,7 +258,7 @@ def _try_here() -> None:
             importlib.import_module(name)
     _outside_functions(files, tests, Path(results), seconds)
     known = Results.read(Path(results))
-    known.complete = len(known.mutants) >= known.made
+    known.complete = len(known.mutants) >= known.made and not known.again
     known.write(Path(results))
 
 
@@ -261,7 +269,7 @@ def _in_functions(files: list[str], tests: list[str], results: Path, seconds: fl
     from mutmut.utils.format_utils import get_mutant_name, mangled_name_from_mutant_name
 
     known = Results.read(results)
-    tried, known.made = {mutant.name for mutant in known.mutants}, 0
+    tried, known.made = known.done, 0
     mutants: list[Mutant] = []
     sources = {file: Path(file).read_text(encoding="utf-8") for file in files}
     for file, source in sources.items():
@@ -346,7 +354,8 @@ def _passes(item: Any) -> bool:
 
 def _note(mutant: Mutant, results: Path) -> None:
     known = Results.read(results)
-    known.mutants.append(mutant)
+    known.mutants = [each for each in known.mutants if each.name != mutant.name] + [mutant]
+    known.again = [name for name in known.again if name != mutant.name]
     known.write(results)
 
 
@@ -371,7 +380,7 @@ def _forked(passes: Callable[[], bool], limit_s: float) -> bool:
 
 def _outside_functions(files: list[str], tests: list[str], results: Path, seconds: float) -> None:
     """Try what mutmut passes over, each by a process that loads edgeclip anew."""
-    known = {mutant.name for mutant in Results.read(results).mutants}
+    known = Results.read(results).done
 
     def passes() -> bool:
         import pytest

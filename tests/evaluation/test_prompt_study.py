@@ -98,8 +98,6 @@ def test_mcnemars_p_value_is_that_of_coins(lost: int, won: int) -> None:
 
 
 def test_many_claims_are_made_harder_as_holm_says() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
     fewest = fewest_to_claim(7, 0.025)
     just, short = ([mcnemar_p(changed(0, won))] + 6 * [1.0] for won in (fewest, fewest - 1))
     assert min(holm(just)) <= 0.025 < min(holm(short))

@@ -30,7 +30,9 @@ from edgeclip.evaluation.statistics.paired import (
     PairedDifference,
     difference_between_sets,
     difference_of_differences,
+    holm,
     mcnemar_p,
+    paired_difference,
 )
 from edgeclip.evaluation.statistics.rounds import Interval, Ratio, compare_rounds, interval_of_rounds
 from edgeclip.prompts import unit_rows
@@ -189,6 +191,16 @@ def test_ranks_of_many_images_are_those_of_all_at_once() -> None:
     assert (found.predicted == similar.argmax(axis=0)).mean() > 0.99
 
 
+def test_of_a_tie_the_other_class_is_taken() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    found = predictions(np.ones((2, 3), np.float32), rows, np.array([0, 2]))
+    assert (found.ranks.tolist(), found.predicted.tolist()) == ([2, 2], [1, 0])
+
+
+def test_rounds_without_any_spread_differ_for_sure() -> None:
+    assert compare_rounds([1.0, 1.0], [2.0, 2.0], paired=False) == Ratio(2.0, 2.0, 2.0)
+
+
 def test_a_caption_of_another_image_that_is_as_near_counts_against() -> None:
     images = np.eye(3, dtype=np.float32)
     captions = images[[0, 0, 1, 2, 2]]
@@ -238,6 +250,102 @@ def test_a_recall_on_one_image_is_as_unsure_as_one_image() -> None:
 
 
 # Two on the same images
+
+
+def hits(both: int, lost: int, won: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    reference = [True] * both + [True] * lost + [False] * won + [False] * neither
+    candidate = [True] * both + [False] * lost + [True] * won + [False] * neither
+    order = np.random.default_rng(0).permutation(len(reference))
+    return np.array(reference)[order], np.array(candidate)[order]
+
+
+TABLES = [(70, 10, 5, 15), (794, 150, 86, 570), (50, 0, 0, 50), (0, 3, 0, 0), (1, 0, 0, 0), (0, 20, 20, 0)]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_paired_difference_is_that_of_its_counts(table: tuple[int, int, int, int]) -> None:
+    _, lost, won, _ = table
+    reference, candidate = hits(*table)
+    got = paired_difference(reference, candidate)
+    assert (got.n, got.only_reference, got.only_candidate) == (sum(table), lost, won)
+    assert got.points == pytest.approx(100 * (candidate.mean() - reference.mean()))
+    # Agresti and Min (2005): half an observation in each cell of the 2 x 2 table, then Wald's interval, here from the
+    # covariance of a multinomial instead of the formula that follows from it.
+    cells = np.array(table) + 0.5
+    p, contrast = cells / cells.sum(), np.array([0, -1, 1, 0])
+    covariance = (np.diag(p) - np.outer(p, p)) / cells.sum()
+    half = 1.959964 * np.sqrt(contrast @ covariance @ contrast)
+    assert got.ci95 == pytest.approx((100 * (contrast @ p - half), 100 * (contrast @ p + half)))
+    assert got.ci95[0] < got.ci95[1]
+
+
+def test_a_paired_difference_turned_round_changes_its_sign() -> None:
+    reference, candidate = hits(*TABLES[0])
+    one, other = paired_difference(reference, candidate), paired_difference(candidate, reference)
+    assert one.points == -other.points == -5.0
+    assert one.ci95 == pytest.approx((-other.ci95[1], -other.ci95[0]))
+    assert str(one).startswith("-5.00 points (95 % ")
+    assert "100 images" in str(one)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.7, 0.1, 0.05, 0.15), (0.9, 0.02, 0.02, 0.06), (0.6, 0.02, 0.0, 0.38), (0.5, 0.2, 0.2, 0.1)]
+)
+@pytest.mark.parametrize("n", [50, 400])
+def test_the_interval_holds_the_truth_at_least_93_times_in_100(shares: tuple[float, ...], n: int) -> None:
+    truth = 100 * (shares[2] - shares[1])
+    counts = np.random.default_rng(0).multinomial(n, shares, size=1500)
+    within = 0
+    for both, lost, won, neither in counts:
+        low, high = paired_difference(*hits(both, lost, won, neither)).ci95
+        within += low <= truth <= high
+    assert within / len(counts) >= 0.93
+
+
+@pytest.mark.parametrize(("reference", "candidate"), [(0, 0), (3, 4)])
+def test_hits_that_do_not_match_are_refused(reference: int, candidate: int) -> None:
+    with pytest.raises(InputError, match="expected the same images from both"):
+        paired_difference(np.ones(reference, bool), np.ones(candidate, bool))
+
+
+def right(*values: int) -> np.ndarray:
+    return np.array(values, np.bool_)
+
+
+def test_the_difference_of_differences_is_that_of_a_case_by_hand() -> None:
+    """Four images, two shifts; images give 0, -1/2, -1 and +1, so -12.5 points on average."""
+    found = difference_of_differences(
+        right(1, 1, 1, 1), right(1, 1, 1, 0),
+        np.array([[1, 1, 1, 0], [0, 1, 1, 0]], np.bool_), np.array([[1, 0, 0, 0], [0, 1, 0, 0]], np.bool_),
+    )  # fmt: skip
+    assert found.points == pytest.approx(-12.5)
+    assert found.n == 4
+    # Six images with the two that are added: sum -1/2, sum of squares 1/4 + 1 + 1 + 1 (half of +1, half of -1).
+    centre = -0.5 / 6
+    half = 1.959964 * math.sqrt((3.25 / 6 - centre**2) / 6)
+    assert found.ci95 == pytest.approx((100 * (centre - half), 100 * (centre + half)))
+
+
+def test_with_equal_clean_hits_it_is_the_paired_difference() -> None:
+    rng = np.random.default_rng(0)
+    clean, reference, candidate = rng.random((3, 200)) < 0.6
+    plain = paired_difference(reference, candidate)
+    found = difference_of_differences(clean, clean, reference, candidate)
+    assert (found.points, *found.ci95) == pytest.approx((plain.points, *plain.ci95))
+
+
+def test_images_and_shifts_that_do_not_fit_are_refused() -> None:
+    one, two = right(1), right(1, 0)
+    for arguments in [(one, one, two, two), (two, two, two, one), (two, one, two, two)]:
+        with pytest.raises(InputError, match="expected"):
+            difference_of_differences(*arguments)
+    with pytest.raises(InputError):
+        difference_of_differences(right(), right(), right(), right())
+
+
+def test_holms_values_grow_with_the_claims_that_are_made_at_once() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 4), (3, 9), (9, 3), (21, 40), (6, 6)])

@@ -310,3 +310,11 @@ def test_a_viewer_that_takes_nothing_is_let_go(
 
     anyio.run(run)
     assert [record.levelno for record in caplog.records] == [logging.DEBUG]
+
+
+def test_what_is_guarded_receives_the_request_and_nothing_of_its_scope_is_lost() -> None:
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        await PlainTextResponse(f"{scope['path']} {message['type']}")(scope, receive, send)
+
+    assert ask(app=echo, host="localhost").body == "/api/state http.request"

@@ -53,7 +53,6 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from edgeclip.evaluation.accuracy.zeroshot import evaluate_folder
-from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.export import variants as workstation
 from edgeclip.export.accuracy import LabelledImages
 from edgeclip.export.bundle import extended
@@ -1021,62 +1020,6 @@ def test_a_bundle_that_cannot_be_written_to_is_not_extended(golden_bundle: Path,
 
 
 # Accuracy on the same images
-
-
-def hits(both: int, lost: int, won: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    reference = [True] * both + [True] * lost + [False] * won + [False] * neither
-    candidate = [True] * both + [False] * lost + [True] * won + [False] * neither
-    order = np.random.default_rng(0).permutation(len(reference))
-    return np.array(reference)[order], np.array(candidate)[order]
-
-
-TABLES = [(70, 10, 5, 15), (794, 150, 86, 570), (50, 0, 0, 50), (0, 3, 0, 0), (1, 0, 0, 0), (0, 20, 20, 0)]
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_a_paired_difference_is_that_of_its_counts(table: tuple[int, int, int, int]) -> None:
-    _, lost, won, _ = table
-    reference, candidate = hits(*table)
-    got = paired_difference(reference, candidate)
-    assert (got.n, got.only_reference, got.only_candidate) == (sum(table), lost, won)
-    assert got.points == pytest.approx(100 * (candidate.mean() - reference.mean()))
-    # Agresti and Min (2005): half an observation in each cell of the 2 x 2 table, then Wald's interval, here from the
-    # covariance of a multinomial instead of the formula that follows from it.
-    cells = np.array(table) + 0.5
-    p, contrast = cells / cells.sum(), np.array([0, -1, 1, 0])
-    covariance = (np.diag(p) - np.outer(p, p)) / cells.sum()
-    half = 1.959964 * np.sqrt(contrast @ covariance @ contrast)
-    assert got.ci95 == pytest.approx((100 * (contrast @ p - half), 100 * (contrast @ p + half)))
-    assert got.ci95[0] < got.ci95[1]
-
-
-def test_a_paired_difference_turned_round_changes_its_sign() -> None:
-    reference, candidate = hits(*TABLES[0])
-    one, other = paired_difference(reference, candidate), paired_difference(candidate, reference)
-    assert one.points == -other.points == -5.0
-    assert one.ci95 == pytest.approx((-other.ci95[1], -other.ci95[0]))
-    assert str(one).startswith("-5.00 points (95 % ")
-    assert "100 images" in str(one)
-
-
-@pytest.mark.parametrize(
-    "shares", [(0.7, 0.1, 0.05, 0.15), (0.9, 0.02, 0.02, 0.06), (0.6, 0.02, 0.0, 0.38), (0.5, 0.2, 0.2, 0.1)]
-)
-@pytest.mark.parametrize("n", [50, 400])
-def test_the_interval_holds_the_truth_at_least_93_times_in_100(shares: tuple[float, ...], n: int) -> None:
-    truth = 100 * (shares[2] - shares[1])
-    counts = np.random.default_rng(0).multinomial(n, shares, size=1500)
-    within = 0
-    for both, lost, won, neither in counts:
-        low, high = paired_difference(*hits(both, lost, won, neither)).ci95
-        within += low <= truth <= high
-    assert within / len(counts) >= 0.93
-
-
-@pytest.mark.parametrize(("reference", "candidate"), [(0, 0), (3, 4)])
-def test_hits_that_do_not_match_are_refused(reference: int, candidate: int) -> None:
-    with pytest.raises(InputError, match="expected the same images from both"):
-        paired_difference(np.ones(reference, bool), np.ones(candidate, bool))
 
 
 @pytest.fixture
