@@ -88,7 +88,7 @@ def print_card(bundle: Bundle, console: Console) -> None:
     facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items())))
     console.print(facts, highlight=False)
     for said in _proved_on(bundle):  # whole, as it ends with a command
-        console.print(f"{'proved':<11}{said}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{'proofs of':<11}{said}", markup=False, highlight=False, soft_wrap=True)
 
     variants = Table("variant", "precision", "opset", "batch", "MB", box=None, header_style="bold", padding=(0, 2))
     for variant in manifest.variants:
@@ -124,13 +124,13 @@ def _proved_on(bundle: Bundle) -> Iterator[str]:
 
     golden = golden_here(bundle)
     if golden is None:
-        yield f"not proved: there are no golden images; {how_to_prove(bundle_name(bundle))} proves it"
+        yield f"nothing: there are no golden images; {how_to_prove(bundle_name(bundle))} proves it"
         return
     alike: dict[Basis, list[str]] = {}
     for variant in bundle.manifest.variants:
         alike.setdefault(basis_of(bundle, variant.name, golden), []).append(variant.name)
     for basis, names in alike.items():
-        yield f"{', '.join(names)} {basis}{f': {remedy(bundle, basis)}' if basis.provisional else ''}"
+        yield f"{', '.join(names)}: {basis}{f': {remedy(bundle, basis)}' if basis.provisional else ''}"
 
 
 def _decisions(bundle: Bundle, tables: list[PromptTable]) -> list[str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from edgeclip.runtime.proof.renew import Held, Renewal
 
 _NAMED = 20
-_WIDE = 140  # so that no row of limits is broken
 _STYLES = {"checked": "green", "failed": "red", "could not be checked": "yellow"}
 
 
@@ -42,7 +41,7 @@ def prove(
     """Hold a bundle's variants against FP32 on this device, on photographs of the place where it will work.
 
     FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
-    The exit code is 1 if what was asked for is not proved.
+    The exit code is 1 if what was asked for disagrees with FP32, or could not run.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 
@@ -87,11 +86,13 @@ def _print_held(held: Held, console: Console) -> None:
         return
     verdict = "agrees with fp32" if held.passed else "wrong"
     _say(f"{name}: {verdict}, {proof.latency_ms:.1f} ms an image; {proof.ran_on}", console)
-    limits = Table("limit", "expected", "got", "", box=None, header_style="bold", padding=(0, 2))
+    limits = Table("limit", "expected", "got", "", box=None, header_style="bold", padding=(0, 1))
     for check in proof.checks:
-        said = check.status if check.got is not None else f"{check.status}: {held.why_unchecked}"
-        limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), Text(said, _STYLES[check.status]))
-    console.print(limits, highlight=False, width=max(console.width, _WIDE), crop=False)
+        status = Text(check.status, _STYLES[check.status])
+        limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), status)
+    console.print(limits, highlight=False)
+    if proof.unchecked:
+        _say(f"  could not be checked, as {held.why_unchecked}: {', '.join(proof.unchecked)}", console, style="yellow")
     if held.passed:
         _say(f"  {'' if held.basis.provisional else 'proved '}{held.basis}", console)
 

@@ -25,7 +25,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.chosen_set import is_chosen_set
 from edgeclip.calibration.images import crops, find_images
 from edgeclip.documents import read_json
-from edgeclip.errors import IntegrityError, SourceError
+from edgeclip.errors import InputError, IntegrityError, SourceError
 from edgeclip.export.photographs import Photograph
 from edgeclip.printable import path_text
 from edgeclip.prompts import FloatArray
@@ -191,8 +191,11 @@ def split_images(
         calibrated: images that ranges are measured on already: what is also among them is left out.
 
     Raises:
+        InputError: a number below 0.
         SourceError: too few different images that can be decoded.
     """
+    if golden < 0 or calibration < 0:
+        raise InputError(f"expected golden and calibration of 0 or more images, got {golden} and {calibration}")
     pictures, told = _looked_at(images, seed)
     labels = _labels(images, pictures, told) if isinstance(images, Path) else {}
 

@@ -13,6 +13,8 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from skimage import data as skimage_data
 
 import edgeclip
@@ -21,6 +23,7 @@ from edgeclip.devices.machine import probe
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.errors import EngineError, InputError, ParityError, SourceError, VariantError
+from edgeclip.files import cache_dir
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine, module_stamp
@@ -509,3 +512,45 @@ def test_images_that_a_variant_was_calibrated_on_are_no_proof_of_it(tiny_bundle:
     assert renewal.images.left_out == {"calibrated on": 5}
     bundle = Bundle.open(tiny_bundle)
     assert str(basis_of(bundle, "int8", golden_here(bundle))) == "on 27 photographs of this site"
+
+
+# A set that lies in the cache ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["embeddings", "jpeg", "classes"])
+def test_a_set_of_a_site_that_was_altered_does_not_count(
+    tiny_bundle: Path, site: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    edgeclip.prove(tiny_bundle, site, engine="onnxruntime")
+    (kept,) = (cache_dir("site")).glob("*.safetensors")
+    with safe_open(kept, "np") as stored:
+        tensors, about = {name: stored.get_tensor(name).copy() for name in stored.keys()}, stored.metadata()  # noqa: SIM118
+    tensors[what].reshape(-1)[-1] += 1
+    save_file(tensors, kept, about)
+    assert golden_here(Bundle.open(tiny_bundle)).origin == "stand-ins"
+    assert "the images of this site are lost" in caplog.text
+
+
+def test_a_table_that_came_later_is_decided_on(tiny_bundle: Path, site: Path) -> None:
+    manifest = read_manifest(tiny_bundle)
+    write_manifest(tiny_bundle, msgspec.structs.replace(manifest, tables=()))
+    edgeclip.prove(without_golden(tiny_bundle), site, engine="onnxruntime")
+    assert len(golden_here(Bundle.open(tiny_bundle)).classes) == 0
+    write_manifest(tiny_bundle, manifest, scan=True)
+    assert len(golden_here(Bundle.open(tiny_bundle)).classes) == 3
+
+
+def test_where_nothing_runs_the_set_before_stays(tiny_bundle: Path, site: Path) -> None:
+    edgeclip.prove(tiny_bundle, site, engine="onnxruntime")
+    before = len(golden_here(Bundle.open(tiny_bundle)).files)
+    assert edgeclip.prove(tiny_bundle, site, engine="tensorrt", variant="fp32", count=1).failed
+    assert len(golden_here(Bundle.open(tiny_bundle)).files) == before > 1
+
+
+def test_a_cache_that_cannot_keep_a_site_is_refused(
+    tiny_bundle: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="expected a cache that can be written to, to keep the site's images in"):
+        edgeclip.prove(tiny_bundle, site, engine="onnxruntime")

@@ -153,8 +153,8 @@ def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
 
 def remedy(bundle: Bundle, basis: Basis) -> str:
     """What makes a provisional proof a whole one."""
-    if basis.origin == "site" and basis.photographs >= FEWEST:  # what is missing is not there to be had on the device
-        return "export the variant again, which notes it"
+    if basis.origin == "site" and basis.photographs >= FEWEST and basis.calibrated_on is None:
+        return "export the variant again, which notes it"  # not to be had on the device
     return _how(bundle)
 
 

@@ -84,7 +84,7 @@ class Different:
         # Not ``@``: for so short a product the threads of a BLAS cost twenty times the work.
         alike = np.einsum("nd,d->n", self._rows[: self._count], look.direction)
         if self._count and alike.max() >= self._near:
-            number = self._numbers[look.digest] = int(alike.argmax())
+            number = self._numbers[look.digest] = int((alike >= self._near).argmax())  # the first that it is like
             return "near", number
         if self._count == len(self._rows):
             self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])

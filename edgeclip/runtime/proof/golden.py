@@ -37,6 +37,7 @@ class _About(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     digests: tuple[Sha256, ...] = ()
     origin: Origin = "unknown"
+    sha256: str = ""  # of all that is in the set
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class GoldenImages:
             "classes": self.classes,
         }
         with atomic_file(path) as temporary:
-            about = _About(names=self.names, digests=self.digests, origin=self.origin)
+            about = _About(names=self.names, digests=self.digests, origin=self.origin, sha256=self.sha256)
             # One text: with several, their order in the file would be another each time.
             save_file(tensors, str(temporary), {"photographs": msgspec.json.encode(about).decode()})
 
@@ -93,7 +94,7 @@ class GoldenImages:
         """Read what ``save`` wrote.
 
         Raises:
-            IntegrityError: it is not such a file.
+            IntegrityError: it is not such a file, or was altered.
         """
         try:
             with open_tensors(path, error=IntegrityError) as stored:
@@ -112,7 +113,10 @@ class GoldenImages:
             raise IntegrityError(f"{path} holds no golden images ({error}): copy the bundle again") from error
         files = tuple(jpeg[start:end].tobytes() for start, end in pairwise(ends))
         digests = about.digests if len(about.digests) == len(names) else _digests(names, files)
-        return cls(names, files, embeddings, classes, digests, about.origin)
+        golden = cls(names, files, embeddings, classes, digests, about.origin)
+        if about.sha256 and golden.sha256 != about.sha256:
+            raise IntegrityError(f"{path} holds other golden images than were written to it: make it or copy it again")
+        return golden
 
     def inputs(self, spec: PreprocessSpec) -> FloatArray:
         """The images as one preprocessed batch (N, 3, H, W) float32."""

@@ -14,6 +14,7 @@ from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.spec import Precision
 
 _WORST = 3
+_ROUNDING = 1e-6  # a gap between two classes that float32 may make of none
 DECIDED = 0.5  # of the median gap: what FP32 decides by more than that should stay decided
 
 
@@ -213,7 +214,8 @@ def compare_embeddings(
     Args:
         names: of the N images.
         batch_size: with which the candidate was made, for the report.
-        classes: (C, D) unit rows of a prompt table, C ≥ 2, for agreement and margin.
+        classes: (C, D) unit rows of a prompt table, C ≥ 2, for agreement and margin, which are not taken where the
+            rows do not differ.
 
     Raises:
         InputError: no image, or shapes that differ.
@@ -243,7 +245,10 @@ def compare_embeddings(
     )
     if classes is None or len(classes) < 2:
         return report
-    decisions = compare_decisions(unit_rows(reference) @ classes.T, unit_rows(candidate) @ classes.T)
+    scores = unit_rows(reference) @ classes.T
+    if np.median(_margin(scores, scores.argmax(axis=1))) <= _ROUNDING:
+        return report  # rows that are equal: what is decided between them is rounding
+    decisions = compare_decisions(scores, unit_rows(candidate) @ classes.T)
     return msgspec.structs.replace(report, **msgspec.structs.asdict(decisions))
 
 

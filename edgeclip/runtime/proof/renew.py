@@ -57,7 +57,11 @@ class Held:
     def why_unchecked(self) -> str:
         """What is missing where a limit could not be checked."""
         one = self.proof is not None and self.proof.parity.images < 2
-        return "one image has no others to be held beside" if one else "there is no prompt table with two classes"
+        return (
+            "one image has no others to be held beside"
+            if one
+            else "there is no prompt table that tells two classes apart"
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def prove(
     pairs = list(_pairs(opened, variants, engines))
     if not pairs:
         raise EngineError(f"no engine that is installed here is meant for what was asked of {opened.path.name}")
-    taken, told = None, list[str]()
+    taken, golden, told = None, None, list[str]()
     if images is not None and not any(each.name == REFERENCE[0] for each in opened.manifest.variants):
         told.append(
             f"the images could not be used: the bundle has no {REFERENCE[0]} to encode them; held against its own "
@@ -137,17 +141,18 @@ def prove(
         taken = choose_images(Path(images), spec, count=count, calibrated=calibrated_digests(opened))
         say(f"encoding {len(taken.names)} images with {' on '.join(REFERENCE)}")
         try:
-            keep_site(opened, encode_site(opened, taken))
+            golden = encode_site(opened, taken)
         except EngineError as error:
             raise EngineError(f"{error}; where FP32 cannot run, prove on the `stored` embeddings") from error
         if len(taken.names) < FEWEST:
             told.append(
-                f"expected at least {FEWEST} different photographs for a proof, got {len(taken.names)}: it stays "
+                f"expected at least {FEWEST} different photographs for a proof, got {len(taken.names)}: this is "
                 "provisional"
             )
     elif stored:
         forget_site(opened)
-    golden = golden_of(opened) if stored else golden_here(opened)
+    if golden is None:
+        golden = golden_of(opened) if stored else golden_here(opened)
     if golden is None or not len(golden.files):
         raise ParityError(
             f"expected golden images in {opened.path.name} to prove its variants on, got none: give photographs of the "
@@ -157,6 +162,8 @@ def prove(
     for name, runner in pairs:
         say(f"proving {name} on {runner}")
         held.append(_held(opened, name, runner, golden, threads))
+    if taken is not None and golden.origin == "site" and any(each.proof is not None for each in held):
+        keep_site(opened, golden)  # not before: where nothing ran, an earlier set stays
     return Renewal(tuple(held), taken, tuple(told), tuple(_failed(held, variants, engines)))
 
 

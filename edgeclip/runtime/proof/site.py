@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import BundleError, IntegrityError, ParityError, SourceError
-from edgeclip.files import cache_dir, sha256_json
+from edgeclip.errors import BundleError, InputError, IntegrityError, ParityError, SourceError
+from edgeclip.files import cache_dir, cache_place, sha256_json
 from edgeclip.printable import path_text
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
@@ -155,11 +155,18 @@ def encode_site(bundle: Bundle, images: SiteImages) -> GoldenImages:
 def keep_site(bundle: Bundle, golden: GoldenImages) -> None:
     """Keep a site's golden set on this device: what is proved from now on is proved on it.
 
+    What is decided between is no part of it: that is taken from the bundle whenever the set is read.
+
     Raises:
         InputError: the cache cannot be written to.
     """
     place = _place(bundle)
     assert place is not None  # FP32 encoded it
+    if place.parent != cache_place() / "site":  # a folder that stands in for it, and goes with this process
+        raise InputError(
+            f"expected a cache that can be written to, to keep the site's images in, got {cache_place()}: set "
+            "EDGECLIP_CACHE"
+        )
     golden.save(place)
 
 
@@ -210,7 +217,9 @@ def _site_of(bundle: Bundle) -> GoldenImages | None:
     except IntegrityError as error:
         _log.warning("the images of this site are lost, the bundle's own count again (%s)", error)
         return None
-    return golden if len(golden.files) and golden.embeddings.shape[1] == bundle.manifest.encoder.embedding_dim else None
+    if not len(golden.files) or golden.embeddings.shape[1] != bundle.manifest.encoder.embedding_dim:
+        return None
+    return replace(golden, classes=_classes(bundle))
 
 
 def _place(bundle: Bundle) -> Path | None:
