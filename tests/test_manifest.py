@@ -12,6 +12,7 @@ import pytest
 
 from edgeclip import EncoderSpec, Manifest, PreprocessSpec, Variant
 from edgeclip.errors import IntegrityError, ManifestError
+from edgeclip.limits import limit
 from edgeclip.manifest import (
     MANIFEST,
     check_consistent,
@@ -165,8 +166,11 @@ def test_a_field_that_nobody_knows_is_refused(tmp_path: Path, where: str) -> Non
     envelope = json.loads((tmp_path / MANIFEST).read_text())
     (envelope["manifest"] if where == "manifest" else envelope)["colour"] = "red"
     (tmp_path / MANIFEST).write_text(json.dumps(envelope))
-    with pytest.raises(ManifestError, match=r"not a valid manifest .*colour"):
+    with pytest.raises(ManifestError, match=r"not a valid manifest .*colour") as refused:
         read_manifest(tmp_path)
+    said, what = str(refused.value).split(" is not a valid manifest ")
+    assert said == str(tmp_path / MANIFEST)
+    assert said in what
 
 
 def test_what_is_no_manifest_is_refused_with_its_path(tmp_path: Path) -> None:
@@ -182,6 +186,13 @@ def test_what_is_no_manifest_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).unlink()
     (tmp_path / MANIFEST).mkdir()
     with pytest.raises(ManifestError, match=r"got no manifest\.json in it"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_larger_than_a_document_may_be_is_refused_as_one(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).touch()
+    os.truncate(tmp_path / MANIFEST, limit("document_bytes") + 1)  # takes no room on the disk
+    with pytest.raises(ManifestError, match="manifest"):
         read_manifest(tmp_path)
 
 
