@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeclip.bundle import Bundle
-from edgeclip.errors import SourceError
+from edgeclip.errors import InputError, SourceError
 from edgeclip.export.images import ImageSplit, crops_to_calibrate_on, split_images, to_calibrate_on
 from edgeclip.runtime.images import Image, read_image, write_image
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
@@ -278,3 +278,24 @@ def test_pictures_that_differ_are_told_from_those_that_nearly_do_not() -> None:
     assert different.add(look_at(nearly)) == ("near", 7)
     assert different.add(look_at(nearly)) == ("same", 7)
     assert different.add(look_at(picture(7)[:, ::-1])) == ("new", 200)
+
+
+@pytest.mark.parametrize("counts", [{"golden": -1}, {"calibration": -5}])
+def test_numbers_below_nothing_are_refused(counts: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="of 0 or more images, got"):
+        split_images([np.zeros((16, 16, 3), np.uint8)], **counts)
+
+
+def test_a_picture_counts_as_the_first_that_it_is_like() -> None:
+    """Between two that differ: however much nearer it is to the second, the first is not proved on beside it."""
+    ramp = np.add.outer(np.arange(64), np.arange(64))[..., None].repeat(3, 2)
+    first = (ramp * 1.5).astype(np.uint8)
+    second = first.copy()
+    second[:, 40:] = second[:, 40:] // 2 + 40
+    between = (0.35 * first + 0.65 * second).astype(np.uint8)
+    directions = [look_at(picture).direction for picture in (first, second, between)]
+    near = directions[2] @ directions[0]
+    assert directions[0] @ directions[1] < near < directions[2] @ directions[1]
+    different = Different(near - 1e-3)
+    assert [different.add(look_at(picture)) for picture in (first, second)] == [("new", 0), ("new", 1)]
+    assert different.add(look_at(between)) == ("near", 0)

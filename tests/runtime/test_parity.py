@@ -321,3 +321,20 @@ def test_embeddings_that_do_not_match_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"expected {names} rows of embeddings"):
         compare_embeddings(np.ones(reference), np.ones(candidate), ["a"] * names, batch_size=1)
+
+
+def test_rows_that_are_equal_decide_nothing() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(20, 8)).astype(np.float32)
+    row = unit_rows(rng.normal(size=(1, 8)).astype(np.float32))
+    noisy = reference + rng.normal(size=reference.shape).astype(np.float32) * 1e-3
+    report = compare_embeddings(
+        reference, noisy, [str(n) for n in range(20)], batch_size=1, classes=np.repeat(row, 5, 0)
+    )
+    status = {check.figure: check.status for check in report.checks(LIMITS["int8"])}
+    assert {figure for figure, what in status.items() if what == "could not be checked"} == {
+        "top-1 agreement",
+        "top-1 agreement where FP32 decides clearly",
+        "mean margin loss",
+        "margin loss",
+    }
