@@ -217,6 +217,7 @@ def _table(results: Path) -> str:
         rate = f"{killed / max(killed + survived, 1):.1%}" if known.mutants else "-"
         note = "" if known.complete else f"  ({len(known.mutants)} of {known.made} tried)"
         note += "" if known.tests == tests else "  (tests changed since)"
+        note += f"  ({len(known.again)} survivors of former tests)" if known.again else ""
         lines.append(f"{name:<12}{len(known.mutants):>9}{killed:>8}{equivalent:>12}{survived:>10}{rate:>9}{note}")
     return "\n".join(lines) + "\n"
 
