@@ -298,9 +298,8 @@ def worst_of(reports: Sequence[ParityReport]) -> ParityReport:
         key=lambda report: (not np.isnan(report.min_cosine), report.min_cosine, -report.max_relative_error),
     )
     figures: dict[str, float | None] = {}
-    for name in ("mean_cosine", "p01_cosine", "min_cosine", "mean_centred_cosine", "min_centred_cosine"):
-        figures[name] = _extreme(np.min, reports, name)
-    for name in ("agreement", "decided_agreement"):
+    cosines = ("mean_cosine", "p01_cosine", "min_cosine", "mean_centred_cosine", "min_centred_cosine")
+    for name in (*cosines, "agreement", "decided_agreement"):
         figures[name] = _extreme(np.min, reports, name)
     for name in ("max_relative_error", "max_abs_difference", "mean_margin_loss", "p95_margin_loss"):
         figures[name] = _extreme(np.max, reports, name)
