@@ -20,6 +20,7 @@ import av
 import msgspec
 import numpy as np
 import pytest
+from _pytest.logging import LogCaptureHandler
 from skimage import data as skimage_data
 
 from edgeclip import Bundle, EncoderSpec, Manifest, ModelIdentity, ModelOrigin, PreprocessSpec, PromptTable, Variant
@@ -108,8 +109,9 @@ def _logging_is_on() -> None:
     """Libraries of an earlier test may have left logging off, and a claim about a warning would fail for that."""
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
-    for handler in logging.getLogger().handlers:  # pytest's too, which one run of the tests shares
-        handler.setLevel(logging.NOTSET)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogCaptureHandler):  # one for the whole run
+            handler.setLevel(logging.NOTSET)
     logger = logging.getLogger("edgeclip")
     logger.disabled, logger.propagate = False, True
     logger.setLevel(logging.NOTSET)
