@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 
 from edgeclip import Bundle
-from edgeclip.engine_list import ENGINES
+from edgeclip.cli.common import console
+from edgeclip.engine_list import EngineEntry
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.proof.basis import FEWEST
 from tests.conftest import Run, add_variant, edit_weight, without_golden
 
 
 @pytest.fixture(autouse=True)
-def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine_list: dict[str, EngineEntry]) -> None:
     monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     for name in ("_WARM_UP_S", "_MEASURE_S"):
         monkeypatch.setattr(f"edgeclip.runtime.proof.proof.{name}", 0.01)
-    for name in set(ENGINES) - {"onnxruntime"}:
-        monkeypatch.delitem(ENGINES, name)
+    for name in set(engine_list) - {"onnxruntime"}:
+        del engine_list[name]
 
 
 @pytest.fixture

@@ -77,18 +77,18 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine_list: dict[str, EngineEntry]) -> Path:
     """Where the own engines' library is installed; they and ONNX Runtime are the only engines."""
     folder = tmp_path / "packages"
     folder.mkdir()
     install(folder, "own-runtime", "1.0")
     monkeypatch.syspath_prepend(folder)
-    for name in set(ENGINES) - {"onnxruntime"}:
-        monkeypatch.delitem(ENGINES, name)
+    for name in set(engine_list) - {"onnxruntime"}:
+        del engine_list[name]
     for engine in (OwnEngine, OwnCpuEngine):
         where = f"{__name__}:{engine.__name__}"
         entry = EngineEntry(engine.name, where, module="own_runtime", packages=("own-runtime", "own-kernels"))
-        monkeypatch.setitem(ENGINES, engine.name, entry)
+        engine_list[engine.name] = entry
     OwnEngine.loads.clear()
     return folder
 

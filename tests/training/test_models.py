@@ -180,7 +180,7 @@ def test_a_folder_without_its_tokenizer_encodes_no_text(
     with pytest.raises(ModelError, match=r"expected a tokenizer of 49,408 tokens, .* got one of 2: put"):
         model.encode_text(TEXTS)
     assert class_rows(model.text, 32).shape == (0, 32)
-    assert "no prompt can be encoded yet: expected a tokenizer" in caplog.text
+    assert "no prompt can be encoded (expected a tokenizer" in caplog.text
 
 
 def test_a_tokenizer_whose_texts_end_elsewhere_is_refused(clip_folder: Path, tmp_path: Path) -> None:
