@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import msgspec
@@ -29,6 +29,7 @@ from edgeclip.engine_list import ENGINES, EngineEntry
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
+from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.proof.golden import FILE as GOLDEN
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_inputs, golden_files
@@ -363,3 +364,43 @@ def engine_list() -> Iterator[dict[str, EngineEntry]]:
     yield ENGINES
     ENGINES.clear()
     ENGINES.update(kept)
+
+
+@pytest.fixture
+def fp16_bundle(tiny_bundle: Path) -> Path:
+    """``tiny_bundle`` with a variant ``fp16`` that agrees with fp32: what proofs are tried on in little time."""
+    add_variant(tiny_bundle, "fp16", edit_weight("projection", lambda weight: weight.astype(np.float16).astype("f4")))
+    return tiny_bundle
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and timings of engines too short to be good."""
+    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
+    for name in ("_WARM_UP_S", "_MEASURE_S"):
+        monkeypatch.setattr(f"edgeclip.runtime.proof.proof.{name}", 0.01)
+    return tmp_path / "cache"
+
+
+class CountingEngine(OrtEngine):
+    """ONNX Runtime for every precision, which counts how often it was loaded."""
+
+    name = "counting"
+    kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
+    loads: ClassVar[list[str]] = []
+
+    def _load(self) -> None:
+        self.precision = "fp32"  # ONNX Runtime takes other types than those it has fast kernels for
+        super()._load()
+        self.loads.append(self.path.stem)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch, engine_list: dict[str, EngineEntry]) -> list[str]:
+    """The only engines are ONNX Runtime's, for fp32 alone, and one that counts, for all; its loads."""
+    for name in set(engine_list) - {"onnxruntime"}:
+        del engine_list[name]
+    where = f"{__name__}:CountingEngine"
+    engine_list["counting"] = EngineEntry("counting", where, module="counting", packages=("counting",))
+    monkeypatch.setattr(CountingEngine, "loads", [])
+    return CountingEngine.loads

@@ -19,8 +19,10 @@ import gc
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -43,6 +45,7 @@ TASK = "task.json"  # in the folder of the process that tries mutants: what it i
 LOADED = "loaded.json"  # beside it: which of HEAVY the tests load
 UNCHANGED = [r"^\s*raise ", r"_log\.", r"TypeVar\(|TypeAlias|getLogger\("]
 PYTEST = ["-q", "--rootdir=.", "-p", "no:cacheprovider", "--assert=plain", "--tb=native"]
+_WAITS = 20  # what waits for ever takes no processor time: it is ended by the clock, late enough for a busy machine
 # Imported once, before processes are forked that import edgeclip each for itself.
 HEAVY = ["av", "cv2", "msgspec", "numpy", "onnx", "onnxruntime", "pytest", "scipy.stats", "skimage.data"]
 
@@ -65,10 +68,11 @@ SUBJECTS = {
     "proof": _subject(
         "runtime/proof/proof runtime/proof/in_the_loop runtime/proof/basis runtime/proof/what_runs "
         "runtime/proof/site runtime/proof/renew runtime/proof/distinct",
-        "runtime/test_basis runtime/test_site_proof runtime/test_proof runtime/test_stream_proof",
+        "runtime/test_distinct runtime/test_basis runtime/test_kept_proofs runtime/test_in_the_loop "
+        "runtime/test_site_images",
     ),
-    "choose": _subject("runtime/proof/choose", "runtime/test_proof runtime/test_site_proof"),
-    "golden": _subject("runtime/proof/golden", "runtime/test_basis runtime/test_proof"),
+    "choose": _subject("runtime/proof/choose", "runtime/test_choose"),
+    "golden": _subject("runtime/proof/golden", "runtime/test_golden"),
     "decisions": _subject(
         "decisions calibration/decisions/fit calibration/decisions/confidence calibration/decisions/background",
         "calibration/test_promises calibration/test_decisions",
@@ -275,7 +279,7 @@ def _in_functions(files: list[str], tests: list[str], results: Path, seconds: fl
     sources = {file: Path(file).read_text(encoding="utf-8") for file in files}
     for file, source in sources.items():
         made = mutate_file_contents(file, source)
-        known.made += len(made.mutant_names) + sum(1 for _ in _mutated(file, source))
+        known.made += len(made.mutant_names) + len(_changes(file, source)[1])
         Path(file).write_text(made.code, encoding="utf-8")
         lines, spans = made.code.splitlines(), made.line_span_by_function_name
 
@@ -322,11 +326,11 @@ class Tries:
         reached: dict[str, list[tuple[float, Any]]] = {}
         set_mutant_under_test("stats")
         for item in session.items:
-            started = time.monotonic()
+            started = time.process_time()
             if not _passes(item):
                 raise session.Failed(f"{item.nodeid} fails without any change")
             for function in state()._stats:
-                reached.setdefault(function, []).append((time.monotonic() - started, item))
+                reached.setdefault(function, []).append((time.process_time() - started, item))
             state()._stats.clear()
         gc.freeze()  # so that a fork copies less
         until = time.monotonic() + self._seconds
@@ -334,7 +338,7 @@ class Tries:
             if time.monotonic() > until:
                 break
             items = sorted(reached.get(mangled_name_from_mutant_name(mutant.name), []), key=lambda each: each[0])
-            limit_s = 30 + 10 * sum(seconds for seconds, _ in items)
+            limit_s = 10 + 10 * sum(seconds for seconds, _ in items)
 
             def alive(name: str = mutant.name, items: list[tuple[float, Any]] = items) -> bool:
                 set_mutant_under_test(name)
@@ -361,14 +365,19 @@ def _note(mutant: Mutant, results: Path) -> None:
 
 
 def _forked(passes: Callable[[], bool], limit_s: float) -> bool:
-    """What a function says in a process of its own; False where that ends otherwise or takes too long."""
+    """What a function says in a process of its own; False where that ends otherwise or takes too long.
+
+    Args:
+        limit_s: of processor time, so that a busy machine kills no mutant.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.setpgid(0, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit_s),) * 2)
+            signal.setitimer(signal.ITIMER_REAL, _WAITS * limit_s)
             code = 0 if passes() else 1
             sys.stdout.flush()
         finally:
@@ -396,12 +405,21 @@ def _outside_functions(files: list[str], tests: list[str], results: Path, second
                 Path(file).write_text(mutated, encoding="utf-8")
                 os.utime(file, (index + 1000 * number,) * 2)  # bytecode is known by these seconds
                 lines = _lines(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0))
-                _note(Mutant(name, *lines, killed=not _forked(passes, 600.0)), results)
+                _note(Mutant(name, *lines, killed=not _forked(passes, 120.0)), results)
         Path(file).write_text(source, encoding="utf-8")
 
 
 def _mutated(file: str, source: str) -> Iterator[str]:
     """Texts of a file with one change each outside the functions that mutmut changes itself."""
+    from mutmut.mutation import file_mutation
+
+    module, changes = _changes(file, source)
+    for change in changes:
+        yield file_mutation.deep_replace(module, change.original_node, change.mutated_node).code
+
+
+def _changes(file: str, source: str) -> tuple[Any, list[Any]]:
+    """A file's module, and mutmut's changes of nodes in it outside the functions that it changes itself."""
     import libcst
     from libcst.metadata import MetadataWrapper
     from mutmut.mutation import file_mutation, mutators, pragma_handling
@@ -417,6 +435,7 @@ def _mutated(file: str, source: str) -> Iterator[str]:
     wrapper = MetadataWrapper(libcst.parse_module(source))
     visitor = Visitor(mutators.mutation_operators, pragma_handling.get_ignored_lines(file, source, wrapper))
     module = wrapper.visit(visitor)
+    changes = []
     for mutation in visitor.mutations:
         inside = mutation.contained_by_top_level_function
         if not isinstance(inside, libcst.FunctionDef):
@@ -426,7 +445,8 @@ def _mutated(file: str, source: str) -> Iterator[str]:
             decorators = [libcst.Module([]).code_for_node(each.decorator) for each in inside.decorators]
             if not decorators or decorators in (["staticmethod"], ["classmethod"]):
                 continue
-        yield file_mutation.deep_replace(module, mutation.original_node, mutation.mutated_node).code  # type: ignore[union-attr]
+        changes.append(mutation)
+    return module, changes
 
 
 def _lines(diff: Iterable[str]) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from edgeclip.devices.machine.cpu import read_cpu
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
-from edgeclip.errors import BundleError, InputError, IntegrityError
+from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.records import load_result
 from edgeclip.evaluation.statistics.rounds import Interval
 from edgeclip.evaluation.tradeoff.decide import decide, misses
@@ -38,16 +38,10 @@ from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.proof.choose import (
     FILE,
-    Recommendation,
-    add_recommendation,
     choose,
-    recommendations,
-    recommended_here,
-    this_machine,
 )
 from tests.chromium import Chromium
 from tests.command_line import edgeclip, refused
-from tests.conftest import add_variant, edit_weight
 
 IMAGES = 1000
 # Two points on any CPU: FP32 and INT8, or, where INT8 would overflow, FP32 on two engines.
@@ -406,63 +400,6 @@ def test_the_page_shows_the_report_and_fetches_nothing(report: tuple[Path, Path]
     assert chromium.evaluate("document.documentElement.scrollWidth") == 1000
     assert chromium.evaluate("performance.getEntriesByType('resource').length") == 0
     assert shown(chromium, {"min_accuracy": 1.5})[0] == NOTHING
-
-
-def made(**changed: Any) -> Recommendation:
-    """A recommendation for this machine."""
-    given: dict[str, Any] = {
-        "machine": this_machine(),
-        "variant": "fp16",
-        "engine": "onnxruntime",
-        "why": "Ship it.",
-        "data": "photos",
-        "top1": 0.5,
-        "n": 10,
-        "latency_ms": 1.0,
-        "stage": "engine",
-        "limits": {},
-    }
-    return Recommendation(**{**given, **changed})
-
-
-def test_advice_for_another_machine_does_not_count_and_stays(golden_bundle: Path) -> None:
-    elsewhere = made(machine={"board": "another"}, variant="fp32")
-    bundle = add_recommendation(Bundle.open(golden_bundle), elsewhere)
-    assert recommended_here(bundle) is None
-    bundle = add_recommendation(bundle, made(variant="fp32"))
-    bundle = add_recommendation(bundle, made())
-    assert [found.variant for found in recommendations(Bundle.open(golden_bundle))] == ["fp32", "fp16"]
-    choice = choose(bundle)
-    assert (choice.variant, choice.engine) == ("fp16", "onnxruntime")
-    assert choice.why.startswith("recommended: Ship it.; provisional: ")
-
-
-@pytest.mark.parametrize("named", [{"variant": "gone"}, {"engine": "onnxruntime-cuda"}, {"engine": "no-such"}])
-def test_advice_that_cannot_be_followed_is_passed_over(golden_bundle: Path, named: dict[str, str]) -> None:
-    bundle = add_recommendation(Bundle.open(golden_bundle), made(**named))
-    choice = choose(bundle)
-    assert not choice.why.startswith("recommended")
-    assert choice.proofs
-
-
-def test_advice_to_run_what_disagrees_with_fp32_is_not_followed(golden_bundle: Path) -> None:
-    broken = add_variant(golden_bundle, "fp16", edit_weight("projection", lambda weight: weight[::-1]))
-    choice = choose(add_recommendation(broken, made()))
-    assert choice.variant == "fp32"
-    assert not choice.why.startswith("recommended")
-
-
-def test_altered_or_strange_advice_is_refused(golden_bundle: Path) -> None:
-    bundle = add_recommendation(Bundle.open(golden_bundle), made())
-    (golden_bundle / FILE).write_text("{}")
-    with pytest.raises(IntegrityError, match="was altered"):
-        choose(bundle)
-    with pytest.raises(BundleError, match="edgeclip tradeoff again"):
-        recommendations(bundle.add_file(FILE, msgspec.json.encode({"recommendations": [1]})))
-    with pytest.raises(IntegrityError, match="inside the bundle"):
-        bundle.add_file("../outside.json", b"{}")
-    with pytest.raises(BundleError, match="read-only"):
-        Bundle.open("starter").add_file(FILE, b"{}")
 
 
 def test_bad_input_is_refused_before_anything_runs(tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:

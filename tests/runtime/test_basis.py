@@ -13,8 +13,18 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import IntegrityError, VariantError
 from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
-from edgeclip.runtime.proof.basis import FEWEST, Basis, CalibratedOn, Origin, basis_of
-from edgeclip.runtime.proof.golden import FILE, GoldenImages, golden_of
+from edgeclip.runtime.proof.basis import (
+    FEWEST,
+    Basis,
+    CalibratedOn,
+    Origin,
+    basis_of,
+    basis_on,
+    calibrated_on,
+    how_to_prove,
+)
+from edgeclip.runtime.proof.golden import GoldenImages
+from edgeclip.spec import Precision
 
 
 def digest(number: int) -> str:
@@ -71,67 +81,98 @@ def test_what_a_proof_is_worth_is_said(basis: Basis, said: str) -> None:
     assert basis.provisional is said.startswith("provisional")
 
 
-def test_crops_of_one_photograph_count_as_one(golden_bundle: Path) -> None:
-    bundle = with_report(golden_bundle, "fp16", made_on(100, 20))
+def test_crops_of_one_photograph_count_as_one(fp16_bundle: Path) -> None:
+    bundle = with_report(fp16_bundle, "fp16", made_on(100, 20))
     assert basis_of(bundle, "fp16", golden(20, views=3)).photographs == 20
     assert golden(20, views=3).photographs == 20
 
 
 @pytest.mark.parametrize(("first", "shared"), [(64, 0), (60, 4), (0, 64)])
-def test_what_a_variant_was_calibrated_on_is_found_in_its_report(golden_bundle: Path, first: int, shared: int) -> None:
-    bundle = with_report(golden_bundle, "fp16", made_on(first, 128))
+def test_what_a_variant_was_calibrated_on_is_found_in_its_report(fp16_bundle: Path, first: int, shared: int) -> None:
+    bundle = with_report(fp16_bundle, "fp16", made_on(first, 128))
     basis = basis_of(bundle, "fp16", golden(64))
     assert basis == Basis(origin="images", photographs=64, calibrated_on=shared, ranges_from="images")
     assert basis.provisional is (shared > 0)
 
 
-def test_ranges_of_stand_ins_make_a_proof_at_export_provisional_and_one_of_the_site_not(golden_bundle: Path) -> None:
-    bundle = with_report(golden_bundle, "fp16", made_on(100, 9, "stand-ins"))
+def test_ranges_of_stand_ins_make_a_proof_at_export_provisional_and_one_of_the_site_not(fp16_bundle: Path) -> None:
+    bundle = with_report(fp16_bundle, "fp16", made_on(100, 9, "stand-ins"))
     assert basis_of(bundle, "fp16", golden(64)).provisional
     assert not basis_of(bundle, "fp16", golden(64, origin="site")).provisional
 
 
 @pytest.mark.parametrize("report", [{}, {"made": None}, {"made": {"recipe": {}}}, {"made": "by hand"}, []])
 def test_without_a_record_it_is_not_known_whether_a_variant_was_calibrated_on_them(
-    golden_bundle: Path, report: Any
+    fp16_bundle: Path, report: Any
 ) -> None:
-    bundle = with_report(golden_bundle, "fp16", report)
+    bundle = with_report(fp16_bundle, "fp16", report)
     assert basis_of(bundle, "fp16", golden(64)) == Basis(origin="images", photographs=64, calibrated_on=None)
 
 
-def test_fp32_is_not_calibrated(golden_bundle: Path) -> None:
-    bundle = Bundle.open(golden_bundle)
+def test_fp32_is_not_calibrated(fp16_bundle: Path) -> None:
+    bundle = Bundle.open(fp16_bundle)
     assert basis_of(bundle, "fp32", golden(64)) == Basis(origin="images", photographs=64)
     with pytest.raises(VariantError):
         basis_of(bundle, "int4", golden(64))
 
 
-def test_a_record_that_was_altered_is_refused(golden_bundle: Path) -> None:
-    bundle = with_report(golden_bundle, "fp16", made_on(0, 64))
-    path = golden_bundle / "reports" / "parity-fp16.json"
+def test_a_record_that_was_altered_is_refused(fp16_bundle: Path) -> None:
+    bundle = with_report(fp16_bundle, "fp16", made_on(0, 64))
+    path = fp16_bundle / "reports" / "parity-fp16.json"
     path.write_text(json.dumps(made_on(100, 64), default=lambda value: {"origin": "images", "digests": []}))
     with pytest.raises(IntegrityError, match="altered"):
         basis_of(bundle, "fp16", golden(64))
 
 
-def test_a_golden_set_says_whose_photographs_its_views_are_of(golden_bundle: Path, tmp_path: Path) -> None:
-    stored = golden_of(Bundle.open(golden_bundle))
-    assert stored is not None
-    assert (len(stored.files), stored.photographs, stored.origin) == (64, 9, "stand-ins")
-    assert stored.digests[9:18] == stored.digests[:9]  # the crops come in the order of their photographs
-    golden(3, views=2, origin="site").save(tmp_path / "golden.safetensors")
-    again = GoldenImages.load(tmp_path / "golden.safetensors")
-    assert (again.photographs, again.origin) == (3, "site")
+@pytest.mark.parametrize(
+    ("basis", "provisional"),
+    [
+        (Basis(origin="stand-ins", photographs=FEWEST), True),
+        (Basis(origin="unknown", photographs=64), True),
+        (Basis(origin="images", photographs=FEWEST - 1), True),
+        (Basis(origin="images", photographs=FEWEST), False),
+        (Basis(origin="site", photographs=FEWEST, calibrated_on=None), True),
+        (Basis(origin="site", photographs=FEWEST, calibrated_on=1), True),
+        (Basis(origin="site", photographs=FEWEST, ranges_from="images"), False),
+        (Basis(origin="images", photographs=FEWEST, ranges_from="stand-ins"), True),
+        (Basis(origin="images", photographs=FEWEST, ranges_from="unknown"), False),
+    ],
+)
+def test_what_makes_less_than_a_proof(basis: Basis, provisional: bool) -> None:
+    assert basis.provisional is provisional
 
 
-def test_of_a_set_written_without_digests_names_tell_which_views_are_of_one_photograph(golden_bundle: Path) -> None:
-    from safetensors.numpy import load_file, save_file
+def test_all_that_a_proof_lacks_is_said() -> None:
+    few = Basis(origin="images", photographs=5, ranges_from="stand-ins")
+    assert str(few) == "provisional: on 5 photographs, fewer than 14, calibrated on stand-ins"
+    also = Basis(origin="stand-ins", photographs=5, calibrated_on=5, ranges_from="stand-ins")
+    assert str(also) == "provisional: on 5 stand-in photographs, 5 of them calibrated on"
+    unknown = Basis(origin="site", photographs=5, calibrated_on=None, ranges_from="stand-ins")
+    assert str(unknown) == (
+        "provisional: on 5 photographs of this site, fewer than 14, not known whether calibrated on"
+    )
 
-    path = golden_bundle / FILE
-    names = GoldenImages.load(path).names
-    save_file(load_file(path), path, {"names": json.dumps(names)})
-    old = GoldenImages.load(path)
-    assert (len(old.files), old.photographs, old.origin) == (64, 9, "unknown")
-    write_manifest(golden_bundle, read_manifest(golden_bundle), scan=True)
-    said = str(basis_of(Bundle.open(golden_bundle), "fp16", old))
-    assert said == "provisional: on 9 photographs, not known whose, not known whether calibrated on"
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_ranges_count_for_every_precision_but_fp32(precision: Precision) -> None:
+    known = CalibratedOn(origin="stand-ins", photographs=2, digests=(digest(0), digest(9)))
+    assert basis_on(golden(4), precision, known) == Basis(
+        origin="images", photographs=4, calibrated_on=1, ranges_from="stand-ins"
+    )
+    assert basis_on(golden(4), "fp32", known) == Basis(origin="images", photographs=4, calibrated_on=0)
+    assert basis_on(golden(4), precision, None) == Basis(origin="images", photographs=4, calibrated_on=None)
+
+
+def test_a_report_says_what_ranges_were_measured_on(fp16_bundle: Path) -> None:
+    assert calibrated_on(Bundle.open(fp16_bundle), "fp16") is None
+    bundle = with_report(fp16_bundle, "fp16", made_on(3, 2, "stand-ins"))
+    known = CalibratedOn(origin="stand-ins", photographs=2, digests=(digest(3), digest(4)))
+    assert calibrated_on(bundle, "fp16") == known
+    assert calibrated_on(bundle, "fp32") is None
+    (fp16_bundle / "reports" / "parity-fp16.json").unlink()
+    with pytest.raises(IntegrityError, match="lacks"):
+        calibrated_on(bundle, "fp16")
+
+
+def test_the_command_that_makes_a_proof_is_named() -> None:
+    assert how_to_prove("shop.edgeclip") == "edgeclip prove shop.edgeclip --images FOLDER"

@@ -5,25 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from rich.console import Console
 
 from edgeclip import Bundle
-from edgeclip.engine_list import EngineEntry
 from edgeclip.errors import (
     BundleError,
     EngineError,
-    InputError,
     IntegrityError,
     ParityError,
     SourceError,
@@ -32,21 +28,16 @@ from edgeclip.errors import (
 from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
-from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.engines.build import build_variant
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
-from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
-from edgeclip.runtime.proof.basis import basis_of
-from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
-from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
+from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS
-from edgeclip.runtime.proof.proof import Proof, prove
-from edgeclip.runtime.sinks.terminal import print_choice
+from edgeclip.runtime.proof.proof import prove
 from edgeclip.spec import Precision
-from tests import CORES
 from tests.conftest import Run, add_variant, edit_weight, make_table, without_golden
+from tests.runtime.test_golden import flip, golden_set
 from tests.runtime.test_parity import GOOD
 
 pytest.importorskip("torch")
@@ -61,26 +52,13 @@ from edgeclip.export.proofs import make_golden
 from edgeclip.export.variants import Made, Materials, make_variants
 from edgeclip.runtime.images import list_labelled
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and timings too short to be good, which no test here is about."""
-    monkeypatch.setenv("EDGECLIP_CACHE", str(tmp_path / "cache"))
-    for name in ("_WARM_UP_S", "_MEASURE_S"):
-        monkeypatch.setattr(f"edgeclip.runtime.proof.proof.{name}", 0.01)
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def golden_set(bundle: Bundle) -> GoldenImages:
-    golden = golden_of(bundle)
-    assert golden is not None
-    return golden
 
 
 # Variants that are broken, each in one way
@@ -108,61 +86,10 @@ WRONG: dict[str, Callable[[Any], None]] = {
 NAN = edit_weight("projection", not_a_number)
 
 
-class CountingEngine(OrtEngine):
-    """ONNX Runtime for every precision, which counts how often it was loaded."""
-
-    name = "counting"
-    kinds = frozenset({"fp32", "fp16", "bf16", "int8"})
-    loads: ClassVar[list[str]] = []
-
-    def _load(self) -> None:
-        self.precision = "fp32"  # ONNX Runtime takes other types than those it has fast kernels for
-        super()._load()
-        self.loads.append(self.path.stem)
-
-
-@pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch, engine_list: dict[str, EngineEntry]) -> list[str]:
-    """The only engines are ONNX Runtime's, for fp32 alone, and one that counts, for all; its loads."""
-    for name in set(engine_list) - {"onnxruntime"}:
-        del engine_list[name]
-    where = f"{__name__}:CountingEngine"
-    engine_list["counting"] = EngineEntry("counting", where, module="counting", packages=("counting",))
-    monkeypatch.setattr(CountingEngine, "loads", [])
-    return CountingEngine.loads
-
-
-# Golden images
-
-
-def test_a_golden_set_comes_back_as_it_was_saved(golden_bundle: Path, tmp_path: Path) -> None:
-    golden = golden_set(Bundle.open(golden_bundle))
-    for kept in (golden, replace(golden, classes=golden.classes[:0])):
-        kept.save(tmp_path / "again.safetensors")
-        again = GoldenImages.load(tmp_path / "again.safetensors")
-        assert (again.names, again.files) == (kept.names, kept.files)
-        np.testing.assert_array_equal(again.embeddings, kept.embeddings)
-        np.testing.assert_array_equal(again.classes, kept.classes)
-
-
-def test_fp32_agrees_with_the_golden_embeddings_because_both_saw_the_same_pixels(golden_bundle: Path) -> None:
-    bundle = Bundle.open(golden_bundle)
-    with load_engine("onnxruntime", bundle.variant_path("fp32"), bundle.manifest.encoder) as engine:
-        report = golden_set(bundle).compare(engine)
-    assert report.images == 64
-    assert report.batch_sizes == (1, 8)
-    assert report.min_cosine == pytest.approx(1, abs=1e-6)
-    assert report.min_centred_cosine == pytest.approx(1, abs=1e-6)
-    assert report.agreement == 1
-    assert report.p95_margin_loss == pytest.approx(0, abs=1e-3)
-
-
-def test_golden_images_are_not_cropped_twice(golden_bundle: Path) -> None:
-    """An encoder that crops after its resize gets the golden image itself: it was cropped when it was made."""
-    bundle = Bundle.open(golden_bundle)
-    golden, spec = golden_set(bundle), bundle.manifest.encoder.preprocess
-    crops = msgspec.structs.replace(spec, resize_to=spec.height + 8)
-    np.testing.assert_array_equal(golden.inputs(crops), golden.inputs(spec))
+def test_a_golden_set_says_whose_photographs_its_views_are_of(golden_bundle: Path) -> None:
+    stored = golden_set(Bundle.open(golden_bundle))
+    assert (len(stored.files), stored.photographs, stored.origin) == (64, 9, "stand-ins")
+    assert stored.digests[9:18] == stored.digests[:9]  # the crops come in the order of their photographs
 
 
 def test_the_same_photographs_give_the_same_golden_set(golden_bundle: Path, tmp_path: Path) -> None:
@@ -172,73 +99,6 @@ def test_the_same_photographs_give_the_same_golden_set(golden_bundle: Path, tmp_
     assert (tmp_path / "again.safetensors").read_bytes() == (golden_bundle / FILE).read_bytes()
     assert len(set(again.names)) == 64
     assert again.names[: len(photographs())] == tuple(name for name, _ in photographs())
-
-
-def flip(data: bytes) -> bytes:
-    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
-
-
-@pytest.mark.parametrize("damage", [flip, lambda data: data[:-1], lambda data: b""])
-def test_a_golden_set_is_under_the_manifests_hash(golden_bundle: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = golden_bundle / FILE
-    path.write_bytes(damage(path.read_bytes()))
-    bundle = Bundle.open(golden_bundle)
-    with pytest.raises(IntegrityError, match="altered"):
-        golden_of(bundle)
-    with pytest.raises(IntegrityError, match="altered"):
-        choose(bundle)
-
-
-def tensors(**changes: np.ndarray) -> dict[str, np.ndarray]:
-    whole = {
-        "jpeg": np.zeros(4, np.uint8),
-        "ends": np.array([2, 4]),
-        "embeddings": np.ones((2, 3), np.float32),
-        "classes": np.ones((5, 3), np.float32),
-    }
-    return whole | changes
-
-
-NAMED = {"names": '["a", "b"]'}
-
-
-@pytest.mark.parametrize(
-    ("content", "metadata"),
-    [
-        (tensors(), None),
-        (tensors(), {"other": "x"}),
-        (tensors(), {"names": "5"}),
-        (tensors(), {"names": '["a"]'}),
-        (tensors(), {"names": "nothing"}),
-        (tensors(embeddings=np.ones((3, 3), np.float32)), NAMED),
-        (tensors(classes=np.ones((5, 4), np.float32)), NAMED),
-        ({"jpeg": np.zeros(4, np.uint8)}, NAMED),
-    ],
-)
-def test_a_file_that_holds_no_golden_images_is_refused(
-    tmp_path: Path, content: dict[str, np.ndarray], metadata: dict[str, str] | None
-) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(content, str(tmp_path / "x.safetensors"), metadata)
-    with pytest.raises(IntegrityError, match="holds no golden images"):
-        GoldenImages.load(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("cut", [10, 1000, -10])
-def test_a_truncated_file_is_refused(golden_bundle: Path, tmp_path: Path, cut: int) -> None:
-    (tmp_path / "x.safetensors").write_bytes((golden_bundle / FILE).read_bytes()[:cut])
-    with pytest.raises(IntegrityError, match="holds no golden images"):
-        GoldenImages.load(tmp_path / "x.safetensors")
-
-
-def test_images_that_are_no_jpeg_of_the_encoders_size_are_refused(golden_bundle: Path) -> None:
-    bundle = Bundle.open(golden_bundle)
-    spec, files = bundle.manifest.encoder.preprocess, golden_set(bundle).files
-    larger = msgspec.structs.replace(spec, height=40, width=40, resize_to=40)
-    for given, expected in (((b"hello",), spec), ((b"",), spec), (files, larger)):
-        with pytest.raises(IntegrityError, match="is no JPEG of"):
-            decoded_inputs(given, expected)
 
 
 # The gate on the workstation
@@ -309,377 +169,6 @@ def test_a_folder_may_be_given_by_a_relative_path(materials: Materials, monkeypa
     graph = Path("image_encoder")
     assert quantize(graph / "fp32.onnx", graph / "int8.onnx", materials.images[:2], materials.recipe)
     assert (graph / "int8.onnx").is_file()
-
-
-# The gate on the device
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_the_device_passes_over_a_broken_variant_and_says_why(
-    golden_bundle: Path, counting: list[str], name: str
-) -> None:
-    bundle = add_variant(golden_bundle, name, WRONG[name])
-    choice = choose(bundle)
-    assert choice.variant in {"fp32", "fp16"}
-    assert {(proof.variant, proof.engine) for proof in choice.proofs} == {
-        ("fp32", "onnxruntime"),
-        ("fp32", "counting"),
-        ("fp16", "counting"),
-    }
-    ((variant, engine, reason),) = choice.refused
-    assert (variant, engine) == (name, "counting")
-    assert re.search(r"a .*cosine of at least 0\.99.*, got -?0\.\d+", reason)
-    with pytest.raises(ParityError, match=f"no variant is proved on this machine: {name} on onnxruntime: a "):
-        choose(bundle, variant=name, engine="onnxruntime")
-
-
-def test_the_device_passes_over_a_variant_that_is_not_a_number(golden_bundle: Path, counting: list[str]) -> None:
-    bundle = add_variant(golden_bundle, "nan", NAN)
-    choice = choose(bundle)
-    assert choice.variant in {"fp32", "fp16"}
-    assert [(variant, engine) for variant, engine, _ in choice.refused] == [("nan", "counting")]
-    assert "not finite" in choice.refused[0][2]
-    with pytest.raises(EngineError, match=r"no variant is proved .* nan on counting: .*not finite"):
-        choose(bundle, variant="nan")
-
-
-def test_when_all_variants_are_wrong_none_runs(golden_bundle: Path, counting: list[str]) -> None:
-    add_variant(golden_bundle, "fp16", WRONG["shuffled"])
-    bundle = add_variant(golden_bundle, "fp32", WRONG["shuffled"], precision="fp32")
-    assert [variant.name for variant in bundle.manifest.variants] == ["fp16", "fp32"]
-    with pytest.raises(ParityError, match=r"fp32 on onnxruntime: .*fp16 on counting: .*fp32 on counting: "):
-        choose(bundle)
-
-
-def test_the_limits_are_those_of_the_variants_precision(golden_bundle: Path, counting: list[str]) -> None:
-    """Four bits of mantissa are too few for fp16 and enough for int8."""
-
-    def coarse(weight: np.ndarray) -> np.ndarray:
-        mantissa, exponent = np.frexp(weight)
-        return np.ldexp(np.round(mantissa * 16) / 16, exponent).astype(np.float32)
-
-    for name, precision in (("coarse-fp16", "fp16"), ("coarse-int8", "int8")):
-        bundle = add_variant(golden_bundle, name, edit_weight("projection", coarse), precision=precision)
-    choice = choose(bundle, engine="counting")
-    assert [variant for variant, _, _ in choice.refused] == ["coarse-fp16"]
-    assert {proof.variant for proof in choice.proofs} == {"fp32", "fp16", "coarse-int8"}
-
-
-def test_an_altered_variant_is_an_error_and_not_passed_over(golden_bundle: Path, counting: list[str]) -> None:
-    graph = golden_bundle / "image_encoder" / "fp16.onnx"
-    graph.write_bytes(flip(graph.read_bytes()))
-    with pytest.raises(IntegrityError, match=r"fp16\.onnx was altered"):
-        choose(Bundle.open(golden_bundle))
-
-
-# Proofs are kept
-
-
-def change_variant(bundle: Path) -> None:
-    add_variant(bundle, "fp16", edit_weight("kernel", lambda weight: weight * 2))
-
-
-def change_golden(bundle: Path) -> None:
-    golden = golden_set(Bundle.open(bundle))
-    replace(golden, names=("another name", *golden.names[1:])).save(bundle / FILE)
-    write_manifest(bundle, read_manifest(bundle), scan=True)
-
-
-def change_preprocessing(bundle: Path) -> None:
-    manifest = read_manifest(bundle)
-    preprocess = msgspec.structs.replace(manifest.encoder.preprocess, mean=(0.4, 0.5, 0.5))
-    encoder = msgspec.structs.replace(manifest.encoder, preprocess=preprocess)
-    write_manifest(bundle, msgspec.structs.replace(manifest, encoder=encoder))
-
-
-def change_precision(bundle: Path) -> None:
-    add_variant(bundle, "fp16", lambda graph: None, precision="bf16", start="fp16")
-
-
-def build_a_plan(bundle: Path) -> None:
-    graph = plan_cache.graph_sha256(bundle / "image_encoder" / "fp16.onnx")
-    key = PlanKey(engine="counting", library_version="1", variant_sha256=graph, device="x", options={})
-    plan_cache.store(key, b"plan", build_s=0.0)
-
-
-def other_machine(bundle: Path) -> None:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-@pytest.mark.parametrize(
-    ("change", "again"),
-    [
-        pytest.param(lambda bundle: None, False, id="nothing"),
-        pytest.param(lambda bundle: add_variant(bundle, "other", NAN), False, id="another variant"),
-        pytest.param(change_variant, True, id="the variant"),
-        pytest.param(change_golden, True, id="the golden images"),
-        pytest.param(change_preprocessing, True, id="the preprocessing"),
-        pytest.param(change_precision, True, id="the precision that it is held to"),
-        pytest.param(build_a_plan, True, id="the plan that the engine loads"),
-        pytest.param(
-            other_machine,
-            True,
-            id="the cores",
-            marks=pytest.mark.skipif(len(CORES) < 2, reason="needs two cores"),
-        ),
-    ],
-)
-def test_a_proof_is_kept_until_something_that_matters_changes(
-    golden_bundle: Path, counting: list[str], all_cores: None, change: Callable[[Path], None], again: bool
-) -> None:
-    def proved() -> Proof:
-        bundle = Bundle.open(golden_bundle)
-        return prove(bundle, "fp16", "counting", golden_set(bundle))
-
-    first = proved()
-    assert counting == ["fp16"]
-    change(golden_bundle)
-    second = proved()
-    assert len(counting) == 1 + again
-    assert again or second == first
-    proved()
-    assert len(counting) == 1 + again
-
-
-def test_threads_have_a_proof_each(golden_bundle: Path, counting: list[str]) -> None:
-    bundle = Bundle.open(golden_bundle)
-    said = {prove(bundle, "fp16", "counting", golden_set(bundle), threads=threads).ran_on for threads in (1, 2, 1, 2)}
-    assert len(counting) == 2
-    assert sorted(text.rpartition(", ")[2] for text in said) == ["1 thread", "2 threads"]
-
-
-@pytest.mark.parametrize("damage", [flip, lambda data: data[:-20], lambda data: b"", lambda data: b"\xff\xfe"])
-def test_a_damaged_proof_is_made_anew(
-    golden_bundle: Path, counting: list[str], cache: Path, damage: Callable[[bytes], bytes]
-) -> None:
-    bundle = Bundle.open(golden_bundle)
-    prove(bundle, "fp16", "counting", golden_set(bundle))
-    (kept,) = (cache / "proofs").iterdir()
-    whole = kept.read_bytes()
-    damaged = whole.replace(b'"parity"', b'"parit"') if damage is flip else damage(whole)
-    kept.write_bytes(damaged)
-    proof = prove(bundle, "fp16", "counting", golden_set(bundle))
-    assert len(counting) == 2
-    assert list((cache / "proofs").iterdir()) == [kept]
-    assert msgspec.json.decode(kept.read_bytes(), type=Proof) == proof
-
-
-def test_a_kept_proof_is_held_to_todays_limits(
-    golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = Bundle.open(golden_bundle)
-    choose(bundle, variant="fp16")
-    monkeypatch.setitem(LIMITS, "fp16", msgspec.structs.replace(LIMITS["fp16"], min_cosine=2.0))
-    with pytest.raises(ParityError, match="a cosine of at least 2"):
-        choose(bundle, variant="fp16")
-    assert counting == ["fp16"]
-
-
-def test_a_refusal_is_not_kept(golden_bundle: Path, counting: list[str], cache: Path) -> None:
-    bundle = add_variant(golden_bundle, "nan", NAN)
-    for _ in range(2):
-        with pytest.raises(EngineError):
-            choose(bundle, variant="nan")
-    assert counting == ["nan", "nan"]
-    assert not list((cache / "proofs").iterdir())
-
-
-# The choice
-
-
-def proof(variant: str, latency_ms: float, precision: str | None = None, engine: str = "onnxruntime") -> Proof:
-    return Proof(
-        variant=variant,
-        precision=precision or variant,
-        engine=engine,
-        ran_on=engine,
-        parity=GOOD,
-        latency_ms=latency_ms,
-        machine={},
-    )
-
-
-@pytest.mark.parametrize(
-    ("latencies", "expected"),
-    [
-        ({"fp32": 10.0}, "fp32"),
-        ({"fp32": 10.0, "int8": 5.0}, "int8"),
-        ({"fp32": 10.0, "int8": 9.4}, "int8"),
-        ({"fp32": 10.0, "int8": 9.5}, "int8"),  # exactly 5 % less time
-        ({"fp32": 10.0, "int8": 9.6}, "fp32"),
-        ({"fp32": 9.0, "int8": 10.0}, "fp32"),
-        ({"fp32": 10.0, "fp16": 9.7, "bf16": 9.6, "int8": 9.55}, "fp32"),
-        ({"fp32": 10.0, "fp16": 6.0, "int8": 5.8}, "fp16"),
-        ({"fp32": 10.0, "bf16": 6.0, "fp16": 6.1}, "fp16"),
-        ({"fp32": 10.0, "bf16": 5.0, "fp16": 6.0}, "bf16"),
-        ({"fp32": 9.8, "bf16": 9.4, "int8": 9.0}, "fp32"),  # int8 gains too little on bf16, and bf16 on fp32
-    ],
-)
-def test_the_fastest_is_taken_unless_a_more_exact_one_takes_hardly_longer(
-    latencies: dict[str, float], expected: str
-) -> None:
-    good = sorted((proof(name, ms) for name, ms in latencies.items()), key=lambda item: item.latency_ms)
-    assert _best(good).variant == expected
-
-
-def test_the_best_is_the_fastest_that_gains_5_percent_on_all_more_exact_ones() -> None:
-    kinds = ("fp32", "fp16", "bf16", "int8")
-    chooser = random.Random(0)
-    for _ in range(2000):
-        count = chooser.randint(1, 6)
-        good = [proof(f"v{n}", chooser.uniform(8, 11), chooser.choice(kinds)) for n in range(count)]
-        good.sort(key=lambda item: item.latency_ms)
-        worth_it = [
-            item
-            for item in good
-            if all(
-                item.latency_ms <= 0.95 * other.latency_ms
-                for other in good
-                if kinds.index(other.precision) < kinds.index(item.precision)
-            )
-        ]
-        assert _best(good) is worth_it[0]
-
-
-def test_among_engines_for_one_variant_only_speed_counts() -> None:
-    assert _best([proof("fp32", 9.9, engine="b"), proof("fp32", 10.0, engine="a")]).engine == "b"
-
-
-def test_a_choice_names_the_fastest_of_the_proved(
-    golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speed = {"onnxruntime": 10.0, "counting": 4.0}
-    monkeypatch.setattr("edgeclip.runtime.proof.proof.timed", lambda engine, _: (speed[engine.name], None))
-    said: list[str] = []
-    choice = choose(Bundle.open(golden_bundle), progress=said.append)
-    assert (choice.variant, choice.engine) == ("fp32", "counting")  # as fast as fp16, and more exact
-    assert said == ["proving fp32 on onnxruntime", "proving fp32 on counting", "proving fp16 on counting"]
-    assert [proof.latency_ms for proof in choice.proofs] == [4.0, 4.0, 10.0]
-
-
-@pytest.mark.parametrize(
-    ("asked", "tried"),
-    [
-        ({}, [("fp32", "onnxruntime"), ("fp32", "counting"), ("fp16", "counting")]),
-        ({"engine": "onnxruntime"}, [("fp32", "onnxruntime")]),
-        ({"engine": "counting"}, [("fp32", "counting"), ("fp16", "counting")]),
-        ({"variant": "fp16"}, [("fp16", "counting")]),
-        ({"variant": "fp16", "engine": "onnxruntime"}, [("fp16", "onnxruntime")]),
-    ],
-)
-def test_an_engine_that_is_not_meant_for_a_variant_is_tried_only_if_both_are_named(
-    golden_bundle: Path, counting: list[str], asked: dict[str, str], tried: list[tuple[str, str]]
-) -> None:
-    bundle = Bundle.open(golden_bundle)
-    assert list(candidates(bundle, **asked)) == tried
-    choice = choose(bundle, **asked)
-    assert (choice.variant, choice.engine) in tried
-    assert {(proof.variant, proof.engine) for proof in choice.proofs} == set(tried)
-
-
-def test_an_engine_that_is_not_here_is_tried_only_if_it_is_named(
-    golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(CountingEngine, "available", classmethod(lambda _: False))
-    bundle = Bundle.open(golden_bundle)
-    assert list(candidates(bundle)) == [("fp32", "onnxruntime")]
-    assert list(candidates(bundle, engine="counting")) == [("fp32", "counting"), ("fp16", "counting")]
-    with pytest.raises(EngineError, match="no engine installed here is meant for a variant of tiny"):
-        choose(bundle, variant="fp16")
-
-
-@pytest.mark.parametrize("golden", [True, False])
-@pytest.mark.parametrize(
-    ("asked", "kind", "message"),
-    [
-        ({"variant": "int4"}, VariantError, "no variant 'int4'"),
-        ({"engine": "abacus"}, EngineError, "^expected an engine out of"),
-        ({"variant": "fp32", "engine": "abacus"}, EngineError, "^expected an engine out of"),
-    ],
-)
-def test_names_that_do_not_exist_are_refused_at_once(
-    golden_bundle: Path, tiny_bundle: Path, golden: bool, asked: dict[str, str], kind: type[Exception], message: str
-) -> None:
-    said: list[str] = []
-    with pytest.raises(kind, match=message):
-        choose(Bundle.open(golden_bundle) if golden else without_golden(tiny_bundle), **asked, progress=said.append)
-    assert not said
-
-
-def test_threads_below_one_are_the_callers_mistake(golden_bundle: Path, counting: list[str]) -> None:
-    with pytest.raises(InputError, match=r"^expected threads of at least 1, got 0"):
-        choose(Bundle.open(golden_bundle), threads=0)
-
-
-@pytest.mark.parametrize(
-    ("asked", "taken"),
-    [
-        ({}, ("fp32", "onnxruntime")),
-        ({"engine": "counting"}, ("fp32", "counting")),
-        ({"variant": "again"}, ("again", "onnxruntime")),
-    ],
-)
-def test_without_golden_images_nothing_runs_unless_it_is_asked_for_and_that_is_said(
-    tiny_bundle: Path, counting: list[str], asked: dict[str, str], taken: tuple[str, str]
-) -> None:
-    add_variant(tiny_bundle, "again", lambda graph: None)
-    bundle = without_golden(tiny_bundle)
-    with pytest.raises(ParityError, match=r"expected golden images in tiny.*edgeclip prove .*tiny.edgeclip --images"):
-        choose(bundle, **asked)
-    choice = choose(bundle, **asked, unproved=True)
-    assert (choice.variant, choice.engine) == taken
-    assert choice.why.startswith("not proved: the bundle has no golden images; edgeclip prove ")
-    assert (choice.proofs, choice.basis) == ((), None)
-    assert not counting
-
-
-def lacks(bundle: Bundle, variant: str) -> str:
-    """What is said of a proof on stand-ins."""
-    basis = basis_of(bundle, variant, golden_set(bundle))
-    assert str(basis).startswith("provisional: on ")
-    return f"{basis}: edgeclip prove {bundle.path} --images FOLDER"
-
-
-def printed(choice: Choice) -> list[str]:
-    console = Console(width=80, no_color=True)
-    with console.capture() as capture:
-        print_choice(choice, console)
-    return capture.get().splitlines()
-
-
-def test_the_choice_is_explained(golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "edgeclip.runtime.proof.proof.timed", lambda engine, _: (4.0 if engine.path.stem == "fp16" else 10.0, None)
-    )
-    bundle = add_variant(golden_bundle, "shuffled", WRONG["shuffled"])
-    first, *refused = printed(choose(bundle))
-    assert first == (
-        "fp16 on counting: 4.0 ms an image here, fp32's embeddings to a cosine of 1.0000 and 100% of the labels; "
-        "the fastest (fp32 on onnxruntime 10.0 ms, fp32 on counting 10.0 ms); "
-        f"{lacks(bundle, 'fp16')}"
-    )
-    assert len(refused) == 1
-    assert refused[0].startswith("not shuffled on counting: a cosine of at least 0.9995, got ")
-    (alone,) = printed(choose(bundle, variant="fp16"))
-    assert alone.endswith(f"; the only one proved; {lacks(bundle, 'fp16')}")
-
-
-def test_a_more_exact_choice_is_explained(
-    golden_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "edgeclip.runtime.proof.proof.timed", lambda engine, _: (9.8 if engine.path.stem == "fp16" else 10.0, None)
-    )
-    bundle = Bundle.open(golden_bundle)
-    (line,) = printed(choose(bundle, engine="counting"))
-    assert line.startswith("fp32 on counting: 10.0 ms")
-    assert line.endswith(f"; as fast as any and more exact (fp16 on counting 9.8 ms); {lacks(bundle, 'fp32')}")
-
-
-def test_brackets_in_a_reason_are_printed() -> None:
-    reason = "tensorrt is needed: pip install 'edgeclip[tensorrt]'"
-    choice = Choice("fp32", "onnxruntime", "why [not]", refused=(("fp16", "tensorrt", reason),))
-    assert printed(choice) == ["fp32 on onnxruntime: why [not]", f"not fp16 on tensorrt: {reason}"]
 
 
 # The command line, in this process

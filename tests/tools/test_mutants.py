@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tools.mutants import ROOT, SUBJECTS, Mutant, Results, _digests, _reason, _table, equivalent
+from tools.mutants import ROOT, SUBJECTS, Mutant, Results, _digests, _forked, _reason, _table, equivalent
 
 ENTRIES = equivalent()
 
@@ -48,3 +50,24 @@ def test_the_rate_is_of_those_that_a_test_could_notice(tmp_path: Path) -> None:
         lines = {line.split()[0]: line.split()[1:] for line in _table(tmp_path).splitlines()}
         assert lines["gate"] == said
         assert lines["bundle"] == ["not", "tried,", "or", "changed", "since"]
+
+
+def works_for_ever() -> bool:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("passes", "survived"),
+    [
+        (lambda: True, True),
+        (lambda: False, False),
+        (lambda: time.sleep(1.3) is None, True),  # a busy machine lets it wait, and that is no fault of it
+        (works_for_ever, False),
+        (lambda: 1 / 0 > 0, False),
+    ],
+)
+def test_a_mutant_has_its_time_of_the_processor_and_not_of_the_clock(
+    passes: Callable[[], bool], survived: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _forked(passes, 1.0) is survived

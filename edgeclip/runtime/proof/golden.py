@@ -86,8 +86,9 @@ class GoldenImages:
         }
         with atomic_file(path) as temporary:
             about = _About(names=self.names, digests=self.digests, origin=self.origin, sha256=self.sha256)
-            # One text: with several, their order in the file would be another each time.
-            save_file(tensors, str(temporary), {"photographs": msgspec.json.encode(about).decode()})
+            # safetensors writes memory as it lies. One text: the order of several would be another each time.
+            laid_out = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+            save_file(laid_out, str(temporary), {"photographs": msgspec.json.encode(about).decode()})
 
     @classmethod
     def load(cls, path: Path) -> GoldenImages:
