@@ -328,6 +328,7 @@ class Tries:
         for item in session.items:
             started = time.process_time()
             if not _passes(item):
+                print(f"expected tests that pass without any change, got a failure of {item.nodeid}")
                 raise session.Failed(f"{item.nodeid} fails without any change")
             for function in state()._stats:
                 reached.setdefault(function, []).append((time.process_time() - started, item))

@@ -421,7 +421,7 @@ def test_of_many_that_are_refused_three_are_told(fp16_bundle: Path, counting: li
     first, rest = str(none.value).split(": ", 1)
     assert first == "no variant is proved on this machine"
     assert [part.partition(": ")[0] for part in rest.split("; ")] == [f"nan{n} on counting" for n in (1, 2, 3)]
-    bundle = add_variant(fp16_bundle, "shuffled", SHUFFLED)
+    bundle = add_variant(fp16_bundle, "alike", edit_weight("projection", np.ones_like))
     with pytest.raises(ParityError, match=r"^no variant is proved on this machine: nan1 on counting: "):
         choose(bundle, engine="counting")
 
