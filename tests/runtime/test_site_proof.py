@@ -178,7 +178,7 @@ def test_both_proofs_are_taken_anew_with_another_version_and_kept_with_the_same(
         proof = prove(bundle, "fp32", "own", own_golden(bundle))
         encoded.clear()
         with ImageEncoder(bundle, engine="own") as encoder:
-            prove_in_the_loop(encoder, rows=8, parallel=1)
+            prove_in_the_loop(encoder, golden=own_golden(bundle), rows=8, parallel=1)
         return proof, sum(encoded)
 
     first, all_images = proved()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -48,7 +48,8 @@ class Choice:
     Attributes:
         variant, engine: names.
         why: one sentence, with what its proof lacks.
-        basis: what it was proved on; None if it was not.
+        basis: what its proof is worth; None if it was not proved.
+        golden: what it was proved on; None if it was not.
         proofs: of all candidates that ran, the fastest first.
         refused: the others, as (variant, engine, reason).
     """
@@ -57,6 +58,7 @@ class Choice:
     engine: str
     why: str
     basis: Basis | None = None
+    golden: GoldenImages | None = field(default=None, repr=False, compare=False)
     proofs: tuple[Proof, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
 
@@ -141,7 +143,8 @@ def _choice(
     refused: tuple[tuple[str, str, str], ...] = (),
 ) -> Choice:
     basis = basis_of(bundle, best.variant, golden)
-    return Choice(best.variant, best.engine, "; ".join([why, *lacking(bundle, best, basis)]), basis, proofs, refused)
+    reasons = "; ".join([why, *lacking(bundle, best, basis)])
+    return Choice(best.variant, best.engine, reasons, basis, golden, proofs, refused)
 
 
 def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:

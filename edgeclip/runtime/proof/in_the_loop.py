@@ -21,29 +21,25 @@ from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_images
 from edgeclip.runtime.proof.parity import LIMITS
-from edgeclip.runtime.proof.site import require_golden
 from edgeclip.runtime.proof.what_runs import what_runs
 from edgeclip.tensors import open_tensors
 
 _AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
 
 
-def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int, unproved: bool = False) -> None:
+def prove_in_the_loop(encoder: ImageEncoder, *, golden: GoldenImages, rows: int, parallel: int) -> None:
     """Encode golden images as a stream would.
 
     Args:
         encoder: loaded for ``parallel`` batches at once; none of them under way.
+        golden: what the encoder was proved on.
         rows: frames in a full batch.
         parallel: batches at once.
-        unproved: do nothing for a bundle that has no golden images.
 
     Raises:
-        ParityError: an embedding is further from FP32's than the variant's precision allows, or there are no images.
+        ParityError: an embedding is further from FP32's than the variant's precision allows.
         EngineError: the engine fails.
     """
-    golden = require_golden(encoder.bundle, unproved=unproved)
-    if golden is None:
-        return
     kept = _kept(encoder, golden, rows, parallel)
     few = _read(kept, encoder)
     if few is not None:
