@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.chosen_set import is_chosen_set
 from edgeclip.calibration.images import crops, find_images
+from edgeclip.calibration.lazy import Lazy
 from edgeclip.documents import read_json
 from edgeclip.errors import InputError, IntegrityError, SourceError
 from edgeclip.export.photographs import Photograph
@@ -53,21 +54,25 @@ class _Picture(NamedTuple):
     source: Path | Image
     look: Look
 
-    def read(self) -> Photograph:
-        """Decode it.
+    def pixels(self) -> Image:
+        """Decode it: (H, W, 3) uint8 RGB.
 
         Raises:
             SourceError: it cannot be read, or is another one by now.
         """
         if not isinstance(self.source, Path):
-            return self.name, self.source
+            return self.source
         pixels = read_image(self.source)
         if pixels_digest(pixels) != self.look.digest:
             raise SourceError(f"{path_text(self.source)} was changed while it was read: run this again")
-        return self.name, pixels
+        return pixels
+
+    def read(self) -> Photograph:
+        """It, with its name."""
+        return self.name, self.pixels()
 
 
-class ImageSet(Sequence[Photograph]):
+class ImageSet(Lazy[Photograph]):
     """Different photographs as (name, (H, W, 3) uint8 RGB); one of a file is decoded when it is asked for.
 
     Attributes:
@@ -75,41 +80,13 @@ class ImageSet(Sequence[Photograph]):
     """
 
     def __init__(self, pictures: Sequence[_Picture]) -> None:
+        super().__init__([picture.read for picture in pictures])
         self._pictures = tuple(pictures)
         self.digests = tuple(picture.look.digest for picture in pictures)
 
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    @overload
-    def __getitem__(self, index: int) -> Photograph: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Photograph]: ...
-    def __getitem__(self, index: int | slice) -> Photograph | list[Photograph]:
-        if isinstance(index, slice):
-            return [picture.read() for picture in self._pictures[index]]
-        return self._pictures[index].read()
-
     def pixels(self) -> Sequence[Image]:
         """The images without their names, as lazily."""
-        return _Pixels(self)
-
-
-class _Pixels(Sequence[Image]):
-    def __init__(self, photographs: ImageSet) -> None:
-        self._photographs = photographs
-
-    def __len__(self) -> int:
-        return len(self._photographs)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [pixels for _, pixels in self._photographs[index]]
-        return self._photographs[index][1]
+        return Lazy([picture.pixels for picture in self._pictures])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description, summary
 from edgeclip.documents import read_json
@@ -24,8 +23,7 @@ from edgeclip.evaluation.statistics.metrics import wilson_interval
 from edgeclip.evaluation.statistics.paired import ExtraLoss, PairedDifference
 from edgeclip.evaluation.wise import Accuracy
 from edgeclip.files import write_json, write_text
-
-_Z95 = 1.959964
+from edgeclip.hits import Z95, Hits
 
 
 class CorruptionResult(msgspec.Struct, frozen=True):
@@ -109,7 +107,7 @@ class RobustnessReport(msgspec.Struct, frozen=True):
     effective: list[EffectiveResult] = []
 
 
-def accuracy_of(hits: npt.NDArray[np.bool_]) -> Accuracy:
+def accuracy_of(hits: Hits) -> Accuracy:
     """Top-1 of hits (N,), or its mean over K conditions of the same images (K, N), with a 95 % interval.
 
     One condition has Wilson's. For several, each image gives its mean and the images are what varies; two hits and two
@@ -118,7 +116,7 @@ def accuracy_of(hits: npt.NDArray[np.bool_]) -> Accuracy:
     if hits.ndim == 1:
         return Accuracy(float(hits.mean()), wilson_interval(int(hits.sum()), len(hits)))
     rates = np.concatenate([hits.mean(axis=0), [0, 0, 1, 1]])  # (N + 4,)
-    centre, half = float(rates.mean()), _Z95 * float(rates.std()) / math.sqrt(len(rates))
+    centre, half = float(rates.mean()), Z95 * float(rates.std()) / math.sqrt(len(rates))
     return Accuracy(float(hits.mean()), (max(0.0, centre - half), min(1.0, centre + half)))
 
 
