@@ -41,7 +41,8 @@ def prove(
     """Hold a bundle's variants against FP32 on this device, on photographs of the place where it will work.
 
     FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
-    The exit code is 1 if what was asked for disagrees with FP32, or could not run.
+    The exit code is 1 if what was asked for disagrees with FP32, or could not run. What agrees and is provisional is
+    told as that, and the exit code is 0.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 
@@ -95,6 +96,8 @@ def _print_held(held: Held, console: Console) -> None:
         _say(f"  could not be checked, as {held.why_unchecked}: {', '.join(proof.unchecked)}", console, style="yellow")
     if held.passed:
         _say(f"  {'' if held.basis.provisional else 'proved '}{held.basis}", console)
+    if proof.slowed_by:
+        _say(f"  {proof.slowed_by}: prove again when they rest", console, style="yellow")
 
 
 def _say(line: str, console: Console, *, style: str | None = None) -> None:

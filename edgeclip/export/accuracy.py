@@ -31,6 +31,7 @@ from edgeclip.export.int8.search import GraphLoss, Search, SearchResult
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import workshop, write_json
 from edgeclip.hits import Z95, Hits, changes
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import Image, read_image
@@ -503,7 +504,7 @@ def make_accurate(
             materials.encoder,
             progress=lambda done, total: say(f"reading image {done} of {total}"),
         )
-        say(f"top-1 of fp32 on {len(labelled):,} images")
+        say(f"top-1 of fp32 on {counted(len(labelled), 'image')}")
         halves = split_in_halves(labelled, materials.fp32, calibrated_on=materials.images, max_drop=options.max_drop)
     except (InputError, ModelError) as error:
         if options.required:

@@ -260,13 +260,20 @@ def _evaluation(
 ) -> tuple[tuple[Path, str], ...]:
     """What is like none of the photographs before number ``first``: each content once, and of one class only."""
     copies: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    numbers: dict[str, int] = {}
     for picture, number in found:
         if number >= first and isinstance(picture.source, Path):
             copies[picture.look.digest].append((picture.source, labels[picture.name]))
-    once = [min(each) for each in copies.values() if len({label for _, label in each}) == 1]
+            numbers[picture.look.digest] = number
+    once = {digest: min(each) for digest, each in copies.items() if len({label for _, label in each}) == 1}
     if twice := len(copies) - len(once):
         told.append(f"{twice} are in folders of several classes: not evaluated on")
-    return tuple(sorted(once))
+    if near := len(once) - len({numbers[digest] for digest in once}):
+        told.append(
+            f"{near} of {len(once)} to evaluate on {'is' if near == 1 else 'are'} nearly the same as another, as frames "
+            "of a film are: each counts once where a loss is bounded"
+        )
+    return tuple(sorted(once.values()))
 
 
 def _left_out(found: Sequence[tuple[_Picture, Verdict, int]], theirs: int, rest: int) -> list[str]:

@@ -24,6 +24,7 @@ from edgeclip.evaluation.statistics.paired import ExtraLoss, PairedDifference
 from edgeclip.evaluation.wise import Accuracy
 from edgeclip.files import write_json, write_text
 from edgeclip.hits import Z95, Hits
+from edgeclip.printable import counted
 
 
 class CorruptionResult(msgspec.Struct, frozen=True):
@@ -160,7 +161,7 @@ def verdict(loss: ExtraLoss, *, variant: str, reference: str) -> str:
 def report_lines(report: RobustnessReport) -> list[str]:
     """The report as text."""
     lines = [
-        f"{report.data}: {report.n:,} images in {report.classes} classes"
+        f"{report.data}: {counted(report.n, 'image')} in {counted(report.classes, 'class', 'classes')}"
         + (f", {report.unreadable} could not be decoded" if report.unreadable else "")
         + f"; seed {report.seed}",
         "",
@@ -206,7 +207,7 @@ def _table(report: RobustnessReport) -> list[str]:
 
 def _shift_lines(shift: ShiftResult, variants: Sequence[str]) -> list[str]:
     lines = [
-        f"{shift.name}: {shift.images:,} images in {shift.classes} classes"
+        f"{shift.name}: {counted(shift.images, 'image')} in {counted(shift.classes, 'class', 'classes')}"
         + (f", {shift.unreadable} could not be decoded" if shift.unreadable else "")
     ]
     for row, variant in enumerate(variants):
@@ -278,7 +279,10 @@ def plot_robustness(report: RobustnessReport, path: Path) -> None:
         _draw_losses(panels[1], report, ordered)
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{Path(report.data).name}: {report.n:,} images, {report.classes} classes", fontsize=10)
+    figure.suptitle(
+        f"{Path(report.data).name}: {counted(report.n, 'image')}, {counted(report.classes, 'class', 'classes')}",
+        fontsize=10,
+    )
     save_figure(figure, path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.hits import Z95, Hits, changes
+from edgeclip.printable import counted
 
 
 class PairedDifference(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ class PairedDifference(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         low, high = self.ci95
-        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {self.n:,} images)"
+        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {counted(self.n, 'image')})"
 
 
 def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
@@ -98,7 +99,7 @@ class ExtraLoss(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         low, high = self.ci95
-        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {self.n:,} images)"
+        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {counted(self.n, 'image')})"
 
 
 def difference_of_differences(
