@@ -92,12 +92,12 @@ def _print_held(held: Held, console: Console) -> None:
         status = Text(check.status, _STYLES[check.status])
         limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), status)
     console.print(limits, highlight=False)
+    if proof.slowed_by:
+        _say(f"  {proof.slowed_by}: prove again when they rest", console, style="yellow")
     if proof.unchecked:
         _say(f"  could not be checked, as {held.why_unchecked}: {', '.join(proof.unchecked)}", console, style="yellow")
     if held.passed:
         _say(f"  {'' if held.basis.provisional else 'proved '}{held.basis}", console)
-    if proof.slowed_by:
-        _say(f"  {proof.slowed_by}: prove again when they rest", console, style="yellow")
 
 
 def _say(line: str, console: Console, *, style: str | None = None) -> None:

@@ -270,8 +270,8 @@ def _evaluation(
         told.append(f"{twice} are in folders of several classes: not evaluated on")
     if near := len(once) - len({numbers[digest] for digest in once}):
         told.append(
-            f"{near} of {len(once)} to evaluate on {'is' if near == 1 else 'are'} nearly the same as another, as frames "
-            "of a film are: each counts once where a loss is bounded"
+            f"{near} of {len(once)} to evaluate on {'is' if near == 1 else 'are'} nearly the same as another, as "
+            "frames of a film are: each counts once where a loss is bounded"
         )
     return tuple(sorted(once.values()))
 

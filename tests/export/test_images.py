@@ -125,8 +125,8 @@ def test_frames_of_a_film_that_are_evaluated_on_are_told(folder: Callable[..., P
         count = len(split.evaluation)
         assert [said for said in split.told if "nearly" in said] == (
             [
-                f"2 of {count} to evaluate on are nearly the same as another, as frames of a film are: each counts once "
-                "where a loss is bounded"
+                f"2 of {count} to evaluate on are nearly the same as another, as frames of a film are: each counts "
+                "once where a loss is bounded"
             ]
             if evaluated
             else ["2 of 21 are nearly the same as another, as frames of a film are: left out"]
