@@ -15,7 +15,7 @@ Hits = npt.NDArray[np.bool_]
 Z95 = NormalDist().inv_cdf(0.975)  # of a 95 % interval with two ends
 
 
-class Changes(NamedTuple):
+class LostAndWon(NamedTuple):
     """Images in all, and those that only the reference (lost), or only the candidate (won), labels right."""
 
     n: int
@@ -23,7 +23,7 @@ class Changes(NamedTuple):
     won: int
 
 
-def changes(reference: Hits, candidate: Hits) -> Changes:
+def lost_and_won(reference: Hits, candidate: Hits) -> LostAndWon:
     """Compare hits (N,) of the same images in the same order.
 
     Raises:
@@ -31,4 +31,4 @@ def changes(reference: Hits, candidate: Hits) -> Changes:
     """
     if len(reference) != len(candidate) or not len(reference):
         raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
-    return Changes(len(reference), int((reference & ~candidate).sum()), int((candidate & ~reference).sum()))
+    return LostAndWon(len(reference), int((reference & ~candidate).sum()), int((candidate & ~reference).sum()))

@@ -30,7 +30,7 @@ from edgeclip.export.int8.quantization import QuantizationRecipe
 from edgeclip.export.int8.search import GraphLoss, Search, SearchResult
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import workshop, write_json
-from edgeclip.hits import Z95, Hits, changes
+from edgeclip.hits import Z95, Hits, lost_and_won
 from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
@@ -55,7 +55,7 @@ def top1_loss(reference: Hits, candidate: Hits) -> GraphLoss:
     Raises:
         InputError: no image, or numbers that differ.
     """
-    n, lost, won = changes(reference, candidate)
+    n, lost, won = lost_and_won(reference, candidate)
     return GraphLoss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
 
 

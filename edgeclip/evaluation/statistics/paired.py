@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeclip.errors import InputError
 from edgeclip.extras import require
-from edgeclip.hits import Z95, Hits, changes
+from edgeclip.hits import Z95, Hits, lost_and_won
 from edgeclip.printable import counted
 
 
@@ -45,7 +45,7 @@ def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
     Raises:
         InputError: no image, or numbers that differ.
     """
-    n, lost, won = changes(reference, candidate)
+    n, lost, won = lost_and_won(reference, candidate)
     adjusted_n, adjusted_lost, adjusted_won = n + 2, lost + 0.5, won + 0.5
     centre = (adjusted_won - adjusted_lost) / adjusted_n
     variance = (adjusted_won + adjusted_lost - (adjusted_won - adjusted_lost) ** 2 / adjusted_n) / adjusted_n**2
