@@ -188,6 +188,34 @@ def test_both_proofs_are_taken_anew_with_another_version_and_kept_with_the_same(
     assert (second.versions["own-runtime"], images) == (("2.0", 4) if again else ("1.0", 2))
 
 
+def test_of_a_choice_that_is_kept_only_the_engine_that_runs_is_asked_what_it_is(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, asked, build = Bundle.open(tiny_bundle), list[str](), ["1"]
+
+    def versions(cls: type[OwnEngine]) -> dict[str, str]:
+        asked.append(cls.name)
+        if not build:
+            raise EngineError("the library does not load")
+        return {"own-runtime": "1.0", "own as loaded": build[-1]}
+
+    monkeypatch.setattr(OwnEngine, "versions", classmethod(versions))
+    took = {"own": 1.0, "own-cpu": 5.0, "onnxruntime": 9.0}
+    monkeypatch.setattr("edgeclip.runtime.proof.proof.timed", lambda engine, _: (took[engine.name], None))
+    assert (choose(bundle).engine, set(asked), len(OwnEngine.loads)) == ("own", {"own", "own-cpu"}, 2)
+    asked.clear()
+    again = choose(bundle)
+    assert (again.engine, set(asked), len(OwnEngine.loads)) == ("own", {"own"}, 2)
+    assert [proof.engine for proof in again.proofs] == ["own", "own-cpu", "onnxruntime"]
+    build.append("2")  # under the package, which is the same
+    changed = choose(bundle)
+    assert [proof.versions.get("own as loaded") for proof in changed.proofs] == ["2", "2", None]
+    assert len(OwnEngine.loads) == 4
+    build.clear()
+    left = choose(bundle)
+    assert (left.engine, [name for _, name, _ in left.refused]) == ("onnxruntime", ["own", "own-cpu"])
+
+
 def test_threads_and_other_golden_images_have_proofs_of_their_own(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     golden = own_golden(bundle)

@@ -17,7 +17,7 @@ from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, Check, ParityReport
-from edgeclip.runtime.proof.what_runs import WhatRuns, what_runs
+from edgeclip.runtime.proof.what_runs import WhatRuns, remembered_versions, what_runs
 from edgeclip.spec import Precision
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
@@ -83,6 +83,7 @@ def prove(
     *,
     threads: int | None = None,
     renew: bool = False,
+    remembered: bool = False,
 ) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
@@ -90,12 +91,18 @@ def prove(
 
     Args:
         renew: run them also where the cache has the proof.
+        remembered: a proof in the cache may be one of the versions that the engine named last, so that its library is
+            not loaded for it.
 
     Raises:
         EdgeclipError: the engine cannot run the variant here; which kind says why.
     """
     described = bundle.variant(variant)
     path = bundle.variant_path(variant)
+    if remembered and (named := remembered_versions(engine)) is not None:
+        runs = what_runs(bundle, variant, engine, threads=threads, versions=named)
+        if (found := kept_json(_kept(runs, golden), Proof)) is not None:
+            return found
     runs = what_runs(bundle, variant, engine, threads=threads)
     if not renew and (found := kept_json(_kept(runs, golden), Proof)) is not None:
         return found
