@@ -13,7 +13,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import IntegrityError, VariantError
 from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
-from edgeclip.runtime.proof.basis import FEWEST, Basis, CalibratedOn, Origin, basis_of
+from edgeclip.runtime.proof.basis import FEWEST, Basis, CalibratedOn, Origin, basis_of, calibrated_on
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, golden_of
 
 
@@ -135,3 +135,15 @@ def test_of_a_set_written_without_digests_names_tell_which_views_are_of_one_phot
     write_manifest(golden_bundle, read_manifest(golden_bundle), scan=True)
     said = str(basis_of(Bundle.open(golden_bundle), "fp16", old))
     assert said == "provisional: on 9 photographs, not known whose, not known whether calibrated on"
+
+
+def test_the_starters_int8_is_proved_by_a_sites_photographs() -> None:
+    starter = Bundle.open("starter")
+    own, calibrated = golden_of(starter), calibrated_on(starter, "int8-cpu")
+    assert own is not None
+    assert calibrated is not None
+    assert (calibrated.origin, calibrated.photographs) == ("images", 128)
+    assert len(set(calibrated.digests)) == 128
+    for variant in ("fp32", "int8-cpu"):
+        assert str(basis_of(starter, variant, own)) == "provisional: on 9 stand-in photographs"
+        assert str(basis_of(starter, variant, golden(30, origin="site"))) == "on 30 photographs of this site"
