@@ -47,6 +47,11 @@ def made_on(first: int, count: int, origin: Origin = "images") -> dict[str, Any]
         (Basis(origin="images", photographs=FEWEST, ranges_from="images"), f"on {FEWEST} photographs"),
         (Basis(origin="images", photographs=5), "provisional: on 5 photographs, fewer than 14"),
         (Basis(origin="site", photographs=5), "provisional: on 5 photographs of this site, fewer than 14"),
+        (Basis(origin="site", photographs=1), "provisional: on 1 photograph of this site, fewer than 14"),
+        (
+            Basis(origin="unknown", photographs=1, calibrated_on=0),
+            "provisional: on 1 photograph, not known whose",
+        ),
         (Basis(origin="stand-ins", photographs=9), "provisional: on 9 stand-in photographs"),
         (
             Basis(origin="stand-ins", photographs=9, calibrated_on=9, ranges_from="stand-ins"),
