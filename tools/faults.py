@@ -209,8 +209,8 @@ FAULTS = (
     Fault(
         "what an engine named itself last is taken for what runs",
         "edgeclip/runtime/proof/choose.py",
-        "if proofs and not (good and _still_there(_best(good))):",
-        "if proofs and not good:",
+        "if not all(map(_still_there, [_best(good)] if good else proofs)):",
+        "if not good:",
         "tests/runtime/test_site_proof.py::test_of_a_choice_that_is_kept_only_the_engine_that_runs_is_asked_what_it_is",
     ),
     Fault(

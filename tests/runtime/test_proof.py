@@ -39,7 +39,7 @@ from edgeclip.runtime.engines.onnxruntime import OrtEngine
 from edgeclip.runtime.engines.plan_cache import PlanKey
 from edgeclip.runtime.engines.tensorrt_options import BuildOptions
 from edgeclip.runtime.proof.basis import basis_of
-from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose, lacking
+from edgeclip.runtime.proof.choose import Choice, _best, candidates, choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_inputs, golden_of
 from edgeclip.runtime.proof.parity import LIMITS
 from edgeclip.runtime.proof.proof import Proof, prove
@@ -448,14 +448,7 @@ def test_threads_have_a_proof_each(golden_bundle: Path, counting: list[str]) -> 
     assert sorted(text.rpartition(", ")[2] for text in said) == ["1 thread", "2 threads"]
 
 
-def better(data: bytes) -> bytes:
-    """As well formed as it was, with another figure in it."""
-    altered = re.sub(rb'"min_cosine":[\d.e-]+', b'"min_cosine":1.0', data)
-    assert altered != data
-    return altered
-
-
-@pytest.mark.parametrize("damage", [flip, lambda data: data[:-20], lambda data: b"", lambda data: b"\xff\xfe", better])
+@pytest.mark.parametrize("damage", [flip, lambda data: data[:-20], lambda data: b"", lambda data: b"\xff\xfe"])
 def test_a_damaged_proof_is_made_anew(
     golden_bundle: Path, counting: list[str], cache: Path, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -469,28 +462,6 @@ def test_a_damaged_proof_is_made_anew(
     assert len(counting) == 2
     assert list((cache / "proofs").iterdir()) == [kept]
     assert kept_json(kept, Proof) == proof
-
-
-def test_a_latency_that_was_taken_beside_other_work_says_so(golden_bundle: Path) -> None:
-    bundle = Bundle.open(golden_bundle)
-    taken = prove(bundle, "fp16", "onnxruntime", golden_set(bundle))
-    assert taken.conditions is not None
-
-    def loaded(whole: float, own: float) -> Proof:
-        found = {"cpu": whole, "process": own}
-        readings = tuple(
-            msgspec.structs.replace(reading, mean=found[reading.part]) if reading.kind == "load" else reading
-            for reading in taken.conditions.readings
-        )
-        return msgspec.structs.replace(taken, conditions=msgspec.structs.replace(taken.conditions, readings=readings))
-
-    assert not loaded(1.0, 0.95).slowed_by
-    assert not msgspec.structs.replace(taken, conditions=None).slowed_by
-    assert loaded(0.9, 0.2).slowed_by == "timed while other processes took 70% of the CPU"
-    basis = basis_of(bundle, "fp16", golden_set(bundle))
-    assert [said for said in lacking(bundle, loaded(0.9, 0.2), basis) if "timed" in said] == [
-        f"timed while other processes took 70% of the CPU: edgeclip prove {bundle.path} times it again"
-    ]
 
 
 def test_a_kept_proof_is_held_to_todays_limits(

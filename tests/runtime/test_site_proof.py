@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine, modul
 from edgeclip.runtime.engines.onnxruntime import OrtEngine, OrtTensorRtRtxEngine
 from edgeclip.runtime.images import read_image, write_image
 from edgeclip.runtime.proof.basis import FEWEST, CalibratedOn, basis_of
-from edgeclip.runtime.proof.choose import choose
+from edgeclip.runtime.proof.choose import choose, lacking
 from edgeclip.runtime.proof.distinct import pixels_digest
 from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
@@ -186,6 +187,40 @@ def test_both_proofs_are_taken_anew_with_another_version_and_kept_with_the_same(
     second, images = proved()
     assert (first.versions["own-runtime"], all_images) == ("1.0", 4)
     assert (second.versions["own-runtime"], images) == (("2.0", 4) if again else ("1.0", 2))
+
+
+def test_a_proof_that_was_altered_is_taken_anew(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    taken = prove(bundle, "fp32", "own", own_golden(bundle))
+    (kept,) = cache_dir("proofs").iterdir()
+    altered = re.sub(rb'"latency_ms":[\d.e-]+', b'"latency_ms":0.001', kept.read_bytes())
+    assert altered != kept.read_bytes()
+    kept.write_bytes(altered)  # as well formed as it was
+    assert prove(bundle, "fp32", "own", own_golden(bundle)).latency_ms != 0.001
+    assert len(OwnEngine.loads) == 2
+    assert taken.parity == prove(bundle, "fp32", "own", own_golden(bundle)).parity
+
+
+def test_a_latency_that_was_taken_beside_other_work_says_so(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    taken = prove(bundle, "fp32", "own", own_golden(bundle))
+    assert taken.conditions is not None
+
+    def loaded(whole: float, own: float) -> Proof:
+        found = {"cpu": whole, "process": own}
+        readings = tuple(
+            msgspec.structs.replace(reading, mean=found[reading.part]) if reading.kind == "load" else reading
+            for reading in taken.conditions.readings
+        )
+        return msgspec.structs.replace(taken, conditions=msgspec.structs.replace(taken.conditions, readings=readings))
+
+    assert not loaded(1.0, 0.95).slowed_by
+    assert not msgspec.structs.replace(taken, conditions=None).slowed_by
+    assert loaded(0.9, 0.2).slowed_by == "timed while other processes took 70% of the CPU"
+    basis = basis_of(bundle, "fp32", own_golden(bundle))
+    assert [said for said in lacking(bundle, loaded(0.9, 0.2), basis) if "timed" in said] == [
+        f"timed while other processes took 70% of the CPU: edgeclip prove {bundle.path} times it again"
+    ]
 
 
 def test_of_a_choice_that_is_kept_only_the_engine_that_runs_is_asked_what_it_is(

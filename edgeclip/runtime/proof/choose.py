@@ -115,7 +115,7 @@ def choose(
     pairs = list(candidates(bundle, variant=variant, engine=engine))
     proofs, refused = _prove_each(bundle, golden, pairs, threads, say, remembered=True)
     good = _good(proofs)
-    if proofs and not (good and _still_there(_best(good))):  # a library was changed under its package
+    if not all(map(_still_there, [_best(good)] if good else proofs)):  # a library was changed under its package
         proofs, refused = _prove_each(bundle, golden, pairs, threads, say, remembered=False)
         good = _good(proofs)
     refused += [
