@@ -101,7 +101,7 @@ def test_few_pictures_and_no_table_are_told_and_what_could_not_be_checked_with_w
     assert "  provisional: on 1 photograph of this site, fewer than" in out
     said = cli("label", tiny_bundle, site / "00.png")[2].splitlines()[0]
     assert "could not be checked: mean-centred cosine" in said
-    assert said.endswith(f"fewer than {FEWEST}: edgeclip prove {tiny_bundle} --images FOLDER")
+    assert f"fewer than {FEWEST}: edgeclip prove {tiny_bundle} --images FOLDER" in said
 
 
 @pytest.mark.parametrize(

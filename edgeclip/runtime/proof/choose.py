@@ -181,10 +181,10 @@ def _choice(
 def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
     """What keeps a proof from being whole, in a clause each, and the command that mends it."""
     yield from _unchecked(proof)
-    if proof.slowed_by:
-        yield f"{proof.slowed_by}: edgeclip prove {bundle_name(bundle)} times it again"
     if basis.provisional:
         yield f"{basis}: {remedy(bundle, basis)}"
+    if proof.slowed_by:
+        yield f"{proof.slowed_by}: edgeclip prove {bundle_name(bundle)} times it again"
 
 
 def remedy(bundle: Bundle, basis: Basis) -> str:

@@ -22,6 +22,7 @@ from edgeclip.spec import Precision
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
 _BUSY = 0.15  # of all cores, taken by others: a latency is longer than on a machine that does nothing else
+_TELLING_S = 0.05  # Linux counts a load in ticks of 10 ms
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def slowed_by(self) -> str:
         """What else kept the machine busy while the images were timed; empty if nothing did, or nobody can tell."""
-        if self.conditions is None:
+        if self.conditions is None or self.conditions.seconds < _TELLING_S:
             return ""
         whole, own = (self.conditions.of("load", part) for part in ("cpu", "process"))
         others = whole[0].mean - own[0].mean if whole and own else 0.0
