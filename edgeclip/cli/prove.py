@@ -41,8 +41,8 @@ def prove(
     """Hold a bundle's variants against FP32 on this device, on photographs of the place where it will work.
 
     FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
-    The exit code is 1 if what was asked for disagrees with FP32, or could not run. What agrees and is provisional is
-    told as that, and the exit code is 0.
+    The exit code is 1 if what was asked for disagrees with FP32, or could not run.
+    It is 0 also where what agrees is provisional, which is told.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 

@@ -94,7 +94,7 @@ def test_few_pictures_and_no_table_are_told_and_what_could_not_be_checked_with_w
         (site / name).unlink()
     code, out, _ = cli("prove", tiny_bundle, "--images", site)
     assert code == 0
-    assert "What agrees and is provisional is told as that, and the exit code is 0." in help_of(cli, "prove")
+    assert "It is 0 also where what agrees is provisional, which is told." in help_of(cli, "prove")
     assert "provisionally proved is told as that, and the exit code is 0; it is 2 where" in help_of(cli, "export")
     assert "got 1: this is provisional" in out
     assert re.search(r"could not be checked, as one image has no others to be held beside: mean-centred cosine", out)
