@@ -23,7 +23,7 @@ from edgeclip.runtime.proof.basis import (
     calibrated_on,
     how_to_prove,
 )
-from edgeclip.runtime.proof.golden import GoldenImages
+from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 from edgeclip.spec import Precision
 
 
@@ -57,6 +57,11 @@ def made_on(first: int, count: int, origin: Origin = "images") -> dict[str, Any]
         (Basis(origin="images", photographs=FEWEST, ranges_from="images"), f"on {FEWEST} photographs"),
         (Basis(origin="images", photographs=5), "provisional: on 5 photographs, fewer than 14"),
         (Basis(origin="site", photographs=5), "provisional: on 5 photographs of this site, fewer than 14"),
+        (Basis(origin="site", photographs=1), "provisional: on 1 photograph of this site, fewer than 14"),
+        (
+            Basis(origin="unknown", photographs=1, calibrated_on=0),
+            "provisional: on 1 photograph, not known whose",
+        ),
         (Basis(origin="stand-ins", photographs=9), "provisional: on 9 stand-in photographs"),
         (
             Basis(origin="stand-ins", photographs=9, calibrated_on=9, ranges_from="stand-ins"),
@@ -176,3 +181,15 @@ def test_a_report_says_what_ranges_were_measured_on(fp16_bundle: Path) -> None:
 
 def test_the_command_that_makes_a_proof_is_named() -> None:
     assert how_to_prove("shop.edgeclip") == "edgeclip prove shop.edgeclip --images FOLDER"
+
+
+def test_the_starters_int8_is_proved_by_a_sites_photographs() -> None:
+    starter = Bundle.open("starter")
+    own, calibrated = golden_of(starter), calibrated_on(starter, "int8-cpu")
+    assert own is not None
+    assert calibrated is not None
+    assert (calibrated.origin, calibrated.photographs) == ("images", 128)
+    assert len(set(calibrated.digests)) == 128
+    for variant in ("fp32", "int8-cpu"):
+        assert str(basis_of(starter, variant, own)) == "provisional: on 9 stand-in photographs"
+        assert str(basis_of(starter, variant, golden(30, origin="site"))) == "on 30 photographs of this site"

@@ -46,6 +46,7 @@ from edgeclip.runtime.proof.proof import Proof
 from edgeclip.runtime.sinks.terminal import print_choice
 from tests.conftest import CountingEngine, add_variant, edit_weight, without_golden
 from tests.runtime.test_golden import flip, golden_set
+from tests.runtime.test_kept_proofs import busy
 from tests.runtime.test_parity import GOOD
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -449,7 +450,7 @@ def test_what_could_not_be_checked_is_told_of_what_runs_and_of_what_does_not(
     assert re.fullmatch(
         r"\d+\.\d ms an image here, fp32's embeddings to a cosine of 1\.0000; [^;(]+ \([^)]+\); "
         + re.escape(f"{UNCHECKED}; {lacks(bundle, choice.variant)}"),
-        choice.why,
+        choice.why.partition("; timed")[0],
     )
     ((_, _, reason),) = choice.refused
     figures = [part.partition(" of at least")[0] for part in reason.split("; ")]
@@ -569,3 +570,48 @@ def test_advice_is_for_machines_of_one_kind_whatever_their_libraries(monkeypatch
 
     monkeypatch.setattr("edgeclip.runtime.proof.choose.find_gpu", absent)
     assert this_machine() == kind
+
+
+def test_what_runs_is_asked_what_it_is_and_proved_anew_if_it_names_itself_otherwise(
+    fp16_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = ["1"]
+
+    def versions(_: type[CountingEngine]) -> dict[str, str]:
+        if not named:
+            raise EngineError("the library does not load")
+        return {"counting as loaded": named[-1]}
+
+    monkeypatch.setattr(CountingEngine, "versions", classmethod(versions))
+    took = {"counting": 1.0, "onnxruntime": 9.0}
+    monkeypatch.setattr("edgeclip.runtime.proof.proof.timed", lambda engine, _: (took[engine.name], None))
+    bundle = add_variant(fp16_bundle, "shuffled", SHUFFLED)
+    first = choose(bundle)
+    assert first.golden is not None
+    assert first.golden.sha256 == golden_set(bundle).sha256
+    assert (first.engine, sorted(counting)) == ("counting", ["fp16", "fp32", "shuffled"])
+    assert (choose(bundle), len(counting)) == (first, 3)
+    with pytest.raises(ParityError):
+        choose(bundle, variant="shuffled")
+    assert len(counting) == 3
+    named.append("2")  # under the package, which is the same
+    with pytest.raises(ParityError):
+        choose(bundle, variant="shuffled")
+    assert len(counting) == 4  # what is refused, too
+    changed = choose(bundle, threads=None)
+    assert len(counting) == 6
+    assert {proof.versions["counting as loaded"] for proof in changed.proofs if proof.engine == "counting"} == {"2"}
+    assert [name for name, _, _ in changed.refused] == ["shuffled"]
+    named.clear()
+    left = choose(bundle)
+    assert (left.variant, left.engine) == ("fp32", "onnxruntime")
+    assert [(engine, reason) for _, engine, reason in left.refused] == [("counting", "the library does not load")] * 3
+
+
+def test_what_slowed_a_latency_is_told_last_with_what_times_it_again(tiny_bundle: Path) -> None:
+    bundle, basis = Bundle.open(tiny_bundle), Basis(origin="images", photographs=5)
+    slowed = msgspec.structs.replace(proof("fp32", 1.0), conditions=busy(0.9, 0.2))
+    assert list(lacking(bundle, slowed, basis)) == [
+        f"{basis}: edgeclip prove {tiny_bundle} --images FOLDER",
+        f"timed while other processes took 70% of the CPU: edgeclip prove {tiny_bundle} times it again",
+    ]

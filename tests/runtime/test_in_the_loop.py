@@ -10,11 +10,11 @@ from typing import ClassVar
 import msgspec
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from edgeclip import Bundle
 from edgeclip.engine_list import EngineEntry
 from edgeclip.errors import ParityError
+from edgeclip.files import kept_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
@@ -24,7 +24,6 @@ from edgeclip.runtime.proof.golden import FILE, GoldenImages, decoded_images
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
 from edgeclip.runtime.proof.parity import LIMITS
 from edgeclip.runtime.proof.site import golden_here, keep_site
-from tests.conftest import without_golden
 from tests.runtime.test_golden import golden_set
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -73,7 +72,7 @@ class Watched(ImageEncoder):
 
 def proved(bundle: Path, *, rows: int, parallel: int, threads: int | None = None) -> Watched:
     with Watched(Bundle.open(bundle), parallel=parallel, threads=threads) as encoder:
-        prove_in_the_loop(encoder, rows=rows, parallel=parallel)
+        prove_in_the_loop(encoder, golden=golden_here(encoder.bundle), rows=rows, parallel=parallel)
     return encoder
 
 
@@ -159,10 +158,10 @@ def test_a_cosine_that_is_the_limit_is_enough(tiny_bundle: Path, monkeypatch: py
         for least, enough in ((cosine, True), (float(np.nextafter(cosine, 2)), False)):
             monkeypatch.setitem(LIMITS, "fp32", msgspec.structs.replace(LIMITS["fp32"], min_cosine=least))
             if enough:
-                prove_in_the_loop(encoder, rows=4, parallel=1)
+                prove_in_the_loop(encoder, golden=golden_here(encoder.bundle), rows=4, parallel=1)
                 continue
             with pytest.raises(ParityError):
-                prove_in_the_loop(encoder, rows=4, parallel=1)
+                prove_in_the_loop(encoder, golden=golden_here(encoder.bundle), rows=4, parallel=1)
 
 
 def change_golden(bundle: Path) -> None:
@@ -191,63 +190,28 @@ def test_what_the_loop_proved_is_kept_until_anything_changes(
         start=1,
     ):
         change()
-        assert len(list((cache / "streams").glob("*.safetensors"))) == expected
+        assert len(list((cache / "streams").glob("*.json"))) == expected
     with ImageEncoder(Bundle.open(tiny_bundle), engine="onnxruntime") as encoder:
-        prove_in_the_loop(encoder, rows=4, parallel=1)
+        prove_in_the_loop(encoder, golden=golden_here(encoder.bundle), rows=4, parallel=1)
     assert len(list((cache / "streams").iterdir())) == 8
 
 
-def test_a_few_images_and_what_fp32_makes_of_them_are_kept(tiny_bundle: Path, cache: Path) -> None:
-    proved(tiny_bundle, rows=4, parallel=1)
-    (kept,) = (cache / "streams").iterdir()
-    bundle = Bundle.open(tiny_bundle)
-    golden = golden_set(bundle)
-    stored = safetensors.numpy.load_file(kept)
-    images = decoded_images(golden.files, bundle.manifest.encoder.preprocess)
-    np.testing.assert_array_equal(stored.pop("images"), images[:2])
-    np.testing.assert_array_equal(stored.pop("expected"), unit_rows(golden.embeddings)[:2])
-    assert not stored
-
-
-IMAGES, ROWS = np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 16), np.float32)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"images": IMAGES, "expected": ROWS[:, :15].copy()},
-        {"images": IMAGES[:1], "expected": ROWS},
-        {"images": IMAGES[:, :31].copy(), "expected": ROWS},
-        {"images": IMAGES[:, :, :31].copy(), "expected": ROWS},
-        {"images": IMAGES[:0], "expected": ROWS[:0]},
-        {"images": IMAGES.astype(np.float32), "expected": ROWS},
-        {"images": IMAGES, "expected": ROWS.astype(np.float64)},
-        {"images": IMAGES},
-        {"expected": ROWS},
-        None,
-    ],
-)
-def test_what_was_kept_and_is_of_another_form_is_made_anew(
-    tiny_bundle: Path, cache: Path, content: dict[str, np.ndarray] | None
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:-3], lambda whole: whole.replace(b"9", b"8"), lambda _: b""])
+def test_what_was_kept_and_altered_is_as_if_it_were_not_there(
+    tiny_bundle: Path, cache: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     proved(tiny_bundle, rows=4, parallel=1)
     (kept,) = (cache / "streams").iterdir()
     whole = kept.read_bytes()
-    if content is None:
-        kept.write_bytes(whole[:-10])
-    else:
-        safetensors.numpy.save_file(content, kept)
+    kept.write_bytes(spoil(whole))
     assert proved(tiny_bundle, rows=4, parallel=1).begun == [(4, 1)]
     assert kept.read_bytes() == whole
 
 
-def test_a_bundle_without_golden_images_runs_only_unproved_and_then_nothing_is_encoded(tiny_bundle: Path) -> None:
-    bundle = without_golden(tiny_bundle)
-    with Watched(bundle, parallel=1) as encoder:
-        with pytest.raises(ParityError, match="to prove its variants on, got none"):
-            prove_in_the_loop(encoder, rows=4, parallel=1)
-        prove_in_the_loop(encoder, rows=4, parallel=1, unproved=True)
-        assert encoder.begun == []
+def test_what_is_kept_is_the_least_cosine(tiny_bundle: Path, cache: Path) -> None:
+    proved(tiny_bundle, rows=4, parallel=1)
+    (kept,) = (cache / "streams").iterdir()
+    assert kept_json(kept, float) == pytest.approx(1, abs=1e-6)
 
 
 def test_where_there_are_images_of_the_site_they_are_what_counts(tiny_bundle: Path) -> None:

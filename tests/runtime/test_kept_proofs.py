@@ -18,10 +18,11 @@ import edgeclip
 from edgeclip import Bundle
 from edgeclip.devices.machine.cpu import cpu_flags
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions, Reading
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.engine_list import EngineEntry
 from edgeclip.errors import EngineError, MissingExtraError, ParityError
-from edgeclip.files import sha256_file
+from edgeclip.files import kept_json, sha256_file
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.engines import plan_cache
 from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine
@@ -30,7 +31,7 @@ from edgeclip.runtime.proof.choose import choose
 from edgeclip.runtime.proof.golden import FILE, GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, ParityReport
 from edgeclip.runtime.proof.proof import _MEASURE_S, _WARM_UP_S, Proof, prove, timed
-from edgeclip.runtime.proof.what_runs import what_runs
+from edgeclip.runtime.proof.what_runs import remembered_versions, what_runs
 from edgeclip.spec import Precision
 from tests import CORES
 from tests.conftest import CountingEngine, add_variant, edit_weight
@@ -38,6 +39,22 @@ from tests.runtime.test_golden import flip, golden_set
 from tests.runtime.test_parity import GOOD
 
 SHIPPED = (_WARM_UP_S, _MEASURE_S)
+
+
+def busy(whole: float | None, own: float | None, *, seconds: float = 1.0) -> MeasurementConditions:
+    """A measurement beside which the CPU was busy by so much, and by so much for it; None where that was not read."""
+    readings = tuple(
+        Reading(
+            name=part, kind="load", part=part, source="x", before=mean, after=mean, least=mean, mean=mean, most=mean
+        )
+        for part, mean in (("cpu", whole), ("process", own))
+        if mean is not None
+    )
+    return MeasurementConditions(
+        seconds=seconds, rate_hz=10.0, cost=0.0, power_mode=None, throttled=None, readings=readings
+    )
+
+
 pytestmark = pytest.mark.usefixtures("cache")
 NAN = edit_weight("projection", lambda weight: weight * np.nan)
 
@@ -128,7 +145,7 @@ def test_a_damaged_proof_is_made_anew(
     proof = prove(bundle, "fp16", "counting", golden_set(bundle))
     assert len(counting) == 2
     assert list((cache / "proofs").iterdir()) == [kept]
-    assert msgspec.json.decode(kept.read_bytes(), type=Proof) == proof
+    assert kept_json(kept, Proof) == proof
 
 
 def test_a_kept_proof_is_held_to_todays_limits(
@@ -426,3 +443,52 @@ def test_the_gpu_counts_where_the_engine_may_use_it(
     if not on_cpu:
         expected |= {"gpu": machine["gpu"], "nvidia_driver": "580"} | said
     assert device == expected
+
+
+def test_a_proof_is_looked_up_by_what_the_engine_named_last(
+    fp16_bundle: Path, counting: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def versions(_: type[CountingEngine]) -> dict[str, str]:
+        asked.append("counting")
+        return {"counting": "1", "build": "7"}
+
+    monkeypatch.setattr(CountingEngine, "versions", classmethod(versions))
+    bundle = Bundle.open(fp16_bundle)
+    assert remembered_versions("counting") is None
+    first = prove(bundle, "fp16", "counting", golden_set(bundle), remembered=True)
+    assert remembered_versions("counting") == first.versions == {"counting": "1", "build": "7"}
+    asked.clear()
+    assert prove(bundle, "fp16", "counting", golden_set(bundle), remembered=True) == first
+    assert asked == []
+    assert prove(bundle, "fp16", "counting", golden_set(bundle)) == first
+    assert asked == ["counting"]
+    assert counting == ["fp16"]
+    for change in ({"threads": 1}, {"renew": True}):
+        prove(bundle, "fp16", "counting", golden_set(bundle), **change)
+    assert counting == ["fp16"] * 3
+    given = {"counting": "another"}
+    assert what_runs(bundle, "fp16", "counting", threads=None, versions=given).versions == given
+    assert remembered_versions("counting") == first.versions
+    monkeypatch.setattr("edgeclip.runtime.proof.what_runs.installed_versions", lambda packages: {packages[0]: "2"})
+    assert remembered_versions("counting") is None  # its package is another
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        (busy(0.9, 0.2), "timed while other processes took 70% of the CPU"),
+        (busy(0.25, 0.0), "timed while other processes took 25% of the CPU"),
+        (busy(0.25, 0.125), ""),
+        (busy(0.15, 0.0), "timed while other processes took 15% of the CPU"),
+        (busy(1.0, 0.95), ""),
+        (busy(0.9, 0.2, seconds=0.05), "timed while other processes took 70% of the CPU"),
+        (busy(0.9, 0.2, seconds=0.049), ""),
+        (busy(0.9, None), ""),
+        (busy(None, 0.2), ""),
+        (None, ""),
+    ],
+)
+def test_a_latency_says_what_else_kept_the_machine_busy(conditions: MeasurementConditions | None, said: str) -> None:
+    assert msgspec.structs.replace(proof(), conditions=conditions).slowed_by == said

@@ -270,7 +270,7 @@ def test_a_new_plan_is_proved_itself(golden_bundle: Path, cli: Run, cache: Path)
     (before,) = (cache / "proofs").iterdir()
     assert cli("build", golden_bundle, "--engine", "openvino", "--variant", "fp32")[0] == 0
     (after,) = set((cache / "proofs").iterdir()) - {before}
-    assert json.loads(after.read_text())["variant"] == "fp32"
+    assert json.loads(after.read_text())["value"]["variant"] == "fp32"
 
 
 def test_build_names_the_variant_whose_plan_is_wrong(golden_bundle: Path, cli: Run) -> None:
