@@ -18,6 +18,7 @@ import edgeclip
 from edgeclip import Bundle
 from edgeclip.devices.machine.cpu import cpu_flags
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.sensors.base import Part
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions, Reading
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.engine_list import EngineEntry
@@ -43,12 +44,13 @@ SHIPPED = (_WARM_UP_S, _MEASURE_S)
 
 def busy(whole: float | None, own: float | None, *, seconds: float = 1.0) -> MeasurementConditions:
     """A measurement beside which the CPU was busy by so much, and by so much for it; None where that was not read."""
+    loads: list[tuple[Part, float | None]] = [("cpu", whole), ("process", own)]
     readings = tuple(
         Reading(
-            name=part, kind="load", part=part, source="x", before=mean, after=mean, least=mean, mean=mean, most=mean
+            name=part, kind="load", part=part, source="x", before=load, after=load, least=load, mean=load, most=load
         )
-        for part, mean in (("cpu", whole), ("process", own))
-        if mean is not None
+        for part, load in loads
+        if load is not None
     )
     return MeasurementConditions(
         seconds=seconds, rate_hz=10.0, cost=0.0, power_mode=None, throttled=None, readings=readings
