@@ -45,7 +45,7 @@ TASK = "task.json"  # in the folder of the process that tries mutants: what it i
 LOADED = "loaded.json"  # beside it: which of HEAVY the tests load
 UNCHANGED = [r"^\s*raise ", r"_log\.", r"TypeVar\(|TypeAlias|getLogger\("]
 PYTEST = ["-q", "--rootdir=.", "-p", "no:cacheprovider", "--assert=plain", "--tb=native"]
-_WAITS = 20  # what waits for ever takes no processor time: it is ended by the clock, late enough for a busy machine
+_WAITS = 4  # what waits for ever takes no processor time: it is ended by the clock, late enough for a busy machine
 # Imported once, before processes are forked that import edgeclip each for itself.
 HEAVY = ["av", "cv2", "msgspec", "numpy", "onnx", "onnxruntime", "pytest", "scipy.stats", "skimage.data"]
 
@@ -325,15 +325,22 @@ class Tries:
             raise session.Failed("tests that cannot be loaded hold nothing")
         reached: dict[str, list[tuple[float, Any]]] = {}
         set_mutant_under_test("stats")
+        total_s = 0.0
         for item in session.items:
             started = time.process_time()
             if not _passes(item):
                 print(f"expected tests that pass without any change, got a failure of {item.nodeid}")
                 raise session.Failed(f"{item.nodeid} fails without any change")
+            took_s = time.process_time() - started
+            total_s += took_s
             for function in state()._stats:
-                reached.setdefault(function, []).append((time.process_time() - started, item))
+                reached.setdefault(function, []).append((took_s, item))
             state()._stats.clear()
         gc.freeze()  # so that a fork copies less
+        set_mutant_under_test("")
+        if not _forked(lambda: all(map(_passes, session.items)), 10 + 10 * total_s):
+            print("expected tests that pass in a fork, got a failure, or a library whose threads are not there")
+            raise session.Failed("what fails in a fork kills every mutant")
         until = time.monotonic() + self._seconds
         for mutant in self._mutants:
             if time.monotonic() > until:

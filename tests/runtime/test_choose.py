@@ -49,7 +49,7 @@ from tests.runtime.test_golden import flip, golden_set
 from tests.runtime.test_kept_proofs import busy
 from tests.runtime.test_parity import GOOD
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache", "counting")
 SHUFFLED = edit_weight("projection", lambda weight: weight[::-1])
 NAN = edit_weight("projection", lambda weight: weight * np.nan)
 
