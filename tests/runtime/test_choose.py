@@ -586,24 +586,25 @@ def test_what_runs_is_asked_what_it_is_and_proved_anew_if_it_names_itself_otherw
     took = {"counting": 1.0, "onnxruntime": 9.0}
     monkeypatch.setattr("edgeclip.runtime.proof.proof.timed", lambda engine, _: (took[engine.name], None))
     bundle = add_variant(fp16_bundle, "shuffled", SHUFFLED)
-    first = choose(bundle)
+    first = choose(bundle, threads=1)
     assert first.golden is not None
     assert first.golden.sha256 == golden_set(bundle).sha256
     assert (first.engine, sorted(counting)) == ("counting", ["fp16", "fp32", "shuffled"])
-    assert (choose(bundle), len(counting)) == (first, 3)
+    assert (choose(bundle, threads=1), len(counting)) == (first, 3)
     with pytest.raises(ParityError):
-        choose(bundle, variant="shuffled")
+        choose(bundle, variant="shuffled", threads=1)
     assert len(counting) == 3
     named.append("2")  # under the package, which is the same
     with pytest.raises(ParityError):
-        choose(bundle, variant="shuffled")
+        choose(bundle, variant="shuffled", threads=1)
     assert len(counting) == 4  # what is refused, too
-    changed = choose(bundle, threads=None)
+    changed = choose(bundle, threads=1)
     assert len(counting) == 6
     assert {proof.versions["counting as loaded"] for proof in changed.proofs if proof.engine == "counting"} == {"2"}
+    assert {proof.ran_on.rpartition(", ")[2] for proof in changed.proofs} == {"1 thread"}
     assert [name for name, _, _ in changed.refused] == ["shuffled"]
     named.clear()
-    left = choose(bundle)
+    left = choose(bundle, threads=1)
     assert (left.variant, left.engine) == ("fp32", "onnxruntime")
     assert [(engine, reason) for _, engine, reason in left.refused] == [("counting", "the library does not load")] * 3
 
