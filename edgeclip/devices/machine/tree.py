@@ -111,7 +111,9 @@ class Tree:
     def _glob(self, pattern: str) -> list[str]:
         found = [""]
         for part in PurePosixPath(pattern).parts:
-            found = [(PurePosixPath(folder) / name).as_posix() for folder in found for name in self._names(folder, part)]
+            found = [
+                (PurePosixPath(folder) / name).as_posix() for folder in found for name in self._names(folder, part)
+            ]
         return found
 
     def _names(self, folder: str, pattern: str) -> list[str]:
