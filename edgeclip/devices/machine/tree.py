@@ -121,7 +121,7 @@ class Tree:
         if not set(pattern) & set("*?["):
             return [pattern] if self._exists(f"{folder}/{pattern}".lstrip("/")) else []
         try:
-            return fnmatch.filter(os.listdir(self._place(folder)), pattern)
+            return fnmatch.filter((path.name for path in self._place(folder).iterdir()), pattern)
         except OSError:
             return []
 
@@ -142,7 +142,7 @@ class Tree:
                 del inside[-1:]
                 continue
             try:
-                target = os.readlink(self.root.joinpath(*inside, name))
+                target = str(self.root.joinpath(*inside, name).readlink())
             except OSError:  # no link, or nothing there
                 inside.append(name)
                 continue
