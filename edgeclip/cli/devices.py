@@ -146,7 +146,11 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
     memory, gpu = profile.memory, profile.compute_capability
     facts = _grid()
     facts.add_row("device", f"{profile.name}: {profile.title}" + (f", {profile.year}" if profile.year else ""))
-    if names := (*profile.aliases, *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items())):
+    if names := (
+        *profile.aliases,
+        *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items()),
+        *(f"{size.name} (with {size.gib.value:g} GiB)" for size in profile.sizes),
+    ):
         facts.add_row("also", ", ".join(names))
     facts.add_row("architecture", profile.architecture + (f", compute capability {gpu}" if gpu else ""))
     facts.add_row("memory", figure(memory.gib, "GiB") + (", shared by CPU and GPU" if profile.kind == "jetson" else ""))
@@ -155,6 +159,14 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         facts.add_row("system takes", figure(memory.system_reserved_gib, "GiB"))
     if profile.gpu_mhz:
         facts.add_row("GPU clock", figure(profile.gpu_mhz, "MHz"))
+    if profile.power_w:
+        facts.add_row("power limit", figure(profile.power_w, "W"))
+    if boost := profile.boost:
+        facts.add_row(
+            "laptops",
+            f"{boost.watts[0]:g} to {boost.watts[1]:g} W by the laptop, at which it boosts to {boost.mhz[0]:g} to "
+            f"{boost.mhz[1]:g} MHz [{number[boost.source]}]; the peaks are those of the upper end",
+        )
     if profile.dla:
         tops = figure(profile.dla.int8_tops, "TOPS INT8")
         takes = ", ".join(profile.dla.precisions)
@@ -167,6 +179,8 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         unit = "TOPS" if peak.precision == "int8" else "TFLOPS"
         unit += " for each core and GHz" if peak.per == "core_ghz" else ""
         peaks.add_row(f"  {peak.precision}", f"{peak.units} units", figure(peak.tflops, unit))
+        if peak.fp32_sums:
+            peaks.add_row("", "  summed in fp32", figure(peak.fp32_sums, unit))
     _print(peaks, console)
 
     heading("Precisions that engines take there")
