@@ -163,7 +163,7 @@ def test_names_and_what_machines_are_known_by_mean_one_device() -> None:
 
 
 def told_apart(one: DeviceProfile, other: DeviceProfile) -> bool:
-    """Whether two devices of one name differ by more than 4 % in what is read of a machine; a Jetson tells its memory only."""
+    """Whether devices of one name differ by over 4 % in what is read of a machine; a Jetson tells its memory only."""
 
     def figures(profile: DeviceProfile) -> list[Figure | None]:
         memory = profile.memory
