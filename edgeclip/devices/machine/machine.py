@@ -17,6 +17,7 @@ from edgeclip.devices.machine.clocks import Clock, read_clocks
 from edgeclip.devices.machine.cpu import Cpu, cpu_flags, read_cpu
 from edgeclip.devices.machine.jetson import Jetson, read_jetson
 from edgeclip.devices.machine.memory import MachineMemory, read_memory
+from edgeclip.devices.machine.temperatures import ThermalZone, read_temperatures
 from edgeclip.devices.machine.tree import Tree, field, open_tree
 
 _DRIVER = re.compile(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)")
@@ -24,19 +25,6 @@ _DRIVER = re.compile(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)")
 _NO_CAMERA = ("bcm2835-", "pispbe", "rpivid", "rpi-hevc-dec", "rockchip-", "hantro")
 # Receivers of CSI ports: a Jetson's, and a Raspberry Pi's up to 4 and from 5 on.
 _CSI = ("vi-output", "unicam", "rp1-cfe")
-
-
-class ThermalZone(msgspec.Struct, frozen=True):
-    """A temperature sensor.
-
-    Attributes:
-        celsius: None where the sensor is switched off.
-        throttles_at: the lowest temperature at which Linux slows something down; None where it names none.
-    """
-
-    name: str
-    celsius: float | None
-    throttles_at: float | None
 
 
 class NvidiaCards(msgspec.Struct, frozen=True):
@@ -118,7 +106,7 @@ def read_machine(tree: Tree) -> Machine:
         cpu=read_cpu(tree),
         memory=read_memory(tree),
         clocks=read_clocks(tree),
-        temperatures=tuple(_zone(tree, path) for path in tree.glob("sys/class/thermal/thermal_zone*")),
+        temperatures=read_temperatures(tree),
         jetson=read_jetson(tree),
         nvidia=read_nvidia(tree),
         intel_gpus=count_graphics_cards(tree, "0x8086"),
@@ -255,19 +243,3 @@ def _container(tree: Tree) -> Literal["docker", "podman"] | None:
     if tree.exists("run/.containerenv"):
         return "podman"
     return "docker" if tree.exists(".dockerenv") else None
-
-
-def _zone(tree: Tree, path: str) -> ThermalZone:
-    celsius = tree.number(f"{path}/temp")
-    trips = [
-        degrees
-        for kind in tree.glob(f"{path}/trip_point_*_type")
-        if tree.text(kind) in {"passive", "hot"}
-        and (degrees := tree.number(f"{kind.removesuffix('_type')}_temp")) is not None
-        and degrees > 0
-    ]
-    return ThermalZone(
-        name=tree.text(f"{path}/type") or path.rpartition("/")[2],
-        celsius=None if celsius is None else celsius / 1000,
-        throttles_at=min(trips) / 1000 if trips else None,
-    )
