@@ -90,6 +90,14 @@ def notes_on(
         known = faults_by_id((*release.faults, *profile.faults))
         faults = [fault for fault in known if profile.dla or fault.component != "dla"]
         notes += [f"{'prove before use: ' if fault.gate else ''}{fault.what}; {fault.advice}" for fault in faults]
+    if profile.kind == "jetson" and not profile.power_modes:
+        notes.append(f"power modes of {profile.name} are not known here: these figures hold in one without a cap")
+    if boost := profile.boost:
+        (least, most), (slowest, fastest) = boost.watts, boost.mhz
+        notes.append(
+            f"these figures hold where the laptop grants its GPU {most:g} W; at {least:g} W it has "
+            f"{slowest / fastest:.0%} of the arithmetic"
+        )
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))
     if profile.kind == "cpu" and None in (demand.cores, demand.ghz):
