@@ -173,6 +173,8 @@ CARDS: list[tuple[str, GpuTold, str | None]] = [
     ("NVIDIA RTX 4000 SFF Ada Generation", GpuTold(20.0), "rtx-4000-sff-ada"),
     ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", GpuTold(95.6), "rtx-pro-6000-max-q"),
     ("NVIDIA GB10", GpuTold(), "gb10"),
+    ("GeForce RTX 3090", GpuTold(24.0), "rtx-3090"),  # as drivers before 465 have it
+    ("NVIDIA Tesla T4", GpuTold(14.6), "t4"),
     (f"{RTX} 9999", GpuTold(12.0), None),
 ]
 

@@ -137,7 +137,7 @@ def match_profile(tree: Tree, gpu_names: tuple[str, ...] = (), told: GpuTold | N
     seen = _Seen(
         compatible=tree.strings("proc/device-tree/compatible"),
         board=tree.text("proc/device-tree/model") or "",
-        gpu_names=frozenset((*gpu_names, *(cards.names if cards else ()))),
+        gpu_names=frozenset(map(_bare, (*gpu_names, *(cards.names if cards else ())))),
         cpu_flags=cpu_flags(tree),
     )
     fits = [(fit, profile) for profile in load_profiles() if (fit := _fit(profile.match, seen))]
@@ -153,7 +153,7 @@ def match_profile(tree: Tree, gpu_names: tuple[str, ...] = (), told: GpuTold | N
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What a machine shows that devices are known by."""
+    """What a machine shows that devices are known by; ``gpu_names`` as ``_bare`` has them."""
 
     compatible: tuple[str, ...]
     board: str
@@ -168,13 +168,18 @@ def _fit(match: Match, seen: _Seen) -> tuple[int, int] | None:
         return 5, max(parts)
     if not set(match.boards).isdisjoint(seen.compatible):
         return 4, 0
-    if not seen.gpu_names.isdisjoint(match.gpu_names):
+    if not seen.gpu_names.isdisjoint(map(_bare, match.gpu_names)):
         return 3, 0
     if any(part in seen.board for part in match.cpu_models):
         return 2, 0
     if match.cpu_flags and seen.cpu_flags.issuperset(match.cpu_flags):
         return 1, len(match.cpu_flags)
     return None
+
+
+def _bare(gpu_name: str) -> str:
+    """A card's name without its maker's, which drivers before 465 left out."""
+    return gpu_name.removeprefix("NVIDIA ")
 
 
 def _distance(profile: DeviceProfile, memory_gib: float | None, told: GpuTold) -> float:
