@@ -13,6 +13,7 @@ import pytest
 
 from edgeclip.devices.catalogue.profile import Boost, GpuTold, load_profile
 from edgeclip.devices.machine.machine import find_profile, match_profile
+from edgeclip.devices.machine.software import _gpus_of
 from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.machine.try_library import _nvml
 
@@ -208,3 +209,9 @@ def test_nvml_is_asked_for_memory_bandwidth_and_power_and_may_know_none() -> Non
     _, shared = _nvml(Nvml(**common, nvmlDeviceGetName=lambda handle: "NVIDIA GB10"))
     assert shared["names"] == "NVIDIA GB10"
     assert not {"memory_gib", "bandwidth_gb_s", "power_w"} & set(shared)
+
+
+def test_what_a_record_says_of_a_card_is_taken_if_it_is_a_figure() -> None:
+    facts = {"names": f"{RTX} 4070", "memory_gib": "12.0", "bandwidth_gb_s": "nan", "power_w": "much"}
+    assert _gpus_of(facts) == ((f"{RTX} 4070",), GpuTold(memory_gib=12.0))
+    assert _gpus_of({"memory_gib": "0", "power_w": "inf", "bandwidth_gb_s": "-1"}) == ((), GpuTold())
