@@ -137,6 +137,8 @@ def test_modes_are_whole(profile: DeviceProfile) -> None:
     assert {mode.jetpack for mode in modes} - {None} <= set(profile.jetpacks)
     assert profile.gpu_mhz
     assert profile.default_mode
+    backwards = msgspec.structs.replace(profile, power_modes=modes[::-1])
+    assert backwards.default_mode == profile.default_mode
     for boosted in {mode.super_only for mode in modes}:
         assert sum(mode.default for mode in modes if mode.super_only == boosted) == 1
     for mode in modes:
