@@ -38,11 +38,6 @@ _NO_PART = re.compile(r"(VDD\w*|VIN|POM|SYS\w*|IN|\d+V\w*)$")
 PowerRail = tuple[str, Reader, SensorAccuracy | None]
 
 
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Jetson, by L4T's release file or the device tree."""
-    return (root / "etc/nv_tegra_release").exists() or "nvidia,tegra" in text_of(root / "proc/device-tree/compatible")
-
-
 def jetson_sources(root: Path) -> Found:
     """What only a Jetson reports; ``absent`` names the board's power where no monitor can be read."""
     found = Found()
