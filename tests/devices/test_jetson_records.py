@@ -142,6 +142,8 @@ def test_an_input_is_doubted_on_the_one_carrier_that_names_its_rails_wrongly() -
     assert doubt_of({"VDD_IN": 3.0, "VDD_CPU_GPU_CV": 3.1}).startswith("VDD_IN reads 3.00 W, less than VDD_CPU_GPU_CV")
     assert not doubt_of({"VDD_IN": 3.1, "VDD_CPU_GPU_CV": 3.1, "VDD_SOC": 1.0})
     assert not doubt_of({"VDD_GPU_SOC": 3.1, "VDD_CPU_CV": 9.0})  # none of them feeds the others
+    assert doubt_of({"VIN": 5.0, "VIN_SYS_5V0": 6.0, "VDD_GPU": 1.0})
+    assert not doubt_of({"VDD_IN": 3.0, "VDD_MUX": 9.0, "VDD_SYS_GPU": 1.0})  # the carrier's, above the module
     assert not doubt_of({})
 
 
