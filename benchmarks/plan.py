@@ -1,6 +1,7 @@
 """The planner's ranges beside what was measured: by others on GPUs, here on this CPU; and what a build takes of memory.
 
-    python benchmarks/plan.py [BUNDLE ...] [--device x86-avx512-vnni --ghz 2.6] [--json FILE]
+    python benchmarks/plan.py [BUNDLE ...] --ghz 2.6 [--device x86-avx512-vnni] [--json FILE]
+    python benchmarks/plan.py [BUNDLE ...] --builds                 # what builds take, and no more
 
 Latencies of others come from ``tests/devices/published.toml``, each with its source. Those of this machine are
 proofs of each bundle's variants (the median of single images). A build's memory is the peak of a process that builds a
@@ -130,23 +131,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", default=["starter"])
     parser.add_argument("--device", default="x86-avx512-vnni", help="profile of this CPU")
-    parser.add_argument("--ghz", type=float, required=True, help="its clock under load")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--ghz", type=float, help="its clock under load")
+    asked.add_argument("--builds", action="store_true", help="only what builds take of memory")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     bundles = [Bundle.open(path) for path in arguments.bundles]
 
-    published = published_rows()
-    here = [row for bundle in bundles for row in rows_here(bundle, arguments.device, arguments.ghz)]
+    published = here = []
+    if not arguments.builds:
+        published = published_rows()
+        here = [row for bundle in bundles for row in rows_here(bundle, arguments.device, arguments.ghz)]
     builds = [row for bundle in bundles for row in build_rows(bundle)] if find_spec("tensorrt_rtx") else []
-    print("published by others, ms a batch (planned range, published)")
-    show(published)
-    print("\nmeasured here, ms an image (planned range, measured)")
-    show(here)
-    print(f"\npeak memory of a build by {_BUILDER}, beyond its libraries")
+    if not arguments.builds:
+        print("published by others, ms a batch (planned range, published)")
+        show(published)
+        print("\nmeasured here, ms an image (planned range, measured)")
+        show(here)
+        inside = sum(row.inside for row in (*published, *here))
+        print(f"\n{inside} of {len(published) + len(here)} inside their range\n")
+    print(f"peak memory of a build by {_BUILDER}, beyond its libraries")
     for row in builds:
         print(f"  {row.what:44} {row.peak / 1e6:8.0f} MB, {row.copies:.1f} for each byte of the graph")
-    inside = sum(row.inside for row in (*published, *here))
-    print(f"\n{inside} of {len(published) + len(here)} inside their range; on {summary(describe_machine())}")
+    print(f"on {summary(describe_machine())}")
     if arguments.json:
         content = {"published": published, "here": here, "builds": builds, "machine": describe_machine()}
         write_json(arguments.json, content)

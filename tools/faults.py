@@ -200,10 +200,24 @@ FAULTS = (
         "tests/runtime/test_stream_proof.py::test_every_start_looks_again",
     ),
     Fault(
+        "an altered proof is believed",
+        "edgeclip/files.py",
+        "if hashlib.sha256(kept.value).hexdigest() != kept.sha256:",
+        "if not kept.sha256:",
+        "tests/test_documents.py::test_what_was_kept_and_altered_is_as_if_it_were_not_there",
+    ),
+    Fault(
+        "what an engine named itself last is taken for what runs",
+        "edgeclip/runtime/proof/choose.py",
+        "if not all(map(_still_there, [_best(good)] if good else proofs)):",
+        "if not good:",
+        "tests/runtime/test_site_proof.py::test_of_a_choice_that_is_kept_only_the_engine_that_runs_is_asked_what_it_is",
+    ),
+    Fault(
         "a later start is not looked at",
         "edgeclip/runtime/proof/in_the_loop.py",
-        "        _check(encoder, together, expected, rows=min(rows, len(images)), parallel=parallel)\n",
-        "",
+        "    if known:  # every one",
+        "    if known:\n        return\n    if known:  # every one",
         "tests/runtime/test_stream_proof.py::test_every_start_looks_again",
     ),
     Fault(

@@ -124,9 +124,10 @@ def bench(
     of_model = {bundle.manifest.model.id: bundle for bundle in bundles}
     if len(of_model) < len(bundles):
         raise InputError("expected bundles of different models, got one twice: give each once")
+    golden = {model: golden_here(bundle) for model, bundle in of_model.items()}
     for bundle in bundles:
         for setting in settings_of(bundle, options):
-            if why := _refusal(bundle, setting):
+            if why := _refusal(bundle, setting, golden[setting.model]):
                 refused.append((setting, why))
             else:
                 settings.append(setting)
@@ -140,7 +141,9 @@ def bench(
         for _ in range(options.rounds):
             for setting in order.sample(settings, len(settings)):
                 say(str(setting), sum(map(len, rounds.values())), steps)
-                rounds[setting].append(_round(of_model[setting.model], setting, options, telemetry))
+                taken = golden[setting.model]
+                assert taken is not None  # _refusal saw to it
+                rounds[setting].append(_round(of_model[setting.model], setting, taken, options, telemetry))
         conditions = telemetry.conditions()
     memory = _memory_mb(of_model, settings)
     measured = tuple(
@@ -188,13 +191,12 @@ def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[BenchSetting]
                         )
 
 
-def _refusal(bundle: Bundle, setting: BenchSetting) -> str:
+def _refusal(bundle: Bundle, setting: BenchSetting, golden: GoldenImages | None) -> str:
     """Why a setting is not measured, or nothing."""
     if setting.batch > 1 and not bundle.variant(setting.variant).dynamic_batch:
         return "the variant takes one image at a time"
     if setting.stage == "end-to-end" and not bundle.manifest.tables:
         return "the bundle has no prompt table to label with"
-    golden = golden_here(bundle)
     if golden is None:
         return "the bundle has no golden images to prove it on: run edgeclip prove with photographs of the site"
     try:
@@ -215,10 +217,10 @@ class _Round:
     energy: Energy | None
 
 
-def _round(bundle: Bundle, setting: BenchSetting, options: BenchOptions, telemetry: Telemetry) -> _Round:
+def _round(
+    bundle: Bundle, setting: BenchSetting, golden: GoldenImages, options: BenchOptions, telemetry: Telemetry
+) -> _Round:
     """Load a setting, warm it up, measure it."""
-    golden = golden_here(bundle)
-    assert golden is not None  # _refusal saw to it
     with ExitStack() as stack:
         encoder, run = _runner(bundle, setting, golden, stack)
         begun = time.perf_counter()
