@@ -258,6 +258,7 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     modes = tuple(msgspec.structs.replace(mode, default=False) for mode in orin.power_modes)
     made = plan(VIT_B_32, msgspec.structs.replace(orin, power_modes=modes))
     assert made.mode is None
+    assert made.notes[0].startswith("its power modes are not known here: all figures are those of its highest clocks")
     assert made.variant("fp16") == plan(VIT_B_32, orin, Demand(mode="MAXN")).variant("fp16")
 
 
