@@ -179,7 +179,8 @@ def test_a_mode_goes_by_its_name_however_it_is_written() -> None:
 def test_a_name_that_two_configurations_share_means_the_one_that_was_named() -> None:
     """An Orin Nano's 15W runs its GPU at 625 MHz, and at 612 in the Super configuration."""
     plain, boosted = load_profile("orin-nano"), load_profile("orin-nano-super")
-    assert [each.at("15W").gpu_mhz.value for each in (plain, boosted) if each.gpu_mhz] == [625, 612]  # type: ignore[union-attr]
+    clocks = [each.at("15W").gpu_mhz for each in (plain, boosted)]
+    assert [clock.value for clock in clocks if clock] == [625, 612]
     assert boosted.mode == plain.power_mode("MAXN_SUPER")
     # A mode after a mode starts from the board's own figures.
     assert plain.at("7W").at("MAXN_SUPER").at("15W") == boosted.at("15W")
@@ -322,6 +323,20 @@ def test_a_present_mode_that_is_not_known_is_told(changed: dict[str, str | None]
     made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
     assert made.mode is not None
     assert (made.mode.name, made.mode.why) == ("MODE_30W", why)
+
+
+def test_a_mode_that_is_not_the_present_one_is_not_called_so(tmp_path: Path) -> None:
+    """The machine is in MAXN; the profiles were named, not found."""
+    tree = Tree(make("agx-orin-jp62", tmp_path))
+    agx = load_profile("agx-orin")
+    for profile, why in (
+        (agx, "the factory default"),
+        (agx.at("MODE_15W"), "as asked"),
+        (agx.at("MAXN"), "the present one"),
+    ):
+        made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
+        assert made.mode is not None
+        assert made.mode.why == why
 
 
 def test_a_machine_that_is_no_jetson_has_no_present_mode(tmp_path: Path) -> None:
