@@ -221,6 +221,7 @@ def test_clocks_that_are_not_known_leave_no_peaks() -> None:
         ("xavier-nx", None, "MODE_10W_DESKTOP", "the factory default", 2.759, ["MODE_20W_6CORE"]),
         ("nano", None, "MAXN", "the factory default", 0.472, []),
         ("tx2", None, "MAXP_CORE_ARM", "the factory default", 1.146, ["MAXN"]),
+        ("tx2-nx", None, "MAXP_CORE_ARM", "the factory default", 1.146, ["MAXN"]),
     ],
 )
 def test_a_plan_is_for_the_mode_asked_for_or_the_factory_default(
@@ -254,6 +255,10 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     assert made.beside == ()
     with pytest.raises(InputError, match="got 'MAXN': known are none"):
         plan(VIT_B_32, load_profile("l4"), Demand(mode="MAXN"))
+    # A Jetson whose nvpmodel file nobody published.
+    unknown = plan(VIT_B_32, load_profile("agx-orin-industrial"))
+    assert unknown.mode is None
+    assert unknown.notes[0].startswith("its power modes are not known here: ")
     # A board of which it is not known which mode it starts in: its own figures, and no word of a mode.
     orin = load_profile("agx-orin")
     modes = tuple(msgspec.structs.replace(mode, default=False) for mode in orin.power_modes)
