@@ -486,6 +486,34 @@ FAULTS = (
         "        and version_key(each.python) >= OUR_PYTHON\n",
         "tests/devices/test_jetson_records.py::test_a_later_jetpack_is_named_where_there_is_one",
     ),
+    Fault(
+        "a board that gives its code name alone is not known",
+        "edgeclip/devices/machine/machine.py",
+        "        return 4, 0",
+        "        return None",
+        "tests/devices/test_matching.py::test_a_board_is_known_by_its_device_tree_and_its_memory",
+    ),
+    Fault(
+        "cards of one name are told apart by their memory alone",
+        "edgeclip/devices/machine/machine.py",
+        "            (memory.bandwidth_gb_s, told.bandwidth_gb_s),\n",
+        "",
+        "tests/devices/test_matching.py::test_cards_of_one_name_are_told_apart_by_what_nvml_says",
+    ),
+    Fault(
+        "a laptop's card is as fast as any laptop's",
+        "edgeclip/devices/machine/machine.py",
+        "    return found.at_power(gpu.power_w)",
+        "    return found",
+        "tests/devices/test_matching.py::test_a_laptops_gpu_is_as_fast_as_its_power_allows",
+    ),
+    Fault(
+        "zram stays in use when its service is disabled",
+        "edgeclip/devices/plan/advice.py",
+        "| xargs -r sudo swapoff",
+        "| xargs -r echo",
+        "tests/devices/test_plan_figures.py::test_zram_is_taken_out_of_use_where_there_is_any",
+    ),
 )
 
 
