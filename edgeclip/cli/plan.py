@@ -18,7 +18,7 @@ from edgeclip.extras import require
 
 if TYPE_CHECKING:
     from edgeclip.devices.plan.cost import GraphCost
-    from edgeclip.devices.plan.records import Plan, VariantPlan
+    from edgeclip.devices.plan.records import ModeFigures, Plan, VariantPlan
     from edgeclip.devices.plan.speed import Range
 
 
@@ -33,6 +33,12 @@ def plan(
     cameras: Annotated[int, typer.Option(help="Streams labelled at once.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Frames labelled of each camera a second.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once. \\[one of each camera, up to 8]")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="Power mode of a Jetson, e.g. MODE_30W. \\[the factory default; the present one of this machine]"
+        ),
+    ] = None,
     jetpack: Annotated[str | None, typer.Option(help="JetPack release. \\[the newest of the device]")] = None,
     memory: Annotated[float | None, typer.Option(help="GiB free for the model. \\[as sold, less the system]")] = None,
     cores: Annotated[int | None, typer.Option(help="Cores of a CPU device.")] = None,
@@ -46,7 +52,9 @@ def plan(
     from edgeclip.devices.plan.plan import plan as make_plan
     from edgeclip.devices.plan.records import Demand
 
-    demand = Demand(cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz)
+    demand = Demand(
+        cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz, mode=mode
+    )
     if device is None:
         here = Tree()
         profile = profile_here(here)
@@ -83,6 +91,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     cost = plan.cost
     facts = Table.grid(padding=(0, 2))
     facts.add_row("device", plan.title + (f", JetPack {plan.release}" if plan.release else ""))
+    if plan.mode:
+        facts.add_row("power mode", _mode(plan.mode, None))
+    for figures in plan.beside:
+        facts.add_row("beside", _mode(figures, plan.recommended))
     facts.add_row(
         "encoder",
         f"{cost.macs / 1e9:.2f} G multiply–adds an image of {cost.image_size[1]}×{cost.image_size[0]}, "
@@ -112,6 +124,20 @@ def print_plan(plan: Plan, console: Console) -> None:
     for note in (*plan.notes, _NOTE):
         reasons.add_row("note", Text(note))
     console.print(reasons, style="dim", highlight=False)
+
+
+def _mode(figures: ModeFigures, variant: str | None) -> str:
+    """``MODE_30W, the factory default: fp16 10 TFLOPS, int8 20 TOPS, memory 205 GB/s``; what a variant does there."""
+    told = [
+        f"{precision} {figures.peak_tflops[precision]:.3g} {unit}"
+        for precision, unit in (("fp16", "TFLOPS"), ("int8", "TOPS"))
+        if precision in figures.peak_tflops
+    ] or ["peaks not known"]
+    if figures.bandwidth_gb_s is not None:
+        told.append(f"memory {figures.bandwidth_gb_s:.4g} GB/s")
+    if variant in figures.images_per_s:
+        told.append(f"{variant} at {_range(figures.images_per_s[variant])} images/s")
+    return f"{', '.join(filter(None, (figures.name, figures.why)))}: {', '.join(told)}"
 
 
 def plan_json(plan: Plan) -> str:

@@ -78,15 +78,21 @@ class Precision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A mode of ``nvpmodel``.
+    """A mode of ``nvpmodel``: what it caps, as in the board's ``nvpmodel.conf``. What follows for peaks and bandwidth
+    is worked out by ``DeviceProfile.at``.
 
     Attributes:
         id: for ``nvpmodel -m``; absent where it is not known.
         watts: its budget; absent for a mode without one.
         jetpack: first release that has it; absent where all do, or where that is not known.
-        gpu_mhz: highest clock of the GPU in it.
-        bandwidth_gb_s: peak of the memory in it, where it is not the profile's.
-        peaks: peaks in it, where they are not the profile's and the vendor publishes them.
+        default: whether the board starts in it; where there is a Super configuration, each has a default of its own.
+        super_only: whether it is of the Super configuration alone, which is chosen when the module is flashed; a mode
+            of the same name without this is the other configuration's.
+        gpu_mhz: highest clock of the GPU in it; absent where it is not known, and then no peak is.
+        tpcs: how many of the GPU's TPCs its ``TPC_PG_MASK`` leaves on; absent where the profile has none to count.
+        emc_mhz: highest clock of the memory in it; absent where it caps none.
+        cpus: cores that are on.
+        cpu_mhz: their highest clock; absent where it caps none.
     """
 
     name: str
@@ -94,9 +100,13 @@ class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     id: int | None = None
     watts: float | None = None
     jetpack: str | None = None
+    default: bool = False
+    super_only: bool = False
     gpu_mhz: float | None = None
-    bandwidth_gb_s: Figure | None = None
-    peaks: tuple[Peak, ...] = ()
+    tpcs: int | None = None
+    emc_mhz: float | None = None
+    cpus: int | None = None
+    cpu_mhz: float | None = None
     note: str = ""
 
 
@@ -147,7 +157,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         compute_capability: of its GPU, e.g. ``"8.7"``.
         architecture: of its GPU (``"Ampere"``), or of a CPU (``"x86-64"``, ``"aarch64"``).
         precisions: those that are legal there.
-        gpu_mhz: clock of the GPU that ``peaks`` hold at.
+        gpu_mhz, tpcs: clock of the GPU, and TPCs of it that are on, that ``peaks`` hold at.
+        emc_mhz: clock of the memory that its bandwidth holds at.
+        mode: the power mode that all these hold in, where ``at`` chose one; no file has it.
         jetpacks: versions of ``releases.toml``.
         wheels: where its Python packages come from, for people.
         faults: ids of faults in ``releases.toml`` that hold on the device whatever its release.
@@ -168,6 +180,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     year: int | None = None
     compute_capability: str | None = None
     gpu_mhz: Figure | None = None
+    tpcs: Figure | None = None
+    emc_mhz: Figure | None = None
+    mode: PowerMode | None = None
     power_modes: tuple[PowerMode, ...] = ()
     dla: Dla | None = None
     cameras: tuple[Camera, ...] = ()
@@ -185,44 +200,81 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         """Whether the device's engines take the precision at all."""
         return any(each.name == precision for each in self.precisions)
 
-    def at(self, mode: str) -> DeviceProfile:
-        """The device in one of its power modes: its bandwidth and peaks are those that hold there.
+    @property
+    def default_mode(self) -> PowerMode | None:
+        """The power mode that it leaves the factory in, without the Super configuration; None where that is unknown."""
+        return next((mode for mode in self.power_modes if mode.default and not mode.super_only), None)
 
-        Where the vendor publishes no peaks of the mode, the device's are scaled by the clock of the GPU, and say so;
-        where that clock is not known either, they stay as they are.
+    def power_mode(self, name: str, *, boosted: bool | None = None) -> PowerMode:
+        """The power mode of a name; capitals, and ``MODE_`` before it, do not count.
+
+        Args:
+            name: ``"MODE_30W"``, ``"30W"``, ``"MAXN_SUPER"``.
+            boosted: whether the Super configuration's is meant where both have one of that name; None: as the mode
+                that the device is in.
 
         Raises:
             InputError: it has no mode of that name.
         """
-        for each in self.power_modes:
-            if each.name == mode:
-                bandwidth = each.bandwidth_gb_s or self.memory.bandwidth_gb_s
-                return msgspec.structs.replace(
-                    self,
-                    title=f"{self.title} in {mode}",
-                    memory=msgspec.structs.replace(self.memory, bandwidth_gb_s=bandwidth),
-                    peaks=each.peaks or self._peaks_at(each.gpu_mhz),
-                    gpu_mhz=Figure(each.gpu_mhz, each.source) if each.gpu_mhz else self.gpu_mhz,
-                )
-        known = ", ".join(each.name for each in self.power_modes) or "none"
-        raise InputError(f"expected a power mode of {self.name}, got {mode!r}: known are {known}")
+        found = [mode for mode in self.power_modes if _mode_key(mode.name) == _mode_key(name)]
+        if not found:
+            known = ", ".join(dict.fromkeys(mode.name for mode in self.power_modes)) or "none"
+            raise InputError(f"expected a power mode of {self.name}, got {name!r}: known are {known}")
+        if boosted is None:
+            boosted = self.mode is not None and self.mode.super_only
+        return next((mode for mode in found if mode.super_only == boosted), found[0])
 
-    def _peaks_at(self, gpu_mhz: float | None) -> tuple[Peak, ...]:
-        if gpu_mhz is None or self.gpu_mhz is None:
-            return self.peaks
-        part = gpu_mhz / self.gpu_mhz.value
-        note = f"scaled to {gpu_mhz:g} of {self.gpu_mhz.value:g} MHz"
+    def at(self, mode: str | PowerMode) -> DeviceProfile:
+        """The device in one of its power modes: its bandwidth and peaks are those that hold there.
+
+        Peaks follow from the clock of the GPU and the TPCs that are on, bandwidth from the clock of the memory, each
+        figure's note says how. Where a mode's clock or TPCs are not known, it has no peaks.
+
+        Raises:
+            InputError: it has no mode of that name.
+        """
+        chosen = self.power_mode(mode) if isinstance(mode, str) else mode
+        # From its own figures, not from those of the mode that it is in.
+        base = next((each for each in load_profiles() if each.name == self.name), self) if self.mode else self
+        memory, emc = base.memory, base.emc_mhz
+        if chosen.emc_mhz and emc and memory.bandwidth_gb_s:
+            note = f"memory at {chosen.emc_mhz:g} of {emc.value:g} MHz"
+            bandwidth = _scaled(memory.bandwidth_gb_s, chosen.emc_mhz / emc.value, note)
+            memory = msgspec.structs.replace(memory, bandwidth_gb_s=bandwidth)
+            emc = Figure(chosen.emc_mhz, chosen.source)
+        return msgspec.structs.replace(
+            base,
+            mode=chosen,
+            memory=memory,
+            emc_mhz=emc,
+            peaks=base._peaks_in(chosen),
+            gpu_mhz=Figure(chosen.gpu_mhz, chosen.source) if chosen.gpu_mhz else None,
+            tpcs=Figure(chosen.tpcs, chosen.source) if chosen.tpcs else None,
+        )
+
+    def _peaks_in(self, mode: PowerMode) -> tuple[Peak, ...]:
+        if mode.gpu_mhz is None or self.gpu_mhz is None or (mode.tpcs is None) != (self.tpcs is None):
+            return ()
+        share, note = mode.gpu_mhz / self.gpu_mhz.value, f"{mode.gpu_mhz:g} of {self.gpu_mhz.value:g} MHz"
+        if mode.tpcs and self.tpcs and mode.tpcs != self.tpcs.value:
+            share *= mode.tpcs / self.tpcs.value
+            note = f"{mode.tpcs} of {self.tpcs.value:g} TPCs at {note}"
         return tuple(
-            msgspec.structs.replace(
-                peak,
-                tflops=Figure(
-                    round(peak.tflops.value * part, 3),
-                    peak.tflops.source,
-                    f"{peak.tflops.note}; {note}" if peak.tflops.note else note,
-                ),
-            )
+            msgspec.structs.replace(peak, tflops=_scaled(peak.tflops, share, f"scaled to {note}"))
             for peak in self.peaks
         )
+
+
+def _scaled(figure: Figure, share: float, note: str) -> Figure:
+    """A figure's share, in four digits: no published one has more; the figure itself where the share is the whole."""
+    if share == 1:
+        return figure
+    value = float(f"{figure.value * share:.4g}")
+    return Figure(value, figure.source, f"{figure.note}; {note}" if figure.note else note)
+
+
+def _mode_key(name: str) -> str:
+    return name.upper().replace(" ", "_").replace("-", "_").removeprefix("MODE_")
 
 
 @cache
@@ -240,7 +292,7 @@ def load_profiles() -> tuple[DeviceProfile, ...]:
 def load_profile(name: str) -> DeviceProfile:
     """The profile of a name or an alias; capitals, spaces and underscores do not count.
 
-    An alias of ``alias_modes`` gives the device in that mode.
+    An alias of ``alias_modes`` gives the device in that mode, as ``at`` does.
 
     Raises:
         InputError: there is none of that name; the message gives the nearest.
