@@ -171,16 +171,13 @@ def ideal_ms(cost: GraphCost, precision: str, device: Device, batch: int) -> tup
     )
 
 
-def estimate(
-    cost: GraphCost, precision: str, device: Device, *, batch: int, shares: Shares, calibration: float | None = None
-) -> Estimate:
+def estimate(cost: GraphCost, precision: str, device: Device, *, batch: int, shares: Shares) -> Estimate:
     """The range in which the latency of a batch will lie.
 
     Args:
         cost: of one image.
         precision: of the heavy products, a key of ``ELEMENT_BYTES``.
         batch: images.
-        calibration: measured latencies divided by estimated ones, where the engine was measured on the device.
     """
     ideal = ideal_ms(cost, precision, device, batch)
     products, grouped, weights, *moved, kernels = (
@@ -192,9 +189,9 @@ def estimate(
         "moving activations": sum(moved),
         "starting kernels": kernels,
     }
-    middle = sum(parts.values()) * device.slowness * (1.0 if calibration is None else calibration)
-    error = shares.error if calibration is None else shares.calibrated_error
-    return Estimate(batch, Range(middle / error, middle * error), max(parts, key=lambda name: parts[name]))
+    middle = sum(parts.values()) * device.slowness
+    latency = Range(middle / shares.error, middle * shares.error)
+    return Estimate(batch, latency, max(parts, key=lambda name: parts[name]))
 
 
 def engines_of(kind: Literal["jetson", "gpu", "cpu"]) -> tuple[str, ...]:

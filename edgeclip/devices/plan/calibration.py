@@ -1,0 +1,93 @@
+"""What an engine took on a device in; by how much its estimates are to be changed, there and elsewhere, out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from edgeclip.devices.catalogue.profile import DeviceProfile
+from edgeclip.devices.plan.cost import GraphCost
+from edgeclip.devices.plan.speed import Device, Shares, device_of, estimate, shares_of
+from edgeclip.errors import InputError
+
+# What of a ratio holds on another device: part of it is the engine's version, which goes along, part the device's own.
+_ELSEWHERE = 0.5
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A latency that was measured: ``ms`` of a batch, on ``cores`` of a CPU."""
+
+    cost: GraphCost
+    precision: str
+    batch: int
+    ms: float
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How an engine's estimates compare with what was measured.
+
+    Attributes:
+        engine: name.
+        device, title: of the profile that it was measured on.
+        ratios: by precision, measured latencies by estimated ones, geometric mean.
+        count: how many were measured.
+    """
+
+    engine: str
+    device: str
+    title: str
+    ratios: dict[str, float]
+    count: int
+
+    def applied(
+        self, profile: DeviceProfile, precision: str, device: Device, shares: Shares
+    ) -> tuple[Device, Shares]:
+        """A device and shares that give calibrated estimates: elsewhere half of the ratio counts, on a log scale."""
+        here = profile.name == self.device
+        ratio = self.ratios.get(precision) or _mean(list(self.ratios.values()))
+        if here and precision in self.ratios:
+            shares = msgspec.structs.replace(shares, error=shares.calibrated_error)
+        return dataclasses.replace(device, slowness=device.slowness * ratio ** (1.0 if here else _ELSEWHERE)), shares
+
+    def told_of(self, profile: DeviceProfile) -> str:
+        """One sentence for the owner of a device."""
+        found = ", ".join(f"{precision} {ratio:.2f}" for precision, ratio in self.ratios.items())
+        where = "there" if profile.name == self.device else f"on {self.title}, of which half counts here"
+        return f"calibrated by {self.count} measurements of {self.engine} {where}: times the estimate, {found}"
+
+
+def calibrate(engine: str, profile: DeviceProfile, timed: Sequence[Timed], *, ghz: float | None = None) -> Calibration:
+    """Compare what was measured with what is estimated.
+
+    Args:
+        profile: of the device that it was measured on, in the power mode that it was in.
+        ghz: of a CPU.
+
+    Raises:
+        InputError: an engine that does not run there, or no estimate of anything that was measured.
+    """
+    shares = shares_of(engine, profile)
+    logs: dict[str, list[float]] = {}
+    for each in timed:
+        device = device_of(profile, each.precision, engine, cores=each.cores, ghz=ghz)
+        if device is not None:
+            expected = estimate(each.cost, each.precision, device, batch=each.batch, shares=shares).latency_ms.middle
+            logs.setdefault(each.precision, []).append(each.ms / expected)
+    if not logs:
+        raise InputError(
+            f"expected measurements of {engine} in a precision whose peak on {profile.title} is known, got none: "
+            "measure another variant"
+        )
+    ratios = {precision: _mean(found) for precision, found in logs.items()}
+    return Calibration(engine, profile.name, profile.title, ratios, sum(map(len, logs.values())))
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    return math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
