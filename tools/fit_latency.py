@@ -3,9 +3,9 @@ looked, out.
 
     python tools/fit_latency.py [--write] [--plot docs/results/latency-fit.png]
 
-Fits the shares of ``edgeclip/devices/plan/shares.toml`` to ``tests/devices/published.toml``: every engine's are those of
-all engines of the kind of devices, and a deviation; both are held near what is physically likely, so that few figures
-bend them little. On GPUs each architecture is slower or faster by one factor. Prints the fit and, for every latency,
+Fits the shares of ``edgeclip/devices/plan/shares.toml`` to ``tests/devices/published.toml``: every engine's are those
+of all engines of the kind of devices, and a deviation; both are held near what is physically likely, so that few
+figures bend them little. On GPUs each architecture is slower or faster by one factor. Prints the fit and, for every latency,
 what is estimated when its device, and when its model, was left out. ``--write`` replaces the shares.
 """
 
@@ -29,9 +29,9 @@ from tests.devices.published import Latency, published_latencies
 Floats = npt.NDArray[np.float64]
 
 NAMES = ("matrix", "int8", "depthwise", "bandwidth", "attention_traffic", "depthwise_traffic", "kernel_us")
-# What is likely before anything was measured, and within what factor, for all engines of a kind together. Products reach
-# half of the peak, memory four fifths; depthwise convolutions a tenth of plain arithmetic, and move their numbers twice;
-# caches keep half of attention's, on CPUs more.
+# What is likely before anything was measured, and within what factor, for all engines of a kind together. Products
+# reach half of the peak, memory four fifths; depthwise convolutions a tenth of plain arithmetic, and move their numbers
+# twice; caches keep half of attention's, on CPUs more.
 _LIKELY = {"gpu": (0.5, 0.9, 0.1, 0.8, 0.5, 2.0, 8.0), "cpu": (0.5, 0.8, 0.2, 0.5, 0.3, 1.0, 10.0)}
 _LIKELY_WITHIN = (0.4, 0.2, 0.7, 0.2, 0.5, 0.7, 0.7)  # natural logarithms
 _ENGINE_WITHIN = (0.35, 0.2, 0.4, 0.2, 0.4, 0.4, 0.5)
@@ -162,8 +162,9 @@ def device_key(latency: Latency) -> str:
 
 
 def family(latency: Latency) -> str:
-    """Whether it is a model of attention alone, or of convolutions."""
-    return "convolutions" if latency.cost.work.get("attention") is None or "depthwise" in latency.cost.work else "ViT"
+    """Whether it is a model of attention, or of convolutions with a little of it at most."""
+    attention, matrix = (latency.cost.work.get(kind) for kind in ("attention", "matrix"))
+    return "ViT" if attention and matrix and attention.kernels > matrix.kernels / 2 else "convolutions"
 
 
 def _ideal(latency: Latency) -> tuple[float, ...]:
@@ -206,12 +207,16 @@ def _error(held: Sequence[Held], errors: Sequence[float]) -> float:
 def toml_of(fits: dict[str, tuple[Latencies, Fit, tuple[float, float]]]) -> str:
     """The text of ``shares.toml``."""
     lines = [
-        "# Written by `python tools/fit_latency.py --write`, fitted to tests/devices/published.toml; what each figure is",
-        "# stands in speed.py, and how far off it is in docs/results/latency-fit.txt.",
+        "# Written by `python tools/fit_latency.py --write`, fitted to tests/devices/published.toml; what each figure",
+        "# is stands in speed.py, and how far off it is in docs/results/latency-fit.txt.",
     ]
     for kind, (latencies, fit, (error, calibrated)) in fits.items():
         for name, values in zip(latencies.engines, np.exp(fit.pooled + fit.engines), strict=True):
-            lines += ["", f"[{kind}.{name}]", *(f"{key} = {value:.4g}" for key, value in zip(NAMES, values, strict=True))]
+            lines += [
+                "",
+                f"[{kind}.{name}]",
+                *(f"{key} = {value:.4g}" for key, value in zip(NAMES, values, strict=True)),
+            ]
             lines += [f"error = {error:.3f}", f"calibrated_error = {calibrated:.3f}"]
     lines += ["", "[architectures]"]
     for latencies, fit, _ in fits.values():
@@ -296,7 +301,9 @@ def main() -> None:
         held[kind] = latencies.held()
         fits[kind] = (latencies, latencies.fit(), errors_of(held[kind]))
         error, calibrated = fits[kind][2]
-        print(f"\n{kind.upper()}s: {len(held[kind])} latencies of {len({*map(device_key, latencies.latencies)})} devices")
+        print(
+            f"\n{kind.upper()}s: {len(held[kind])} latencies of {len({*map(device_key, latencies.latencies)})} devices"
+        )
         show(held[kind])
         print(f"range: ÷ and × {error:.2f}, {error**2:.2f} wide; calibrated: ÷ and × {calibrated:.2f}")
         if error**2 > _WIDEST:
@@ -304,7 +311,8 @@ def main() -> None:
     everything = [each for rows in held.values() for each in rows]
     off = [math.exp(abs(math.log(each.without_device))) for each in everything]
     inside = [abs(math.log(each.without_device)) <= math.log(fits[_kind(each.latency)][2][0]) for each in everything]
-    print(f"\nall {len(off)} without their device: off by {np.median(off) - 1:.0%} in the median, {np.mean(inside):.0%} inside")
+    median = np.median(off) - 1
+    print(f"\nall {len(off)} without their device: off by {median:.0%} in the median, {np.mean(inside):.0%} inside")
     text = toml_of(fits)
     print(f"\n{text}", end="")
     if arguments.write:

@@ -61,7 +61,14 @@ def plan(
     from edgeclip.devices.plan.records import Demand
 
     demand = Demand(
-        cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz, mode=mode,
+        cameras=cameras,
+        fps=fps,
+        batch=batch,
+        jetpack=jetpack,
+        memory_gib=memory,
+        cores=cores,
+        ghz=ghz,
+        mode=mode,
         engine=engine,
     )
     calibration = None
@@ -97,9 +104,9 @@ def cost_of(model: str) -> GraphCost:
 
 
 _NOTE = (
-    "Speeds are ranges from published peaks, with images already in the device's memory; four of five published "
-    "latencies lay in theirs. Memory is an upper bound, in which the shares of the system and of the engine's libraries "
-    "are assumed."
+    "Speeds are ranges from published peaks, of images that lie in the device's memory; four of five published "
+    "latencies lay within theirs. Memory is an upper bound, in which the shares of the system and of the engine's "
+    "libraries are assumed."
 )
 
 

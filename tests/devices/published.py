@@ -1,4 +1,4 @@
-"""Latencies that were published, as data: what the planner's shares are fitted to, each with the cost of its encoder."""
+"""Latencies that were published, as data: what the planner's shares are fitted to, each with its encoder's cost."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import msgspec
 
 from edgeclip.devices.catalogue.profile import DeviceProfile
 from edgeclip.devices.plan.cost import GraphCost
-from edgeclip.devices.plan.speed import Device, Shares, device_of, estimate, shares_of
+from edgeclip.devices.plan.speed import Device, Shares, estimate_on
 from edgeclip.errors import InputError
 
 # What of a ratio holds on another device: part of it is the engine's version, which goes along, part the device's own.
@@ -46,9 +46,7 @@ class Calibration:
     ratios: dict[str, float]
     count: int
 
-    def applied(
-        self, profile: DeviceProfile, precision: str, device: Device, shares: Shares
-    ) -> tuple[Device, Shares]:
+    def applied(self, profile: DeviceProfile, precision: str, device: Device, shares: Shares) -> tuple[Device, Shares]:
         """A device and shares that give calibrated estimates: elsewhere half of the ratio counts, on a log scale."""
         here = profile.name == self.device
         ratio = self.ratios.get(precision) or _mean(list(self.ratios.values()))
@@ -73,20 +71,18 @@ def calibrate(engine: str, profile: DeviceProfile, timed: Sequence[Timed], *, gh
     Raises:
         InputError: an engine that does not run there, or no estimate of anything that was measured.
     """
-    shares = shares_of(engine, profile)
-    logs: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for each in timed:
-        device = device_of(profile, each.precision, engine, cores=each.cores, ghz=ghz)
-        if device is not None:
-            expected = estimate(each.cost, each.precision, device, batch=each.batch, shares=shares).latency_ms.middle
-            logs.setdefault(each.precision, []).append(each.ms / expected)
-    if not logs:
+        expected = estimate_on(profile, each.cost, each.precision, engine, batch=each.batch, cores=each.cores, ghz=ghz)
+        if expected is not None:
+            found.setdefault(each.precision, []).append(each.ms / expected.latency_ms.middle)
+    if not found:
         raise InputError(
             f"expected measurements of {engine} in a precision whose peak on {profile.title} is known, got none: "
             "measure another variant"
         )
-    ratios = {precision: _mean(found) for precision, found in logs.items()}
-    return Calibration(engine, profile.name, profile.title, ratios, sum(map(len, logs.values())))
+    ratios = {precision: _mean(each) for precision, each in found.items()}
+    return Calibration(engine, profile.name, profile.title, ratios, sum(map(len, found.values())))
 
 
 def _mean(ratios: Sequence[float]) -> float:

@@ -23,8 +23,8 @@ class Demand:
         mode_why: where the mode comes from, in words, if not from whoever asks.
         memory_gib: memory that is free for the model, GiB; None for what the device is sold with less its system.
         cores, ghz: of a CPU, whose peaks depend on them.
-        engine: what runs it, a name of ``edgeclip.engine_list``, or ``pytorch`` or ``pytorch-eager`` for comparison; None
-            for TensorRT on a GPU and OpenVINO on a CPU.
+        engine: what runs it, a name of ``edgeclip.engine_list``, or ``pytorch`` or ``pytorch-eager`` for comparison;
+            None for TensorRT on a GPU and OpenVINO on a CPU.
 
     Raises:
         InputError: a value that is not above zero.

@@ -233,6 +233,24 @@ def device_of(
         return Device(tflops, total("fp32") or tflops, bandwidth or _CPU_BANDWIDTH_GB_S)
     half = next((each for each in profile.peaks if each.precision == "fp16"), None)
     plain = total("fp32") or (half.tflops.value / (_TENSOR_TO_PLAIN if half.units == "tensor" else 2) if half else None)
-    return Device(
-        tflops, plain or tflops, bandwidth, load_shares().architectures.get(profile.architecture, 1.0)
-    )
+    return Device(tflops, plain or tflops, bandwidth, load_shares().architectures.get(profile.architecture, 1.0))
+
+
+def estimate_on(
+    profile: DeviceProfile,
+    cost: GraphCost,
+    precision: str,
+    engine: str,
+    *,
+    batch: int = 1,
+    cores: int | None = None,
+    ghz: float | None = None,
+) -> Estimate | None:
+    """As ``estimate``, of a profile and an engine; None where ``device_of`` gives none.
+
+    Raises:
+        InputError: an engine that does not run there, or of which nothing is known.
+    """
+    shares = shares_of(engine, profile)
+    device = device_of(profile, precision, engine, cores=cores, ghz=ghz)
+    return None if device is None else estimate(cost, precision, device, batch=batch, shares=shares)

@@ -36,7 +36,9 @@ def calibration_of(result: BenchResult, engine: str | None = None) -> Calibratio
     chosen = engine or next(iter(timed), known[0])
     if chosen not in timed:
         measured = ", ".join(timed) or "none that can be estimated"
-        raise InputError(f"expected measurements of {chosen} on {profile.title}, got {measured}: measure it, or name one")
+        raise InputError(
+            f"expected measurements of {chosen} on {profile.title}, got {measured}: measure it, or name one"
+        )
     return calibrate(chosen, profile, timed[chosen], ghz=result.ghz)
 
 
@@ -57,6 +59,6 @@ def _timed(each: Measured, result: BenchResult, profile: DeviceProfile) -> Timed
         cost=result.costs[setting.model],
         precision={**FOR_GPU, **FOR_CPU}[setting.variant],
         batch=setting.batch,
-        ms=each.p50.estimate if hasattr(each.p50, "estimate") else each.p50.mean,
+        ms=each.p50.mean,
         cores=cores if profile.kind == "cpu" else None,
     )
