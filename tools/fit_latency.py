@@ -5,8 +5,8 @@ looked, out.
 
 Fits the shares of ``edgeclip/devices/plan/shares.toml`` to ``tests/devices/published.toml``: every engine's are those
 of all engines of the kind of devices, and a deviation; both are held near what is physically likely, so that few
-figures bend them little. On GPUs each architecture is slower or faster by one factor. Prints the fit and, for every latency,
-what is estimated when its device, and when its model, was left out. ``--write`` replaces the shares.
+figures bend them little. On GPUs each architecture is slower or faster by one factor. Prints the fit and, for every
+latency, what is estimated when its device, and when its model, was left out. ``--write`` replaces the shares.
 """
 
 from __future__ import annotations

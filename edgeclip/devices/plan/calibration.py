@@ -58,7 +58,8 @@ class Calibration:
         """One sentence for the owner of a device."""
         found = ", ".join(f"{precision} {ratio:.2f}" for precision, ratio in self.ratios.items())
         where = "there" if profile.name == self.device else f"on {self.title}, of which half counts here"
-        return f"calibrated by {self.count} measurements of {self.engine} {where}: times the estimate, {found}"
+        many = f"{self.count} measurement" + ("s" if self.count > 1 else "")
+        return f"calibrated by {many} of {self.engine} {where}: times the estimate, {found}"
 
 
 def calibrate(engine: str, profile: DeviceProfile, timed: Sequence[Timed], *, ghz: float | None = None) -> Calibration:
