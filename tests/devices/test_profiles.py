@@ -158,20 +158,10 @@ def test_names_and_what_machines_are_known_by_mean_one_device() -> None:
         assert not one.match.cpu_flags or one.match.cpu_flags != other.match.cpu_flags
 
 
-@ALL
-def test_power_modes_can_be_named(profile: DeviceProfile) -> None:
-    modes = [mode.name for mode in profile.power_modes]
-    assert len(modes) == len(set(modes))
-    assert set(profile.alias_modes.values()) <= set(modes)
-    assert {mode.jetpack for mode in profile.power_modes} - {None} <= set(profile.jetpacks)
-    for mode in modes:
-        assert profile.at(mode).peaks
-
-
 def test_a_mode_has_peaks_and_bandwidth_of_its_own() -> None:
     plain, boosted = load_profile("orin-nano"), load_profile("Orin Nano Super")
     assert plain == load_profile("ORIN_NANO_8GB")
-    for profile, tops, bandwidth in ((plain, 20, 68), (boosted, 33, 102)):
+    for profile, tops, bandwidth in ((plain, 20, 68), (boosted, 32.64, 102)):
         peak = profile.peak("int8")
         assert peak
         assert profile.memory.bandwidth_gb_s
@@ -195,8 +185,6 @@ def test_what_is_not_known_is_refused_with_the_nearest() -> None:
         load_profile("orin-nanno")
     with pytest.raises(InputError, match="got 'zzz': edgeclip devices lists them all"):
         load_profile("zzz")
-    with pytest.raises(InputError, match="got '60W': known are MAXN, MODE_15W, MODE_30W, MODE_50W"):
-        load_profile("agx-orin").at("60W")
     with pytest.raises(InputError, match=r"got '9\.9': known are 4\.6, "):
         load_release("9.9")
 
