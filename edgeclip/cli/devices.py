@@ -178,7 +178,11 @@ def print_profile(profile: DeviceProfile, console: Console, present: PowerMode |
     facts.add_row("device", f"{profile.name}: {profile.title}" + (f", {profile.year}" if profile.year else ""))
     if profile.mode:
         facts.add_row("power mode", f"{profile.mode.name}: the figures down to the precisions are those in it")
-    if names := (*profile.aliases, *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items())):
+    if names := (
+        *profile.aliases,
+        *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items()),
+        *(f"{size.name} (with {size.gib.value:g} GiB)" for size in profile.sizes),
+    ):
         facts.add_row("also", ", ".join(names))
     facts.add_row("architecture", profile.architecture + (f", compute capability {gpu}" if gpu else ""))
     facts.add_row("memory", figure(memory.gib, "GiB") + (", shared by CPU and GPU" if profile.kind == "jetson" else ""))
@@ -187,6 +191,14 @@ def print_profile(profile: DeviceProfile, console: Console, present: PowerMode |
         facts.add_row("system takes", figure(memory.system_reserved_gib, "GiB"))
     if profile.gpu_mhz:
         facts.add_row("GPU clock", figure(profile.gpu_mhz, "MHz"))
+    if profile.power_w:
+        facts.add_row("power limit", figure(profile.power_w, "W"))
+    if boost := profile.boost:
+        facts.add_row(
+            "laptops",
+            f"{boost.watts[0]:g} to {boost.watts[1]:g} W by the laptop, at which it boosts to {boost.mhz[0]:g} to "
+            f"{boost.mhz[1]:g} MHz [{number[boost.source]}]; the peaks are those of the upper end",
+        )
     if profile.tpcs:
         facts.add_row("TPCs on", figure(profile.tpcs, "").replace("  ", " "))
     if profile.dla:
@@ -201,6 +213,8 @@ def print_profile(profile: DeviceProfile, console: Console, present: PowerMode |
         unit = "TOPS" if peak.precision == "int8" else "TFLOPS"
         unit += " for each core and GHz" if peak.per == "core_ghz" else ""
         peaks.add_row(f"  {peak.precision}", f"{peak.units} units", figure(peak.tflops, unit))
+        if peak.fp32_sums:
+            peaks.add_row("", "  summed in fp32", figure(peak.fp32_sums, unit))
     _print(peaks, console)
 
     heading("Precisions that engines take there")

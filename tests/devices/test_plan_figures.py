@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from edgeclip.devices.catalogue.profile import (
     load_profile,
 )
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.advice import WITHOUT_ZRAM, notes_on, recipe, recommended, verdict
 from edgeclip.devices.plan.calibration import Timed, calibrate
 from edgeclip.devices.plan.cost import GraphCost, Work, load_cost
 from edgeclip.devices.plan.memory import VariantMemory, build_lacks, build_workspace, free_bytes, memory_of
@@ -494,6 +495,48 @@ def test_a_verdict_says_what_to_expect() -> None:
     assert verdict(None, asked, none) == "nothing can run: no A; c needs more memory than is free"
 
 
+@pytest.mark.parametrize(
+    ("swaps", "has_service", "expected"),
+    [
+        # Of an Orin Nano with JetPack 6 and a swap file; of one with Ubuntu's own image.
+        (
+            "/dev/zram0 partition 645632 0 5\n/dev/zram11 partition 645632 0 5\n/swapfile file 8388604 0 -2\n",
+            True,
+            True,
+        ),
+        ("/swapfile file 8388604 0 -2\n", False, False),
+        ("", True, False),
+    ],
+)
+def test_zram_is_taken_out_of_use_where_there_is_any(
+    swaps: str, has_service: bool, expected: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "swaps").write_text(f"Filename Type Size Used Priority\n{swaps}", encoding="utf-8")
+    for name, does in (
+        ("sudo", f'echo "$@" >> {tmp_path}/done'),
+        ("systemctl", f"exit {0 if has_service else 1}"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    for line in WITHOUT_ZRAM:
+        here = line.replace("/proc/swaps", f"{tmp_path}/swaps")
+        subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", here],
+            check=True,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        )
+    done = (tmp_path / "done").read_text(encoding="utf-8").splitlines() if (tmp_path / "done").exists() else []
+    assert done == [
+        *(["swapoff /dev/zram0 /dev/zram11"] if expected else []),
+        *(["systemctl disable nvzramconfig"] if has_service else []),
+    ]
+
+
+def test_the_guide_takes_zram_out_of_use_as_a_plan_does() -> None:
+    guide = (Path(__file__).parents[2] / "docs/jetson.md").read_text(encoding="utf-8")
+    assert "\n".join(WITHOUT_ZRAM) in guide
+
+
 def test_a_build_on_a_jetson_that_lacks_memory_gets_swap_first() -> None:
     memory = VariantMemory(weights=0, activations=0, frames=0, library=0, building=5 * GIB)
     this = VariantPlan("fp16", "fp16", memory=memory, estimate=Estimate(4, Range(1, 2), ""))
@@ -501,13 +544,13 @@ def test_a_build_on_a_jetson_that_lacks_memory_gets_swap_first() -> None:
     assert recipe(this, device("jetson"), 5 * GIB) == (f"{command} --workspace 1024",)
     assert recipe(this, device("jetson"), 2 * GIB) == (
         "sudo systemctl isolate multi-user.target",
-        "sudo systemctl disable --now nvzramconfig",
         "sudo fallocate -l 5G /swapfile && sudo chmod 600 /swapfile",
         "sudo mkswap /swapfile && sudo swapon /swapfile",
+        *WITHOUT_ZRAM,
         f"{command} --workspace 512",
     )
-    assert recipe(this, device("jetson"), 5 * GIB - 1)[2].startswith("sudo fallocate -l 4G ")
-    assert "fallocate -l 6G" in recipe(this, device("jetson"), 2 * GIB - 1)[2]  # begun GiB count whole
+    assert recipe(this, device("jetson"), 5 * GIB - 1)[1].startswith("sudo fallocate -l 4G ")
+    assert "fallocate -l 6G" in recipe(this, device("jetson"), 2 * GIB - 1)[1]  # begun GiB count whole
     assert recipe(this, device(), 100 * MIB) == (f"{command} --workspace 64",)
     assert recipe(this, device(), None) == (command,)
     assert recipe(replace(this, memory=None, estimate=None), device(), GIB) == (command.replace("1,4,4", "1,1,1"),)

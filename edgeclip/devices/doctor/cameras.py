@@ -25,11 +25,21 @@ def opencv(facts: Facts) -> Iterator[Finding]:
             "problem",
             "OpenCV is installed but does not load" if broken else "OpenCV is not installed",
             f"images and cameras are read with it{f' ({broken})' if broken else ''}",
-            _system_opencv(facts, from_pip) if jetson else ("pip install --force-reinstall 'edgeclip[opencv]'",),
+            _system_opencv(facts, from_pip)
+            if jetson and not facts.system_python_too_old
+            else ("pip install --force-reinstall 'edgeclip[opencv]'",),
             stops=True,
         )
     elif tried.facts.get("GStreamer") == "yes":
         yield Finding("opencv", "ok", f"OpenCV {tried.version} with GStreamer")
+    elif facts.system_python_too_old:
+        yield Finding(
+            "opencv",
+            "note",
+            f"OpenCV {tried.version} without GStreamer",
+            "csi:// cameras and pipelines cannot be opened: none of PyPI's builds has it, and JetPack's OpenCV is bound "
+            "to the system's Python, which is too old for edgeclip",
+        )
     elif jetson or csi:
         where = f"pip's {' and '.join(from_pip)} hides the system's" if from_pip else "none of PyPI's builds has it"
         yield Finding(

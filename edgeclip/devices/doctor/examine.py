@@ -70,8 +70,8 @@ def examine(root: Path = Path("/"), *, record: Path | None = None) -> Report:
         software: Software | None = read_software(camera.device for camera in machine.cameras)
     else:
         software = _recorded_software(tree)
-    names, memory_gib = software.gpus() if software else ((), None)
-    facts = Facts(machine, software, match_profile(tree, names, memory_gib))
+    names, told = software.gpus() if software else ((), None)
+    facts = Facts(machine, software, match_profile(tree, names, told))
     findings = [finding for rule in RULES for finding in rule(facts)]
     if record:
         tree.save(record, {} if software is None else {RECORD: msgspec.json.encode(software)})

@@ -15,8 +15,9 @@ from edgeclip.devices.catalogue.profile import DeviceProfile, PowerMode
 from edgeclip.devices.machine.clocks import read_clocks
 from edgeclip.devices.machine.cpu import read_cpu
 from edgeclip.devices.machine.jetson import read_jetson
-from edgeclip.devices.machine.machine import match_profile
+from edgeclip.devices.machine.machine import match_profile, read_nvidia
 from edgeclip.devices.machine.memory import read_memory
+from edgeclip.devices.machine.software import read_gpus
 from edgeclip.devices.machine.tree import Tree, field
 from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
 from edgeclip.devices.plan.calibration import Calibration
@@ -107,7 +108,9 @@ def profile_here(tree: Tree) -> DeviceProfile:
     Raises:
         InputError: none does.
     """
-    if (found := match_profile(tree)) is None:
+    # Cards of one name may differ in memory, which only their driver tells.
+    names, told = read_gpus() if tree.live and read_nvidia(tree) else ((), None)
+    if (found := match_profile(tree, names, told)) is None:
         raise InputError("no device profile fits this machine: name one with `device`; edgeclip devices lists them")
     mode = present_mode(found, tree)
     return found.at(mode) if isinstance(mode, PowerMode) else found

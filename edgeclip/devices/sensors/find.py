@@ -37,11 +37,9 @@ def find_sources(root: Path = Path("/")) -> Found:
     if here:
         found.add(nvml_sources(in_total=not jetson))
     found.add(linux_sources(root))
-    kinds = {(channel.kind, channel.part) for source in found.sources for channel in source.channels}
-    if ("load", "gpu") in kinds or ("clock_mhz", "gpu") in kinds:
-        found.absent.pop("GPU", None)
-    if not any(kind == "temperature_c" for kind, _ in kinds):
-        found.absent["temperature"] = "no thermal zone and no temperature chip"
-    if not any(kind in ("throttle", "throttle_count") for kind, _ in kinds):
+    found.absent["temperature"] = "no thermal zone and no temperature chip"
+    kinds = {channel.kind for source in found.sources for channel in source.channels}
+    if not kinds & {"throttle", "throttle_count"}:
         found.absent["throttling"] = "nothing here reports it"
+    found.absent = found.still_absent()
     return found

@@ -317,9 +317,10 @@ def _warm_up(run: Callable[[], float], limit_s: float) -> bool:
 
 
 def _together(energies: Sequence[Energy | None]) -> Energy | None:
-    """The energy of several windows; None unless it is known of each."""
+    """The energy of several windows; None unless it is known of each, by the same sensors."""
     known = [each for each in energies if each is not None]
-    return sum_of(known) if known and len(known) == len(energies) else None
+    alike = len({each.covers for each in known}) == 1
+    return sum_of(known) if alike and len(known) == len(energies) else None
 
 
 _CODE = """
