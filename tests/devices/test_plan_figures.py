@@ -218,7 +218,7 @@ def test_what_takes_longest_bounds(changed: dict[str, Any], batch: int, bound_by
 
 
 def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
-    """A GeForce adds FP16 products in FP32 at half the rate, as its BF16 says; only TensorRT adds in FP16."""
+    """A GeForce sums FP16 products in FP32 at half the rate; only TensorRT sums in FP16."""
     card = load_profile("rtx-4090")
     peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of("gpu")}
     assert {engine for engine, found in peaks.items() if found and found.peak_tflops == 330.3} == {

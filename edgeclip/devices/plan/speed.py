@@ -39,7 +39,7 @@ SHARES_OF = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
 }
-_ADDS_IN_FP16 = {"tensorrt"}  # the others add FP16 products in FP32, which GeForce cards do at half the rate
+_ADDS_IN_FP16 = {"tensorrt"}  # the others sum FP16 products in FP32, which GeForce cards do at half the rate
 
 
 @dataclass(frozen=True)
@@ -217,23 +217,19 @@ def device_of(
     profile: DeviceProfile, precision: str, engine: str, *, cores: int | None = None, ghz: float | None = None
 ) -> Device | None:
     """A profile's peaks as an engine meets them; None where they are not published, or a CPU lacks cores or clock."""
-    peak = profile.peak(precision)
+    peak, fp32 = profile.peak(precision), profile.peak("fp32")
     if peak is None or (peak.per == "core_ghz" and None in (cores, ghz)):
         return None
-
-    def total(name: str) -> float | None:
-        found = profile.peak(name)
-        return None if found is None else found.total(cores=cores or 1, ghz=ghz or 1.0)
-
-    tflops = peak.total(cores=cores or 1, ghz=ghz or 1.0)
-    if precision == "fp16" and SHARES_OF[engine] not in _ADDS_IN_FP16:
-        tflops = min(tflops, total("bf16") or tflops)  # products of BF16 are always added in FP32
+    tflops = peak.total(cores=cores or 1, ghz=ghz or 1.0, fp32_sums=SHARES_OF[engine] not in _ADDS_IN_FP16)
     bandwidth = profile.memory.bandwidth_gb_s.value if profile.memory.bandwidth_gb_s else None
-    if profile.kind == "cpu":
-        return Device(tflops, total("fp32") or tflops, bandwidth or _CPU_BANDWIDTH_GB_S)
-    half = next((each for each in profile.peaks if each.precision == "fp16"), None)
-    plain = total("fp32") or (half.tflops.value / (_TENSOR_TO_PLAIN if half.units == "tensor" else 2) if half else None)
-    return Device(tflops, plain or tflops, bandwidth, load_shares().architectures.get(profile.architecture, 1.0))
+    slowness = load_shares().architectures.get(profile.architecture, 1.0)
+    if fp32 is not None:
+        plain = fp32.total(cores=cores or 1, ghz=ghz or 1.0)
+    elif (half := profile.peak("fp16")) is not None:
+        plain = half.tflops.value / (_TENSOR_TO_PLAIN if half.units == "tensor" else 2)
+    else:
+        plain = tflops
+    return Device(tflops, plain, bandwidth or (_CPU_BANDWIDTH_GB_S if profile.kind == "cpu" else None), slowness)
 
 
 def estimate_on(
