@@ -52,6 +52,11 @@ class Fit:
     engines: Floats  # (E, P)
     architectures: Floats  # (A,)
 
+    @property
+    def flat(self) -> Floats:
+        """All of them in a row."""
+        return np.concatenate([self.pooled, self.engines.ravel(), self.architectures])
+
 
 @dataclass(frozen=True)
 class Held:
@@ -100,8 +105,8 @@ class Latencies:
         slowness = fit.architectures[self._architecture] if self.architectures else 0.0
         return np.asarray(np.log(estimated * np.exp(slowness) + self._copied_ms) - self._measured)
 
-    def fit(self, keep: npt.NDArray[np.bool_] | None = None) -> Fit:
-        """The likeliest shares, by the latencies that are kept."""
+    def fit(self, keep: npt.NDArray[np.bool_] | None = None, near: Fit | None = None) -> Fit:
+        """The likeliest shares, by the latencies that are kept; sought from ``near`` on, which saves time."""
         keep = np.ones(len(self.latencies), bool) if keep is None else keep
         likely = np.log(_LIKELY[self.kind])
         scale = self._weight / _LATENCY_WITHIN
@@ -117,8 +122,8 @@ class Latencies:
                 ]
             )
 
-        start = np.concatenate([likely, self._more.ravel(), np.zeros(len(self.architectures))])
-        return self._unflattened(least_squares(residuals, start, loss="soft_l1").x)
+        start = near or Fit(likely, self._more, np.zeros(len(self.architectures)))
+        return self._unflattened(least_squares(residuals, start.flat, loss="soft_l1").x)
 
     def _unflattened(self, flat: Floats) -> Fit:
         some, all_of_them = len(NAMES), len(NAMES) * (1 + len(self.engines))
@@ -126,19 +131,20 @@ class Latencies:
 
     def held(self) -> list[Held]:
         """Every latency, estimated without its device and without its model."""
-        fitted = self.log_ratios(self.fit())
-        device = self._without(device_key)
-        model = self._without(lambda each: each.model)
+        of_all = self.fit()
+        fitted = self.log_ratios(of_all)
+        device = self._without(device_key, of_all)
+        model = self._without(lambda each: each.model, of_all)
         return [
             Held(each, *(float(np.exp(found[at])) for found in (fitted, device, model)), self._calibrated(at, device))
             for at, each in enumerate(self.latencies)
         ]
 
-    def _without(self, key: Callable[[Latency], str]) -> Floats:
+    def _without(self, key: Callable[[Latency], str], of_all: Fit) -> Floats:
         keys = np.array([key(each) for each in self.latencies])
         ratios = np.zeros(len(keys))
         for each in sorted(set(keys)):
-            ratios[keys == each] = self.log_ratios(self.fit(keys != each))[keys == each]
+            ratios[keys == each] = self.log_ratios(self.fit(keys != each, of_all))[keys == each]
         return ratios
 
     def _calibrated(self, at: int, ratios: Floats) -> float | None:
@@ -164,7 +170,7 @@ def device_key(latency: Latency) -> str:
 def family(latency: Latency) -> str:
     """Whether it is a model of attention, or of convolutions with a little of it at most."""
     attention, matrix = (latency.cost.work.get(kind) for kind in ("attention", "matrix"))
-    return "ViT" if attention and matrix and attention.kernels > matrix.kernels / 2 else "convolutions"
+    return "ViT" if attention and matrix and attention.kernels > 0.4 * matrix.kernels else "convolutions"
 
 
 def _ideal(latency: Latency) -> tuple[float, ...]:

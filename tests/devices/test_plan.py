@@ -17,8 +17,11 @@ from edgeclip.devices.plan.memory import build_lacks, build_workspace, free_byte
 from edgeclip.devices.plan.plan import demand_here, plan, profile_here, variants_for
 from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.plan.speed import Device, estimate, estimate_on, load_shares
+from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import BundleError, InputError, ModelError
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
 from edgeclip.export.cost import cost_of_bundle, cost_of_model, graph_cost
+from edgeclip.files import write_json
 from tests.command_line import edgeclip, refused
 from tests.devices.published import Latency, published_latencies
 from tests.machines import make
@@ -315,6 +318,39 @@ def test_a_build_leaves_room_for_its_own_copies_where_memory_is_shared() -> None
     assert build_workspace(1 << 30, graph_bytes, shared=True) == 64 << 20
     assert build_lacks(4 << 30, graph_bytes) == 0
     assert build_lacks(1 << 30, graph_bytes) == 4 * graph_bytes + (64 << 20) - (1 << 30)
+
+
+def test_the_command_takes_an_engine_and_a_benchmark_to_calibrate_it(tmp_path: Path) -> None:
+    asked = ("plan", "starter", "--device", "x86-avx512-vnni", "--cores", 4, "--ghz", 2.5, "--json")
+    before = json.loads(edgeclip(*asked, "--engine", "onnxruntime"))
+    assert (before["engine"], json.loads(edgeclip(*asked))["engine"]) == ("onnxruntime", "openvino")
+    assert "out of openvino, pytorch, onnxruntime, got 'tensorrt'" in refused(*asked, "--engine", "tensorrt")
+    (latency,) = (each["estimate"]["latency_ms"] for each in before["variants"] if each["name"] == "fp32")
+    setting = BenchSetting(
+        model="m", variant="fp32", engine="onnxruntime", stage="engine", batch=1, threads=4, size=(224, 224)
+    )
+    ms = 2 * (latency["low"] * latency["high"]) ** 0.5
+    measured = Measured(setting=setting, ran_on="CPU", rounds_ms=((ms,),) * 3, warm_up_s=0.0, stable=True)
+    cost = load_cost(Bundle.open("starter").path)
+    assert cost is not None
+    bench = BenchResult(
+        bundles={"m": "starter"},
+        measured=(measured,),
+        refused=(),
+        machine={},
+        conditions=MeasurementConditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None),
+        device="x86-avx512-vnni",
+        ghz=2.5,
+        costs={"m": cost},
+    )
+    path = tmp_path / "bench.json"
+    write_json(path, bench)
+    after = json.loads(edgeclip(*asked, "--measured", path))
+    assert after["engine"] == "onnxruntime"
+    (found,) = (each["estimate"]["latency_ms"] for each in after["variants"] if each["name"] == "fp32")
+    assert (found["low"] * found["high"]) ** 0.5 == pytest.approx(ms, rel=1e-3)
+    assert after["notes"][-1] == "calibrated by 1 measurement of onnxruntime there: times the estimate, fp32 2.00"
+    assert "expected an engine of t4" in refused("plan", "starter", "--device", "t4", "--measured", path)
 
 
 def test_the_command_prints_the_plan_and_the_same_as_json() -> None:
