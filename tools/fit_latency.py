@@ -169,8 +169,11 @@ def device_key(latency: Latency) -> str:
 
 def family(latency: Latency) -> str:
     """Whether it is a model of attention, or of convolutions with a little of it at most."""
-    attention, matrix = (latency.cost.work.get(kind) for kind in ("attention", "matrix"))
-    return "ViT" if attention and matrix and attention.kernels > 0.4 * matrix.kernels else "convolutions"
+    work = latency.cost.work
+    matrix, attention, convolution = (
+        work[kind].kernels if kind in work else 0 for kind in ("matrix", "attention", "convolution")
+    )
+    return "ViT" if matrix + attention > convolution else "convolutions"
 
 
 def _ideal(latency: Latency) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.plan.cost import GraphCost, Work, WorkKind, load_cost
@@ -87,7 +87,7 @@ def graph_cost(path: Path) -> GraphCost:
 
 def _work(kernels: list[Node], constant: set[Value]) -> dict[WorkKind, Work]:
     """What each kind of operators asks for, kinds that are not there left out."""
-    of_kind: dict[WorkKind, list[Node]] = {"matrix": [], "attention": [], "depthwise": [], "other": []}
+    of_kind: dict[WorkKind, list[Node]] = {kind: [] for kind in get_args(WorkKind)}
     for node in kernels:
         if (kind := _kind(node, constant)) is not None:
             of_kind[kind].append(node)
@@ -105,7 +105,7 @@ def _work(kernels: list[Node], constant: set[Value]) -> dict[WorkKind, Work]:
 def _kind(node: Node, constant: set[Value]) -> WorkKind | None:
     """None for what only moves numbers: engines merge that into the operators around it."""
     if node.op_type == "Conv":
-        return "depthwise" if "group" in node.attributes and node.attributes["group"].value > 1 else "matrix"
+        return "depthwise" if "group" in node.attributes and node.attributes["group"].value > 1 else "convolution"
     if node.op_type in {"MatMul", "Gemm"}:
         return "matrix" if constant.intersection(node.inputs[:2]) else "attention"
     if node.op_type in _OF_ATTENTION:

@@ -14,9 +14,9 @@ from edgeclip.files import write_json
 FILE = "reports/cost.json"
 
 
-# What operators run on: matrix units; matrix units, with scores that are written and read again; plain arithmetic with
-# little of it for each number that is read; nothing but memory.
-WorkKind: TypeAlias = Literal["matrix", "attention", "depthwise", "other"]
+# What operators run on: matrix units, the second with numbers that stay in 8 bits where products are, the third with
+# scores that are written and read again; plain arithmetic, little of it for each number read; nothing but memory.
+WorkKind: TypeAlias = Literal["matrix", "convolution", "attention", "depthwise", "other"]
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,9 +44,9 @@ class GraphCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         activation_traffic: numbers that the operators which are not fused away read and write for one image.
         kernels: operators that an engine runs as a kernel each, element-wise ones counted as fused.
         operators: ONNX operator types in the graph, each with how often it is there, sorted.
-        work: by kind: products with weights (``matrix``), products of activations and their softmax (``attention``),
-            convolutions in groups (``depthwise``), norms, pooling and sums (``other``). What moves or changes single
-            numbers joins its neighbours. Empty where an export of before counted none.
+        work: by kind: products with weights (``matrix``), convolutions, products of activations and their softmax
+            (``attention``), convolutions in groups (``depthwise``), norms, pooling and sums (``other``). What moves or
+            changes single numbers joins its neighbours. Empty where an export of before counted none.
     """
 
     image_size: tuple[int, int]

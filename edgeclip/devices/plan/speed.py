@@ -12,17 +12,17 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from edgeclip.devices.catalogue.profile import DeviceProfile
-from edgeclip.devices.plan.cost import GraphCost, Work
+from edgeclip.devices.plan.cost import GraphCost, Work, WorkKind
 from edgeclip.errors import InputError
 
 SHARES = Path(__file__).with_name("shares.toml")
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_ACTIVATION_BYTES = {**ELEMENT_BYTES, "int8": 2}  # between products, activations stay in 16 bits
+_WIDE_BYTES = {**ELEMENT_BYTES, "int8": 2}  # of activations between INT8's products, but for those of convolutions
 _CPU_BANDWIDTH_GB_S = 40.0  # two channels of DDR4; profiles of CPUs are of instructions, not of boards
 _TENSOR_TO_PLAIN = 8  # FP16 products of tensor cores for one FP32 product of the other cores, from Volta on
 _NOTHING = Work(kernels=0, macs=0, traffic=0)
@@ -155,17 +155,16 @@ def ideal_ms(cost: GraphCost, precision: str, device: Device, batch: int) -> tup
     """What a batch would take at the peaks, milliseconds: products, convolutions in groups, reading weights, moving
     numbers of products and norms, of attention, of convolutions in groups; and kernels, which take none.
     """
-    matrix, attention, depthwise, other = (
-        cost.by_kind.get(kind, _NOTHING) for kind in ("matrix", "attention", "depthwise", "other")
-    )
+    matrix, convolution, attention, depthwise, other = (cost.by_kind.get(kind, _NOTHING) for kind in get_args(WorkKind))
     byte_ms = 0.0 if device.bandwidth_gb_s is None else 1 / (device.bandwidth_gb_s * 1e6)
-    number_ms = _ACTIVATION_BYTES[precision] * batch * byte_ms
+    wide_ms = _WIDE_BYTES[precision] * batch * byte_ms
+    number_ms = ELEMENT_BYTES[precision] * batch * byte_ms
     return (
-        2 * (matrix.macs + attention.macs) * batch / (device.peak_tflops * 1e9),
+        2 * (matrix.macs + convolution.macs + attention.macs) * batch / (device.peak_tflops * 1e9),
         2 * depthwise.macs * batch / (device.plain_tflops * 1e9),
         cost.weights * ELEMENT_BYTES[precision] * byte_ms,
-        (matrix.traffic + other.traffic) * number_ms,
-        attention.traffic * number_ms,
+        convolution.traffic * number_ms + (matrix.traffic + other.traffic) * wide_ms,
+        attention.traffic * wide_ms,
         depthwise.traffic * number_ms,
         float(sum(work.kernels for work in cost.by_kind.values())),
     )
