@@ -137,6 +137,8 @@ def test_modes_are_whole(profile: DeviceProfile) -> None:
     assert {mode.jetpack for mode in modes} - {None} <= set(profile.jetpacks)
     assert profile.gpu_mhz
     assert profile.default_mode
+    backwards = msgspec.structs.replace(profile, power_modes=modes[::-1])
+    assert backwards.default_mode == profile.default_mode
     for boosted in {mode.super_only for mode in modes}:
         assert sum(mode.default for mode in modes if mode.super_only == boosted) == 1
     for mode in modes:
@@ -256,6 +258,7 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     modes = tuple(msgspec.structs.replace(mode, default=False) for mode in orin.power_modes)
     made = plan(VIT_B_32, msgspec.structs.replace(orin, power_modes=modes))
     assert made.mode is None
+    assert made.notes[0].startswith("its power modes are not known here: all figures are those of its highest clocks")
     assert made.variant("fp16") == plan(VIT_B_32, orin, Demand(mode="MAXN")).variant("fp16")
 
 

@@ -215,7 +215,8 @@ def _mode_notes(profile: DeviceProfile) -> list[str]:
     """What the owner of a Jetson should know of the power mode it is in."""
     mode = profile.mode
     if mode is None:
-        return []
+        unknown = "its power modes are not known here: all figures are those of its highest clocks, with all TPCs on"
+        return [unknown] if profile.kind == "jetson" else []
     notes = [f"{mode.name}: {mode.note}"] if mode.note else []
     most = max((each.tpcs or 0 for each in profile.power_modes), default=0)
     if mode.tpcs and mode.tpcs < most:
