@@ -123,7 +123,7 @@ class Latencies:
             )
 
         start = near or Fit(likely, self._more, np.zeros(len(self.architectures)))
-        return self._unflattened(least_squares(residuals, start.flat, loss="soft_l1").x)
+        return self._unflattened(least_squares(residuals, start.flat, loss="soft_l1", ftol=1e-5).x)
 
     def _unflattened(self, flat: Floats) -> Fit:
         some, all_of_them = len(NAMES), len(NAMES) * (1 + len(self.engines))
