@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_figures_of_the_printout_are_those_of_today() -> None:
         assert line.startswith(f"  {each.latency!s} ")
         figures = [float(figure) for figure in line.partition(" ms ")[2].replace("outside", "").split()]
         assert figures == pytest.approx([each.fitted, each.without_device, each.without_model], rel=0.03, abs=0.01)
+
+
+def test_the_guides_table_is_the_printouts() -> None:
+    printed = (ROOT / "docs/results/latency-fit.txt").read_text().splitlines()
+    guide = (ROOT / "docs/planning.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in guide if line.startswith(("| GPU: ", "| CPU: "))]
+    summaries = [line for line in printed if line.startswith("  ") and line.count("inside") == 3]
+    assert len(rows) == len(summaries)
+    for cells, summary in zip(rows, summaries, strict=True):
+        _, name, count, *figures = re.split(r"\s+", re.sub(r"inside|[×%]", "", summary))
+        assert cells[0].split() == [cells[0].split()[0], name]
+        said = re.findall(r"[\d.]+", "|".join(cells[1:]))
+        assert said == [count, figures[0], *figures[3:9]]
 
 
 def test_a_device_left_out_is_left_out_in_all_its_modes_and_a_cpu_by_its_cores() -> None:
