@@ -364,6 +364,7 @@ def test_a_cpu_needs_cores_and_clock_for_its_speed() -> None:
     box, shares = Device(2.0, 0.5, 100), load_shares().cpu["onnxruntime"]
     assert on_ort.variant("int8-cpu").estimate == estimate(COST, "int8", box, batch=1, shares=shares)
     assert (made.engine, on_ort.engine) == ("openvino", "onnxruntime")
+    assert on_ort.recipe == ()  # it takes the bundle as it is
     assert made.notes == ("what memory is free is not known: give `memory`, GiB",)
     assert made.recommended == "int8-cpu"  # the fastest of those that pay
     assert made.recipe == ("edgeclip build BUNDLE --variant int8-cpu --engine openvino",)

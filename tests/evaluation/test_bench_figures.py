@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +24,8 @@ from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.bench import BenchOptions, _enlarged, _together, _warm_up
 from edgeclip.evaluation.bench.calibrate import calibration_of
 from edgeclip.evaluation.bench.card import compare, print_comparison
-from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured, load_result
+from edgeclip.files import write_json
 
 SETTING = BenchSetting(
     model="m", variant="fp32", engine="onnxruntime", stage="engine", batch=1, threads=None, size=(8, 8)
@@ -212,6 +214,20 @@ def test_batches_that_an_engine_took_calibrate_it() -> None:
         calibration_of(result((SETTING, [1.0])))
     with pytest.raises(InputError, match="got none that can be estimated"):
         calibration_of(msgspec.structs.replace(measured, costs={}))
+    for unclear in ("four", -4, 0):
+        with pytest.raises(InputError, match="in a precision whose peak"):
+            calibration_of(of_device(name, (SETTING, [1.0] * 3), cores_usable=unclear))
+
+
+def test_a_benchmark_of_costs_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    write_json(path, of_device("t4", (SETTING, [1.0] * 3)))
+    assert load_result(path).costs == {"m": COST}
+    for good, bad in (('"kernels": 100', '"kernels": -1'), ("4000000000", "-1"), ('"ghz": 2.5', '"ghz": 0.0')):
+        spoilt = tmp_path / "spoilt.json"
+        spoilt.write_text(path.read_text().replace(good, bad))
+        with pytest.raises(InputError, match="expected a file of edgeclip bench --json"):
+            load_result(spoilt)
 
 
 def test_a_jetson_was_measured_in_the_mode_that_it_was_in() -> None:

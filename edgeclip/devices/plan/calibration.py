@@ -75,7 +75,7 @@ def calibrate(engine: str, profile: DeviceProfile, timed: Sequence[Timed], *, gh
     found: dict[str, list[float]] = {}
     for each in timed:
         expected = estimate_on(profile, each.cost, each.precision, engine, batch=each.batch, cores=each.cores, ghz=ghz)
-        if expected is not None:
+        if expected is not None and expected.latency_ms.middle > 0:
             found.setdefault(each.precision, []).append(each.ms / expected.latency_ms.middle)
     if not found:
         raise InputError(

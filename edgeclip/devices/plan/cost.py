@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -13,7 +13,7 @@ from edgeclip.files import write_json
 
 FILE = "reports/cost.json"
 
-
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 # What operators run on: matrix units, the second with numbers that stay in 8 bits where products are, the third with
 # scores that are written and read again; plain arithmetic, little of it for each number read; nothing but memory.
 WorkKind: TypeAlias = Literal["matrix", "convolution", "attention", "depthwise", "other"]
@@ -28,9 +28,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         traffic: numbers that they read, weights aside, and write.
     """
 
-    kernels: int
-    macs: int
-    traffic: int
+    kernels: _Count
+    macs: _Count
+    traffic: _Count
 
 
 class GraphCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,11 +50,11 @@ class GraphCost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     image_size: tuple[int, int]
-    macs: int
-    weights: int
-    activation_peak: int
-    activation_traffic: int
-    kernels: int
+    macs: _Count
+    weights: _Count
+    activation_peak: _Count
+    activation_traffic: _Count
+    kernels: _Count
     operators: dict[str, int]
     work: dict[WorkKind, Work] = {}
 

@@ -25,6 +25,7 @@ from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.plan.memory import free_bytes, memory_of
 from edgeclip.devices.plan.records import Demand, ModeFigures, Plan, VariantPlan
 from edgeclip.devices.plan.speed import Estimate, device_of, engines_of, estimate, shares_of
+from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 
 _OLDEST_PYTHON = (3, 10)
@@ -69,7 +70,7 @@ def plan(
         variants=variants,
         recommended=chosen.name if chosen else None,
         verdict=verdict(chosen, demand, variants),
-        recipe=recipe(chosen, profile, free) if chosen else (),
+        recipe=recipe(chosen, profile, free) if chosen and engine in built_engines() else (),
         notes=(
             *_mode_notes(profile),
             *notes_on(cost, profile, demand, release, free),

@@ -115,7 +115,7 @@ class Plan:
         recommended: name of the most exact variant that pays and meets the demand for certain; else, of those that
             pay, the one expected to be fastest; None where none can run.
         verdict: one sentence.
-        recipe: commands, in order.
+        recipe: commands, in order; none for an engine that takes a bundle as it is.
         notes: what its owner should know.
         mode: power mode that all this holds in, on a Jetson whose modes are known.
         beside: the modes without a budget, or the fastest, where they are faster.

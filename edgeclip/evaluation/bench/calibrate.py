@@ -54,11 +54,11 @@ def _counts(each: Measured, engine: str, result: BenchResult) -> bool:
 
 def _timed(each: Measured, result: BenchResult, profile: DeviceProfile) -> Timed:
     setting = each.setting
-    cores = setting.threads or int(result.machine.get("cores_usable", 0)) or None
+    cores = setting.threads or result.machine.get("cores_usable")
     return Timed(
         cost=result.costs[setting.model],
         precision={**FOR_GPU, **FOR_CPU}[setting.variant],
         batch=setting.batch,
         ms=each.p50.mean,
-        cores=cores if profile.kind == "cpu" else None,
+        cores=cores if profile.kind == "cpu" and isinstance(cores, int) and cores > 0 else None,
     )

@@ -133,7 +133,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     machine: Description
     conditions: MeasurementConditions
     device: str | None = None
-    ghz: float | None = None
+    ghz: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
     costs: dict[str, GraphCost] = {}
 
 
