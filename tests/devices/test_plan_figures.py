@@ -241,6 +241,8 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
         found.plain_tflops for each in (tensor, plain) if (found := device_of(each, "fp16", "tensorrt")) is not None
     ] == [2, 8]
     assert device_of(card, "fp64", "tensorrt") is None
+    in_int8 = {engine for engine in engines_of("gpu") if device_of(card, "int8", engine)}
+    assert in_int8 == {"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"}
 
 
 def test_a_cpus_engines_are_not_a_gpus() -> None:

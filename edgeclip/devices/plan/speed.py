@@ -39,6 +39,8 @@ SHARES_OF = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
 }
+# The others take Q/DQ graphs operator by operator, in FP32 and slower than FP32's own, or not at all.
+_MULTIPLIES_IN_INT8 = {"tensorrt", "onnxruntime", "openvino"}
 _ADDS_IN_FP16 = {"tensorrt"}  # the others sum FP16 products in FP32, which GeForce cards do at half the rate
 
 
@@ -215,7 +217,11 @@ def shares_of(engine: str, profile: DeviceProfile) -> Shares:
 def device_of(
     profile: DeviceProfile, precision: str, engine: str, *, cores: int | None = None, ghz: float | None = None
 ) -> Device | None:
-    """A profile's peaks as an engine meets them; None where they are not published, or a CPU lacks cores or clock."""
+    """A profile's peaks as an engine meets them; None where they are not published, the engine has no products of the
+    precision, or a CPU lacks cores or clock.
+    """
+    if precision == "int8" and SHARES_OF[engine] not in _MULTIPLIES_IN_INT8:
+        return None
     peak, fp32 = profile.peak(precision), profile.peak("fp32")
     if peak is None or (peak.per == "core_ghz" and None in (cores, ghz)):
         return None
