@@ -13,112 +13,53 @@ import pytest
 
 from edgeclip.devices.catalogue.profile import Boost, GpuTold, load_profile
 from edgeclip.devices.machine.machine import find_profile, match_profile
+from edgeclip.devices.machine.software import _gpus_of
 from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.machine.try_library import _nvml
 
-# compatible, MemTotal in KiB → profile, its memory in GiB.
-BOARDS = {
-    "orin-nano-super": (["nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"], 7665664),
-    "orin-nano-jp5": (
-        ["nvidia,p3768-0000+p3767-0003", "nvidia,p3768-0000+p3767-0005", "nvidia,p3767-0003", "nvidia,tegra234"],
-        6635520,
-    ),
-    "orin-nx-8gb": (["nvidia,p3768-0000+p3767-0001", "nvidia,p3767-0001", "nvidia,tegra234"], 7759462),
-    "agx-orin-devkit-32gb": (["nvidia,p3737-0000+p3701-0000", "nvidia,p3701-0000", "nvidia,tegra234"], 31981568),
-    "agx-orin-devkit-jp72": (["nvidia,p3737-0000+p3701-0000"], 31981568),
-    "agx-orin-devkit-64gb": (["nvidia,p3737-0000+p3701-0005", "nvidia,p3701-0005", "nvidia,tegra234"], 64335000),
-    "agx-orin-32gb": (["nvidia,p3737-0000+p3701-0004", "nvidia,p3701-0004", "nvidia,tegra234"], 31981568),
-    "agx-orin-industrial": (
-        ["nvidia,p3737-0000+p3701-0008", "nvidia,p3701-0008", "nvidia,tegra234", "nvidia,tegra23x"],
-        65011712,
-    ),
-    "igx-orin": (["nvidia,p3740-0002+p3701-0008", "nvidia,p3701-0008", "nvidia,tegra234"], 64335000),
-    "igx-orin-early": (["nvidia,p3740-0002+p3701-0002", "nvidia,p3701-0002", "nvidia,tegra234"], 64335000),
-    "thor": (["nvidia,p4071-0000+p3834-0008", "nvidia,p3834-0008", "nvidia,tegra264"], 128825804),
-    "agx-xavier": (
-        ["nvidia,galen", "nvidia,jetson-xavier", "nvidia,p2822-0000+p2888-0001", "nvidia,tegra194"],
-        32686080,
-    ),
-    "agx-xavier-16gb": (["nvidia,p2822-0000+p2888-0001", "nvidia,tegra194"], 16021000),
-    "agx-xavier-64gb": (["nvidia,p2822-0000+p2888-0005", "nvidia,tegra194"], 64800000),
-    "agx-xavier-l4t-32.2": (["nvidia,p2972-0000", "nvidia,tegra194"], 32686080),
-    "agx-xavier-code-name": (["nvidia,galen", "nvidia,tegra194"], 32686080),
-    "agx-xavier-8gb": (["nvidia,p2972-0006", "nvidia,jetson-xavier", "nvidia,tegra194"], 7800000),
-    "agx-xavier-8gb-module": (["nvidia,p2822-0000+p2888-0006", "nvidia,tegra194"], 7800000),
-    "agx-xavier-industrial": (
-        ["nvidia,galen-industrial", "nvidia,jetson-xavier-industrial", "nvidia,p2822-0000+p2888-0008"],
-        30900000,
-    ),
-    "xavier-nx": (
-        ["nvidia,p3509-0000-a00+p3668-0000-a01", "nvidia,p3509-0000-a00+p3668-0001-a01", "nvidia,tegra194"],
-        7957504,
-    ),
-    "xavier-nx-jp5": (["nvidia,p3668-0000", "nvidia,p3509-0000+p3668-0000", "nvidia,tegra194"], 7018496),
-    "xavier-nx-16gb": (["nvidia,p3509-0000+p3668-0003", "nvidia,tegra194"], 15800000),
-    "xavier-nx-16gb-shared": (["nvidia,p3509-0000+p3668-0001", "nvidia,tegra194"], 15800000),
-    "tx2": (["nvidia,p2597-0000+p3310-1000", "nvidia,tegra186"], 8047616),
-    "tx2-l4t-32.2": (["nvidia,quill", "nvidia,tegra186"], 8047616),
-    "tx2-l4t-32.4": (["nvidia,quill", "nvidia,p2597-0000+p3310-1000", "nvidia,tegra186"], 8047616),
-    "tx2-upstream": (["nvidia,p2771-0000", "nvidia,tegra186"], 8047616),
-    "tx2-4gb": (["nvidia,lightning", "nvidia,tegra186"], 3921920),
-    "tx2-4gb-quill": (["nvidia,quill", "nvidia,tegra186"], 3921920),
-    "tx2-4gb-module": (["nvidia,p2597-0000+p3489-0888", "nvidia,tegra186"], 3921920),
-    "tx2i": (["nvidia,storm", "nvidia,tegra186"], 8047616),
-    "tx2i-module": (["nvidia,p2597-0000+p3489-0000", "nvidia,tegra186"], 8047616),
-    "tx2-nx": (["nvidia,p3509-0000+p3636-0001", "nvidia,tegra186"], 3921920),
-    "tx1": (["nvidia,jetson-cv", "nvidia,tegra210"], 4079616),
-    "tx1-module": (["nvidia,p2597-0000+p2180-1000", "nvidia,jetson-cv", "nvidia,tegra210"], 4079616),
-    "nano": (["nvidia,p3449-0000-b00+p3448-0000-b00", "nvidia,jetson-nano", "nvidia,tegra210"], 4050944),
-    "nano-emmc": (["nvidia,p3449-0000-b00+p3448-0002-b00", "nvidia,jetson-nano", "nvidia,tegra210"], 4050944),
-    "nano-code-name": (["nvidia,jetson-nano", "nvidia,tegra210"], 4050944),
-    "nano-2gb": (
-        ["nvidia,p3542-0000+p3448-0003", "nvidia,jetson-nano-2gb", "nvidia,jetson-nano", "nvidia,tegra210"],
-        2027000,
-    ),
-    "switch": (["nvidia,odin", "nvidia,tegra210"], 4050944),
-}
-EXPECTED: dict[str, tuple[str, float] | None] = {
-    "orin-nano-super": ("orin-nano-8gb", 8),
-    "orin-nano-jp5": ("orin-nano-8gb", 8),
-    "orin-nx-8gb": ("orin-nx-8gb", 8),
-    "agx-orin-devkit-32gb": ("agx-orin-64gb", 32),
-    "agx-orin-devkit-jp72": ("agx-orin-64gb", 32),
-    "agx-orin-devkit-64gb": ("agx-orin-64gb", 64),
-    "agx-orin-32gb": ("agx-orin-32gb", 32),
-    "agx-orin-industrial": ("agx-orin-industrial", 64),
-    "igx-orin": ("igx-orin", 64),
-    "igx-orin-early": ("igx-orin", 64),
-    "thor": ("thor-t5000", 128),
-    "agx-xavier": ("agx-xavier", 32),
-    "agx-xavier-16gb": ("agx-xavier", 16),
-    "agx-xavier-64gb": ("agx-xavier", 64),
-    "agx-xavier-l4t-32.2": ("agx-xavier", 32),
-    "agx-xavier-code-name": ("agx-xavier", 32),
-    "agx-xavier-8gb": ("agx-xavier-8gb", 8),
-    "agx-xavier-8gb-module": ("agx-xavier-8gb", 8),
-    "agx-xavier-industrial": ("agx-xavier-industrial", 32),
-    "xavier-nx": ("xavier-nx-8gb", 8),
-    "xavier-nx-jp5": ("xavier-nx-8gb", 8),
-    "xavier-nx-16gb": ("xavier-nx-16gb", 16),
-    "xavier-nx-16gb-shared": ("xavier-nx-16gb", 16),
-    "tx2": ("jetson-tx2", 8),
-    "tx2-l4t-32.2": ("jetson-tx2", 8),
-    "tx2-l4t-32.4": ("jetson-tx2", 8),
-    "tx2-upstream": ("jetson-tx2", 8),
-    "tx2-4gb": ("jetson-tx2-4gb", 4),
-    "tx2-4gb-quill": ("jetson-tx2-4gb", 4),
-    "tx2-4gb-module": ("jetson-tx2-4gb", 4),
-    "tx2i": ("jetson-tx2i", 8),
-    "tx2i-module": ("jetson-tx2i", 8),
-    "tx2-nx": ("jetson-tx2-nx", 4),
-    "tx1": ("jetson-tx1", 4),
-    "tx1-module": ("jetson-tx1", 4),
-    "nano": ("jetson-nano", 4),
-    "nano-emmc": ("jetson-nano", 4),
-    "nano-code-name": ("jetson-nano", 4),
-    "nano-2gb": ("jetson-nano-2gb", 2),
-    "switch": None,
-}
+# Profile and its memory in GiB; MemTotal in KiB and what the board is compatible with, less the "nvidia," before each.
+BOARDS = [
+    ("orin-nano-8gb", 8, 7665664, "p3768-0000+p3767-0005-super p3767-0005 tegra234"),
+    ("orin-nano-8gb", 8, 6635520, "p3768-0000+p3767-0003 p3768-0000+p3767-0005 p3767-0003 tegra234"),
+    ("orin-nx-8gb", 8, 7759462, "p3768-0000+p3767-0001 p3767-0001 tegra234"),
+    ("agx-orin-64gb", 32, 31981568, "p3737-0000+p3701-0000 p3701-0000 tegra234"),
+    ("agx-orin-64gb", 32, 31981568, "p3737-0000+p3701-0000"),
+    ("agx-orin-64gb", 64, 64335000, "p3737-0000+p3701-0005 p3701-0005 tegra234"),
+    ("agx-orin-32gb", 32, 31981568, "p3737-0000+p3701-0004 p3701-0004 tegra234"),
+    ("agx-orin-industrial", 64, 65011712, "p3737-0000+p3701-0008 p3701-0008 tegra234 tegra23x"),
+    ("igx-orin", 64, 64335000, "p3740-0002+p3701-0008 p3701-0008 tegra234"),
+    ("igx-orin", 64, 64335000, "p3740-0002+p3701-0002 p3701-0002 tegra234"),
+    ("thor-t5000", 128, 128825804, "p4071-0000+p3834-0008 p3834-0008 tegra264"),
+    ("agx-xavier", 32, 32686080, "galen jetson-xavier p2822-0000+p2888-0001 tegra194"),
+    ("agx-xavier", 16, 16021000, "p2822-0000+p2888-0001 tegra194"),
+    ("agx-xavier", 64, 64800000, "p2822-0000+p2888-0005 tegra194"),
+    ("agx-xavier", 32, 32686080, "p2972-0000 tegra194"),
+    ("agx-xavier", 32, 32686080, "galen tegra194"),
+    ("agx-xavier-8gb", 8, 7800000, "p2972-0006 jetson-xavier tegra194"),
+    ("agx-xavier-8gb", 8, 7800000, "p2822-0000+p2888-0006 tegra194"),
+    ("agx-xavier-industrial", 32, 30900000, "galen-industrial jetson-xavier-industrial p2822-0000+p2888-0008"),
+    ("xavier-nx-8gb", 8, 7957504, "p3509-0000-a00+p3668-0000-a01 p3509-0000-a00+p3668-0001-a01 tegra194"),
+    ("xavier-nx-8gb", 8, 7018496, "p3668-0000 p3509-0000+p3668-0000 tegra194"),
+    ("xavier-nx-16gb", 16, 15800000, "p3509-0000+p3668-0003 tegra194"),
+    ("xavier-nx-16gb", 16, 15800000, "p3509-0000+p3668-0001 tegra194"),
+    ("jetson-tx2", 8, 8047616, "p2597-0000+p3310-1000 tegra186"),
+    ("jetson-tx2", 8, 8047616, "quill tegra186"),
+    ("jetson-tx2", 8, 8047616, "quill p2597-0000+p3310-1000 tegra186"),
+    ("jetson-tx2", 8, 8047616, "p2771-0000 tegra186"),
+    ("jetson-tx2-4gb", 4, 3921920, "lightning tegra186"),
+    ("jetson-tx2-4gb", 4, 3921920, "quill tegra186"),
+    ("jetson-tx2-4gb", 4, 3921920, "p2597-0000+p3489-0888 tegra186"),
+    ("jetson-tx2i", 8, 8047616, "storm tegra186"),
+    ("jetson-tx2i", 8, 8047616, "p2597-0000+p3489-0000 tegra186"),
+    ("jetson-tx2-nx", 4, 3921920, "p3509-0000+p3636-0001 tegra186"),
+    ("jetson-tx1", 4, 4079616, "jetson-cv tegra210"),
+    ("jetson-tx1", 4, 4079616, "p2597-0000+p2180-1000 jetson-cv tegra210"),
+    ("jetson-nano", 4, 4050944, "p3449-0000-b00+p3448-0000-b00 jetson-nano tegra210"),
+    ("jetson-nano", 4, 4050944, "p3449-0000-b00+p3448-0002-b00 jetson-nano tegra210"),
+    ("jetson-nano", 4, 4050944, "jetson-nano tegra210"),
+    ("jetson-nano-2gb", 2, 2027000, "p3542-0000+p3448-0003 jetson-nano-2gb jetson-nano tegra210"),
+    (None, 0, 4050944, "odin tegra210"),
+]
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -128,17 +69,20 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", BOARDS)
-def test_a_board_is_known_by_its_device_tree_and_its_memory(name: str, tmp_path: Path) -> None:
-    compatible, kib = BOARDS[name]
+@pytest.mark.parametrize(("profile", "gib", "kib", "compatible"), BOARDS)
+def test_a_board_is_known_by_its_device_tree_and_its_memory(
+    profile: str | None, gib: float, kib: int, compatible: str, tmp_path: Path
+) -> None:
     files = {
-        "proc/device-tree/compatible": "\0".join(compatible) + "\0",
+        "proc/device-tree/compatible": "".join(f"nvidia,{name}\0" for name in compatible.split()),
         "proc/meminfo": f"MemTotal:       {kib} kB\n",
         "proc/cpuinfo": "Features\t: fp asimd\n",
     }
     found = find_profile(write(tmp_path, files))
-    gib = found and found.memory.gib
-    assert (found.name, gib.value if gib else 0) == EXPECTED[name] if found else EXPECTED[name] is None
+    assert (found.name if found else None) == profile
+    if found:
+        assert found.memory.gib is not None
+        assert found.memory.gib.value == gib
 
 
 RTX = "NVIDIA GeForce RTX"
@@ -265,3 +209,9 @@ def test_nvml_is_asked_for_memory_bandwidth_and_power_and_may_know_none() -> Non
     _, shared = _nvml(Nvml(**common, nvmlDeviceGetName=lambda handle: "NVIDIA GB10"))
     assert shared["names"] == "NVIDIA GB10"
     assert not {"memory_gib", "bandwidth_gb_s", "power_w"} & set(shared)
+
+
+def test_what_a_record_says_of_a_card_is_taken_if_it_is_a_figure() -> None:
+    facts = {"names": f"{RTX} 4070", "memory_gib": "12.0", "bandwidth_gb_s": "nan", "power_w": "much"}
+    assert _gpus_of(facts) == ((f"{RTX} 4070",), GpuTold(memory_gib=12.0))
+    assert _gpus_of({"memory_gib": "0", "power_w": "inf", "bandwidth_gb_s": "-1"}) == ((), GpuTold())

@@ -37,8 +37,8 @@ def opencv(facts: Facts) -> Iterator[Finding]:
             "opencv",
             "note",
             f"OpenCV {tried.version} without GStreamer",
-            "csi:// cameras and pipelines cannot be opened: none of PyPI's builds has it, and JetPack's OpenCV is bound "
-            "to the system's Python, which is too old for edgeclip",
+            "csi:// cameras and pipelines cannot be opened: none of PyPI's builds has it, and JetPack's OpenCV is "
+            "bound to the system's Python, which is too old for edgeclip",
         )
     elif jetson or csi:
         where = f"pip's {' and '.join(from_pip)} hides the system's" if from_pip else "none of PyPI's builds has it"

@@ -133,7 +133,7 @@ def match_profile(tree: Tree, gpu_names: tuple[str, ...] = (), told: GpuTold | N
         gpu_names, told: of this machine's GPUs and of the first one, where NVML or CUDA was asked; the names that the
             driver's files tell are known without.
     """
-    cards, memory_gib, told = read_nvidia(tree), read_memory(tree).total_gib, told or GpuTold()
+    cards, memory_gib, gpu = read_nvidia(tree), read_memory(tree).total_gib, told or GpuTold()
     seen = _Seen(
         compatible=tree.strings("proc/device-tree/compatible"),
         board=tree.text("proc/device-tree/model") or "",
@@ -146,10 +146,10 @@ def match_profile(tree: Tree, gpu_names: tuple[str, ...] = (), told: GpuTold | N
     best = max(fit for fit, _ in fits)
     # Some devices share all evidence; what is read of memory and power tells them apart, else the smallest is taken.
     near = [
-        profile.sized(memory_gib if profile.memory.shared else told.memory_gib) for fit, profile in fits if fit == best
+        profile.sized(memory_gib if profile.memory.shared else gpu.memory_gib) for fit, profile in fits if fit == best
     ]
-    found = min(near, key=lambda profile: (_distance(profile, memory_gib, told), *_size(profile)))
-    return found.at_power(told.power_w)
+    found = min(near, key=lambda profile: (_distance(profile, memory_gib, gpu), *_size(profile)))
+    return found.at_power(gpu.power_w)
 
 
 class _Seen(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import math
 import os
 import platform
 import shutil
@@ -119,8 +120,17 @@ def read_gpus() -> tuple[tuple[str, ...], GpuTold]:
 
 
 def _gpus_of(facts: dict[str, str]) -> tuple[tuple[str, ...], GpuTold]:
-    told = {name: float(facts[name]) for name in GpuTold.__struct_fields__ if facts.get(name)}
-    return tuple(facts.get("names", "").splitlines()), GpuTold(**told)
+    told = GpuTold(*(_figure(facts.get(name, "")) for name in GpuTold.__struct_fields__))
+    return tuple(facts.get("names", "").splitlines()), told
+
+
+def _figure(text: str) -> float | None:
+    """A figure above zero; None for anything else, which a record of a machine may hold."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def try_libraries(wanted: Iterable[LibraryTrial]) -> tuple[Tried, ...]:

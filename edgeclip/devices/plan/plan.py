@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from edgeclip.devices.catalogue.jetpack import JetPack, load_release, version_key
-from edgeclip.devices.catalogue.profile import DeviceProfile, PowerMode
+from edgeclip.devices.catalogue.profile import DeviceProfile, GpuTold, PowerMode
 from edgeclip.devices.machine.clocks import read_clocks
 from edgeclip.devices.machine.cpu import read_cpu
 from edgeclip.devices.machine.jetson import read_jetson
@@ -110,7 +110,7 @@ def profile_here(tree: Tree) -> DeviceProfile:
         InputError: none does.
     """
     # Cards of one name may differ in memory, which only their driver tells.
-    names, told = read_gpus() if tree.live and read_nvidia(tree) else ((), None)
+    names, told = read_gpus() if tree.live and read_nvidia(tree) else ((), GpuTold())
     if (found := match_profile(tree, names, told)) is None:
         raise InputError("no device profile fits this machine: name one with `device`; edgeclip devices lists them")
     mode = present_mode(found, tree)

@@ -82,9 +82,7 @@ class TegrastatsSource(SensorSource):
     def channels(self) -> tuple[Channel, ...]:
         """What the lines so far named; which rails make the total may change with one that comes later."""
         if len(self._seen) > len(self._channels):
-            keys = tuple(self._seen)
-            total = total_rails(name for name, kind in keys if kind == "power_w")
-            self._channels = tuple(_channel(name, kind, total) for name, kind in keys)
+            self._channels = channels_of(tuple(self._seen))
         return self._channels
 
     def read(self) -> Sequence[float]:
@@ -113,7 +111,7 @@ class TegrastatsSource(SensorSource):
         with self._process.stdout as lines:
             for line in lines:
                 try:
-                    values = _values(parse_tegrastats(line))
+                    values = values_of(parse_tegrastats(line))
                 except InputError:
                     continue  # a warning between the lines
                 self._seen.update(dict.fromkeys(values))
@@ -122,8 +120,8 @@ class TegrastatsSource(SensorSource):
         self._first.set()
 
 
-def _values(line: Tegrastats) -> dict[Key, float]:
-    """What of a line is not read better from /proc and cpufreq."""
+def values_of(line: Tegrastats) -> dict[Key, float]:
+    """What of a line is not read better from /proc and cpufreq: powers, temperatures that are no constant, the GPU."""
     values: dict[Key, float] = {(rail, "power_w"): power for rail, power in line.powers_w.items()}
     values |= {
         (sensor, "temperature_c"): celsius for sensor, celsius in line.temperatures_c.items() if not is_constant(sensor)
@@ -136,10 +134,15 @@ def _values(line: Tegrastats) -> dict[Key, float]:
     return values
 
 
-def _channel(name: str, kind: Kind, total: Collection[str]) -> Channel:
-    if kind == "power_w":
-        return rail_channel(name, total)
-    return Channel(name, kind, part_of(name) if kind == "temperature_c" else "gpu")
+def channels_of(keys: Collection[Key]) -> tuple[Channel, ...]:
+    """The channels of what some lines name, in their order."""
+    total = total_rails(name for name, kind in keys if kind == "power_w")
+    return tuple(
+        rail_channel(name, total)
+        if kind == "power_w"
+        else Channel(name, kind, part_of(name) if kind == "temperature_c" else "gpu")
+        for name, kind in keys
+    )
 
 
 class UnitReading(msgspec.Struct, frozen=True, kw_only=True):
