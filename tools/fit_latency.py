@@ -304,7 +304,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="replace the planner's shares")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    held, fits = {}, {}
+    held: dict[str, list[Held]] = {}
+    fits: dict[str, tuple[Latencies, Fit, tuple[float, float]]] = {}
     for kind in ("gpu", "cpu"):
         latencies = Latencies(published_latencies(), kind)
         held[kind] = latencies.held()
