@@ -179,7 +179,8 @@ def test_a_mode_goes_by_its_name_however_it_is_written() -> None:
 def test_a_name_that_two_configurations_share_means_the_one_that_was_named() -> None:
     """An Orin Nano's 15W runs its GPU at 625 MHz, and at 612 in the Super configuration."""
     plain, boosted = load_profile("orin-nano"), load_profile("orin-nano-super")
-    assert [each.at("15W").gpu_mhz.value for each in (plain, boosted) if each.gpu_mhz] == [625, 612]  # type: ignore[union-attr]
+    clocks = [each.at("15W").gpu_mhz for each in (plain, boosted)]
+    assert [clock.value for clock in clocks if clock] == [625, 612]
     assert boosted.mode == plain.power_mode("MAXN_SUPER")
     # A mode after a mode starts from the board's own figures.
     assert plain.at("7W").at("MAXN_SUPER").at("15W") == boosted.at("15W")
@@ -220,6 +221,7 @@ def test_clocks_that_are_not_known_leave_no_peaks() -> None:
         ("xavier-nx", None, "MODE_10W_DESKTOP", "the factory default", 2.759, ["MODE_20W_6CORE"]),
         ("nano", None, "MAXN", "the factory default", 0.472, []),
         ("tx2", None, "MAXP_CORE_ARM", "the factory default", 1.146, ["MAXN"]),
+        ("tx2-nx", None, "MAXP_CORE_ARM", "the factory default", 1.146, ["MAXN"]),
     ],
 )
 def test_a_plan_is_for_the_mode_asked_for_or_the_factory_default(
@@ -253,6 +255,10 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     assert made.beside == ()
     with pytest.raises(InputError, match="got 'MAXN': known are none"):
         plan(VIT_B_32, load_profile("l4"), Demand(mode="MAXN"))
+    # A Jetson whose nvpmodel file nobody published.
+    unknown = plan(VIT_B_32, load_profile("agx-orin-industrial"))
+    assert unknown.mode is None
+    assert unknown.notes[0].startswith("its power modes are not known here: ")
     # A board of which it is not known which mode it starts in: its own figures, and no word of a mode.
     orin = load_profile("agx-orin")
     modes = tuple(msgspec.structs.replace(mode, default=False) for mode in orin.power_modes)
@@ -322,6 +328,20 @@ def test_a_present_mode_that_is_not_known_is_told(changed: dict[str, str | None]
     made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
     assert made.mode is not None
     assert (made.mode.name, made.mode.why) == ("MODE_30W", why)
+
+
+def test_a_mode_that_is_not_the_present_one_is_not_called_so(tmp_path: Path) -> None:
+    """The machine is in MAXN; the profiles were named, not found."""
+    tree = Tree(make("agx-orin-jp62", tmp_path))
+    agx = load_profile("agx-orin")
+    for profile, why in (
+        (agx, "the factory default"),
+        (agx.at("MODE_15W"), "as asked"),
+        (agx.at("MAXN"), "the present one"),
+    ):
+        made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
+        assert made.mode is not None
+        assert made.mode.why == why
 
 
 def test_a_machine_that_is_no_jetson_has_no_present_mode(tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ class PowerMode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         gpu_mhz: highest clock of the GPU in it; absent where it is not known, and then no peak is.
         tpcs: how many of the GPU's TPCs its ``TPC_PG_MASK`` leaves on; absent where the profile has none to count.
         emc_mhz: highest clock of the memory in it; absent where it caps none.
-        cpus: cores that are on.
-        cpu_mhz: their highest clock; absent where it caps none.
+        cpus: cores that are on; absent where that is not known.
+        cpu_mhz: their highest clock; absent where it caps none, or that is not known.
     """
 
     name: str

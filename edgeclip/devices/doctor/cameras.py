@@ -122,7 +122,10 @@ def cameras(facts: Facts) -> Iterator[Finding]:
 def _system_opencv(facts: Facts, from_pip: list[str]) -> tuple[str, ...]:
     """Commands that leave the system's OpenCV alone to be found."""
     remove = (f"pip uninstall -y {' '.join(from_pip)}",) if from_pip else ()
-    return (*remove, "sudo apt install python3-opencv", *facts.see_system_packages())
+    jetson = facts.machine.jetson
+    # JetPack's own, where apt has it; Ubuntu's has GStreamer too.
+    jetpack = "sudo apt install nvidia-opencv || " if jetson and jetson.l4t else ""
+    return (*remove, f"{jetpack}sudo apt install python3-opencv", *facts.see_system_packages())
 
 
 RULES: tuple[Rule, ...] = (opencv, gstreamer, cameras)

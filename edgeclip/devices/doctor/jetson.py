@@ -72,7 +72,7 @@ def _way_out(facts: Facts, l4t: str) -> str:
         return f"JetPack {newest.version} serves this board: flash it with NVIDIA's SDK Manager"
     return (
         f"JetPack {newest.version} serves this board, with TensorRT {newest.tensorrt} for Python {newest.python}: that "
-        "is still older than edgeclip takes"
+        "Python is still older than edgeclip takes"
     )
 
 

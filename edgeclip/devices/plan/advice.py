@@ -90,8 +90,6 @@ def notes_on(
         known = faults_by_id((*release.faults, *profile.faults))
         faults = [fault for fault in known if profile.dla or fault.component != "dla"]
         notes += [f"{'prove before use: ' if fault.gate else ''}{fault.what}; {fault.advice}" for fault in faults]
-    if profile.kind == "jetson" and not profile.power_modes:
-        notes.append(f"power modes of {profile.name} are not known here: these figures hold in one without a cap")
     if boost := profile.boost:
         (least, most), (slowest, fastest) = boost.watts, boost.mhz
         notes.append(

@@ -132,7 +132,8 @@ def present_mode(profile: DeviceProfile, tree: Tree) -> PowerMode | str | None:
 
 
 def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
-    """A demand with what the machine itself can tell filled in: free memory, and a CPU's cores and clock.
+    """A demand with what the machine itself can tell filled in: free memory, a CPU's cores and clock, and whether the
+    power mode of ``profile_here`` is its present one.
 
     What was asked for stays; a GPU with memory of its own does not show how much of it is free.
     """
@@ -145,15 +146,19 @@ def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
         cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
         demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
     if demand.mode is None and profile.power_modes:
-        present = present_mode(profile, tree)
-        if isinstance(present, PowerMode):
-            why = "the present one"
-        elif present:
-            why = f"the factory default: nothing is known of the present one, {present}"
-        else:
-            why = "the factory default: which is the present one is not known"
-        demand = dataclasses.replace(demand, mode_why=why)
+        demand = dataclasses.replace(demand, mode_why=_why_here(profile, present_mode(profile, tree)))
     return demand
+
+
+def _why_here(profile: DeviceProfile, present: PowerMode | str | None) -> str | None:
+    """Where the mode of a plan for this machine comes from, in words; None where the machine has no part in it."""
+    if profile.mode is not None:
+        return "the present one" if profile.mode == present else None
+    if isinstance(present, PowerMode):
+        return None
+    if present is None:
+        return "the factory default: which is the present one is not known"
+    return f"the factory default: nothing is known of the present one, {present}"
 
 
 def _in_mode(profile: DeviceProfile, demand: Demand, release: JetPack | None) -> tuple[DeviceProfile, str]:

@@ -68,7 +68,7 @@ class Channel:
 
 
 class SensorSource(ABC):
-    """Some channels that are read together.
+    """Some channels that are read together; a subclass sets ``_channels``.
 
     Attributes:
         name: what is read, for people.

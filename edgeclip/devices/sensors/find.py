@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeclip.devices.machine.jetson import is_jetson
+from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.sensors.base import Found
-from edgeclip.devices.sensors.jetson import is_jetson, jetson_sources
+from edgeclip.devices.sensors.jetson import jetson_sources
 from edgeclip.devices.sensors.linux import linux_sources
 from edgeclip.devices.sensors.nvml import nvml_sources
 from edgeclip.devices.sensors.tegrastats import tegrastats_sources
@@ -24,7 +26,7 @@ def find_sources(root: Path = Path("/")) -> Found:
     """
     here = root == Path("/")
     found = Found()
-    jetson = is_jetson(root)
+    jetson = is_jetson(Tree(root))
     if jetson:
         found.add(jetson_sources(root))
         if here and "board power" in found.absent:

@@ -35,12 +35,8 @@ _WHOLE = ("VIN", "VDD_IN", "POM_5V_IN")
 _WITHIN_ANOTHER = frozenset({"VDDQ_VDD2_1V8AO"})
 # Words of a rail's name that say nothing of what it feeds: VDD, VDDQ, VIN, POM, SYS5V, 1V8AO.
 _NO_PART = re.compile(r"(VDD\w*|VIN|POM|SYS\w*|IN|\d+V\w*)$")
+_ON_MODULE = {"CPU", "GPU", "CV", "SOC", "MSS", "DDR"}
 PowerRail = tuple[str, Reader, SensorAccuracy | None]
-
-
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Jetson, by L4T's release file or the device tree."""
-    return (root / "etc/nv_tegra_release").exists() or "nvidia,tegra" in text_of(root / "proc/device-tree/compatible")
 
 
 def jetson_sources(root: Path) -> Found:
@@ -143,7 +139,9 @@ def doubt_of(powers_w: Mapping[str, float]) -> str:
         powers_w: mean power by rail.
     """
     whole = whole_rail(powers_w)
-    part = max(powers_w, key=lambda rail: powers_w[rail], default=None)
+    # A carrier's own rails (VDD_MUX of a TX2's) lie beside or above the module's input, not below it.
+    below = [rail for rail in powers_w if whole != "VDD_IN" or set(parts_of_rail(rail)) & _ON_MODULE]
+    part = max(below, key=lambda rail: powers_w[rail], default=None)
     if whole is None or part is None or powers_w[part] <= powers_w[whole]:
         return ""
     return (

@@ -77,6 +77,7 @@ class TegrastatsSource(SensorSource):
         if not self._lines:
             self.close()
             raise InputError(f"it printed no line that can be read within {_FIRST_LINE_S:.0f} s")
+        self._channels = channels_of(tuple(self._seen))
 
     @property
     def channels(self) -> tuple[Channel, ...]:
