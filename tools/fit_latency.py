@@ -199,11 +199,21 @@ def quantile(errors: Sequence[float], weights: Sequence[float], part: float = _Q
     return float(np.array(errors)[order][np.searchsorted(reached, part - 1e-9)])
 
 
-def errors_of(held: Sequence[Held]) -> tuple[float, float]:
-    """By what ranges are as wide as they are: not calibrated, and calibrated."""
+def errors_of(held: Sequence[Held]) -> dict[str, tuple[float, float]]:
+    """By what the ranges of each engine are as wide as they are: not calibrated, and calibrated.
+
+    The largest of three quantiles: over all latencies of the kind of devices, over these with every device counting the
+    same, and over those of the engine.
+    """
     some = [each for each in held if each.calibrated is not None]
+    calibrated = _error(some, [math.exp(abs(math.log(each.calibrated or 1.0))) for each in some])
     error = _error(held, [each.error for each in held])
-    return error, min(error, _error(some, [math.exp(abs(math.log(each.calibrated or 1.0))) for each in some]))
+    found = {}
+    for engine in _engines(held):
+        own = [each.error for each in held if each.latency.engine == engine]
+        widest = max(error, quantile(own, [1.0] * len(own)))
+        found[engine] = widest, min(widest, calibrated)
+    return found
 
 
 def _error(held: Sequence[Held], errors: Sequence[float]) -> float:
@@ -213,20 +223,25 @@ def _error(held: Sequence[Held], errors: Sequence[float]) -> float:
     return max(by_device, quantile(errors, [1.0] * len(errors)))
 
 
-def toml_of(fits: dict[str, tuple[Latencies, Fit, tuple[float, float]]]) -> str:
+def is_inside(ratio: float, engine: str, errors: dict[str, tuple[float, float]]) -> bool:
+    """Whether an estimate's range holds what was measured."""
+    return abs(math.log(ratio)) <= math.log(errors[engine][0]) + 1e-9
+
+
+def toml_of(fits: dict[str, tuple[Latencies, Fit, dict[str, tuple[float, float]]]]) -> str:
     """The text of ``shares.toml``."""
     lines = [
         "# Written by `python tools/fit_latency.py --write`, fitted to tests/devices/published.toml; what each figure",
         "# is stands in speed.py, and how far off it is in docs/results/latency-fit.txt.",
     ]
-    for kind, (latencies, fit, (error, calibrated)) in fits.items():
+    for kind, (latencies, fit, errors) in fits.items():
         for name, values in zip(latencies.engines, np.exp(fit.pooled + fit.engines), strict=True):
             lines += [
                 "",
                 f"[{kind}.{name}]",
                 *(f"{key} = {value:.4g}" for key, value in zip(NAMES, values, strict=True)),
             ]
-            lines += [f"error = {error:.3f}", f"calibrated_error = {calibrated:.3f}"]
+            lines += [f"error = {errors[name][0]:.3f}", f"calibrated_error = {errors[name][1]:.3f}"]
     lines += ["", "[architectures]"]
     for latencies, fit, _ in fits.values():
         found = zip(latencies.architectures, np.exp(fit.architectures), strict=True)
@@ -236,10 +251,10 @@ def toml_of(fits: dict[str, tuple[Latencies, Fit, tuple[float, float]]]) -> str:
 
 def show(held: Sequence[Held]) -> None:
     """Print every latency, those outside their range marked, and how far off estimates are by engine and by family."""
-    error = errors_of(held)[0]
+    errors = errors_of(held)
     print("estimated by measured: fitted to all, without its device, without its model")
     for each in held:
-        outside = " outside" if abs(math.log(each.without_device)) > math.log(error) else ""
+        outside = "" if is_inside(each.without_device, each.latency.engine, errors) else " outside"
         print(
             f"  {each.latency!s:62} {each.latency.ms:9.2f} ms  {each.fitted:5.2f} {each.without_device:5.2f} "
             f"{each.without_model:5.2f}{outside}"
@@ -249,10 +264,7 @@ def show(held: Sequence[Held]) -> None:
         groups[name] = [each for each in held if family(each.latency) == name]
     print(f"{'off by, median and 80 %':26} {'n':>3}  fitted         without its device          without its model")
     for name, some in {**groups, "all": list(held)}.items():
-        figures = [
-            _summary([getattr(each, which) for each in some], error)
-            for which in ("fitted", "without_device", "without_model")
-        ]
+        figures = [_summary(some, which, errors) for which in ("fitted", "without_device", "without_model")]
         print(f"  {name:24} {len(some):3}  " + "   ".join(figures))
 
 
@@ -260,9 +272,10 @@ def _engines(held: Sequence[Held]) -> list[str]:
     return sorted({each.latency.engine for each in held})
 
 
-def _summary(ratios: Sequence[float], error: float) -> str:
+def _summary(held: Sequence[Held], which: str, errors: dict[str, tuple[float, float]]) -> str:
+    ratios = [getattr(each, which) for each in held]
     off = [math.exp(abs(math.log(ratio))) for ratio in ratios]
-    inside = sum(each <= error for each in off) / len(off)
+    inside = np.mean([is_inside(ratio, each.latency.engine, errors) for ratio, each in zip(ratios, held, strict=True)])
     return f"{np.median(off) - 1:4.0%} ×{np.quantile(off, _QUANTILE):.2f} {inside:4.0%} inside"
 
 
@@ -275,9 +288,12 @@ def plot(held: dict[str, list[Held]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(held), figsize=(6.2 * len(held), 5.6), squeeze=False)
     for axis, (kind, rows) in zip(axes[0], held.items(), strict=True):
-        error = errors_of(rows)[0]
+        found = [error for error, _ in errors_of(rows).values()]
+        error, widest = min(found), max(found)
         ends = np.array([min(each.latency.ms for each in rows) / 2, max(each.latency.ms for each in rows) * 2])
-        axis.fill_between(ends, ends / error, ends * error, color="0.9", label=f"range, ÷ and × {error:.2f}")
+        axis.fill_between(
+            ends, ends / error, ends * error, color="0.9", label=f"range, ÷ and × {error:.2f} to {widest:.2f}"
+        )
         axis.plot(ends, ends, color="0.6", linewidth=0.8)
         for engine, marker in zip(_engines(rows), "osD^v", strict=False):
             for name, filled in (("ViT", True), ("convolutions", False)):
@@ -305,22 +321,21 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     held: dict[str, list[Held]] = {}
-    fits: dict[str, tuple[Latencies, Fit, tuple[float, float]]] = {}
+    fits: dict[str, tuple[Latencies, Fit, dict[str, tuple[float, float]]]] = {}
     for kind in ("gpu", "cpu"):
         latencies = Latencies(published_latencies(), kind)
         held[kind] = latencies.held()
         fits[kind] = (latencies, latencies.fit(), errors_of(held[kind]))
-        error, calibrated = fits[kind][2]
-        print(
-            f"\n{kind.upper()}s: {len(held[kind])} latencies of {len({*map(device_key, latencies.latencies)})} devices"
-        )
+        devices = {*map(device_key, latencies.latencies)}
+        print(f"\n{kind.upper()}s: {len(held[kind])} latencies of {len(devices)} devices")
         show(held[kind])
-        print(f"range: ÷ and × {error:.2f}, {error**2:.2f} wide; calibrated: ÷ and × {calibrated:.2f}")
-        if error**2 > _WIDEST:
-            raise SystemExit(f"expected a range at most {_WIDEST:g} wide, got {error**2:.2f}: it says too little")
+        for engine, (error, calibrated) in fits[kind][2].items():
+            print(f"range of {engine}: ÷ and × {error:.2f}, {error**2:.2f} wide; calibrated: ÷ and × {calibrated:.2f}")
+            if error**2 > _WIDEST:
+                raise SystemExit(f"expected ranges at most {_WIDEST:g} wide, got {error**2:.2f}: that says too little")
     everything = [each for rows in held.values() for each in rows]
     off = [math.exp(abs(math.log(each.without_device))) for each in everything]
-    inside = [abs(math.log(each.without_device)) <= math.log(fits[_kind(each.latency)][2][0]) for each in everything]
+    inside = [is_inside(each.without_device, each.latency.engine, fits[_kind(each.latency)][2]) for each in everything]
     median = np.median(off) - 1
     print(f"\nall {len(off)} without their device: off by {median:.0%} in the median, {np.mean(inside):.0%} inside")
     text = toml_of(fits)
