@@ -410,6 +410,20 @@ FAULTS = (
         "tests/devices/test_plan.py::test_what_is_reached_for_sure_perhaps_and_not_at_all",
     ),
     Fault(
+        "a measurement elsewhere counts in full",
+        "edgeclip/devices/plan/calibration.py",
+        "ratio ** (1.0 if here else _ELSEWHERE)",
+        "ratio",
+        "tests/devices/test_plan_figures.py::test_what_was_measured_calibrates_its_engine_there_and_by_half_elsewhere",
+    ),
+    Fault(
+        "a GeForce card sums in FP32 at full rate",
+        "edgeclip/devices/plan/speed.py",
+        "fp32_sums=SHARES_OF[engine] not in _ADDS_IN_FP16",
+        "fp32_sums=False",
+        "tests/devices/test_plan_figures.py::test_engines_meet_a_devices_peaks_as_they_add_and_round",
+    ),
+    Fault(
         "fast preprocessing is always allowed",
         "edgeclip/runtime/preprocess/choose.py",
         "return measured if measured.passed else msgspec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,13 @@ def plan(
     memory: Annotated[float | None, typer.Option(help="GiB free for the model. \\[as sold, less the system]")] = None,
     cores: Annotated[int | None, typer.Option(help="Cores of a CPU device.")] = None,
     ghz: Annotated[float | None, typer.Option(help="Clock of a CPU device's cores, GHz.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Engine whose speed to tell, or pytorch. \\[tensorrt on a GPU, openvino on a CPU]"),
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="File of edgeclip bench --json, of this device or another, to calibrate by.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Plan for a device that need not be here: which variants run, memory, speed as a range, how to build."""
@@ -53,15 +61,30 @@ def plan(
     from edgeclip.devices.plan.records import Demand
 
     demand = Demand(
-        cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz, mode=mode
+        cameras=cameras,
+        fps=fps,
+        batch=batch,
+        jetpack=jetpack,
+        memory_gib=memory,
+        cores=cores,
+        ghz=ghz,
+        mode=mode,
+        engine=engine,
     )
+    calibration = None
+    if measured is not None:
+        from edgeclip.evaluation.bench.calibrate import calibration_of
+        from edgeclip.evaluation.bench.records import load_result
+
+        calibration = calibration_of(load_result(measured), engine)
+        demand = replace(demand, engine=calibration.engine)
     if device is None:
         here = Tree()
         profile = profile_here(here)
         demand = demand_here(demand, profile, here)
     else:
         profile = load_profile(device)
-    made = make_plan(cost_of(model), profile, demand)
+    made = make_plan(cost_of(model), profile, demand, calibration=calibration)
     if as_json:
         echo_json(plan_json(made))
     else:
@@ -81,8 +104,9 @@ def cost_of(model: str) -> GraphCost:
 
 
 _NOTE = (
-    "Speeds are ranges from published peaks; memory is an upper bound, in which the shares of the system and of the "
-    "engine's libraries are assumed: nothing was measured on the device."
+    "Speeds are ranges from published peaks, of images that lie in the device's memory; four of five published "
+    "latencies lay within theirs. Memory is an upper bound, in which the shares of the system and of the engine's "
+    "libraries are assumed."
 )
 
 
@@ -100,6 +124,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{cost.macs / 1e9:.2f} G multiply–adds an image of {cost.image_size[1]}×{cost.image_size[0]}, "
         f"{cost.weights / 1e6:.1f} M weights",
     )
+    facts.add_row("engine", plan.engine)
     free = "not known" if plan.free_bytes is None else f"{_gib(plan.free_bytes)} GiB"
     facts.add_row("memory", f"{free} for the model")
     console.print(facts, highlight=False)

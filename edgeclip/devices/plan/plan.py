@@ -20,10 +20,12 @@ from edgeclip.devices.machine.memory import read_memory
 from edgeclip.devices.machine.software import read_gpus
 from edgeclip.devices.machine.tree import Tree, field
 from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.calibration import Calibration
 from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.plan.memory import free_bytes, memory_of
 from edgeclip.devices.plan.records import Demand, ModeFigures, Plan, VariantPlan
-from edgeclip.devices.plan.speed import CPU, GPU, Estimate, estimate
+from edgeclip.devices.plan.speed import Estimate, device_of, engines_of, estimate, shares_of
+from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 
 _OLDEST_PYTHON = (3, 10)
@@ -34,16 +36,29 @@ FOR_CPU = {"fp32": "fp32", "bf16": "bf16", "int8-cpu": "int8"}
 _NOTHING_ASKED = Demand()
 
 
-def plan(cost: GraphCost, profile: DeviceProfile, demand: Demand = _NOTHING_ASKED) -> Plan:
+def plan(
+    cost: GraphCost,
+    profile: DeviceProfile,
+    demand: Demand = _NOTHING_ASKED,
+    *,
+    calibration: Calibration | None = None,
+) -> Plan:
     """Plan for a device that need not be here.
 
+    Args:
+        calibration: of the engine, where it was measured on this device or another.
+
     Raises:
-        InputError: a JetPack or a power mode that the device does not have, or a mode that its JetPack does not.
+        InputError: a JetPack, a power mode or an engine that the device does not have, or a mode that its JetPack does
+            not.
     """
+    engine = demand.engine or engines_of(profile.kind)[0]
+    shares_of(engine, profile)
+    demand = dataclasses.replace(demand, engine=engine)
     release = _release(profile, demand)
     free = free_bytes(profile, demand.memory_gib)
     profile, why = _in_mode(profile, demand, release)
-    variants = _variants(cost, profile, demand, release, free)
+    variants = _variants(cost, profile, demand, release, free, calibration)
     chosen = recommended(variants)
     return Plan(
         device=profile.name,
@@ -55,13 +70,18 @@ def plan(cost: GraphCost, profile: DeviceProfile, demand: Demand = _NOTHING_ASKE
         variants=variants,
         recommended=chosen.name if chosen else None,
         verdict=verdict(chosen, demand, variants),
-        recipe=recipe(chosen, profile, free) if chosen else (),
-        notes=(*_mode_notes(profile), *notes_on(cost, profile, demand, release, free)),
+        recipe=recipe(chosen, profile, free) if chosen and engine in built_engines() else (),
+        notes=(
+            *_mode_notes(profile),
+            *notes_on(cost, profile, demand, release, free),
+            *([calibration.told_of(profile)] if calibration else []),
+        ),
+        engine=engine,
         mode=_figures(profile, why, variants),
         beside=tuple(
             figures
             for other in _faster(profile, release)
-            if (figures := _figures(other, "", _variants(cost, other, demand, release, free)))
+            if (figures := _figures(other, "", _variants(cost, other, demand, release, free, calibration)))
         ),
     )
 
@@ -225,10 +245,15 @@ def _release(profile: DeviceProfile, demand: Demand) -> JetPack | None:
 
 
 def _variants(
-    cost: GraphCost, profile: DeviceProfile, demand: Demand, release: JetPack | None, free: int | None
+    cost: GraphCost,
+    profile: DeviceProfile,
+    demand: Demand,
+    release: JetPack | None,
+    free: int | None,
+    calibration: Calibration | None,
 ) -> tuple[VariantPlan, ...]:
     return tuple(
-        _variant(name, precision, cost, profile, demand, release, free)
+        _variant(name, precision, cost, profile, demand, release, free, calibration)
         for name, precision in (FOR_CPU if profile.kind == "cpu" else FOR_GPU).items()
     )
 
@@ -241,13 +266,14 @@ def _variant(
     demand: Demand,
     release: JetPack | None,
     free: int | None,
+    calibration: Calibration | None,
 ) -> VariantPlan:
     if why := _refusal(precision, profile, release):
         return VariantPlan(name, precision, refused=why)
     allowed = next(each for each in profile.precisions if each.name == precision)
     batch = demand.batch or (1 if profile.kind == "cpu" else min(demand.cameras, _LARGEST_BATCH))
     memory = memory_of(cost, precision, profile, batch=batch, cameras=demand.cameras)
-    speed = _speed(cost, precision, profile, demand, batch)
+    speed = _speed(cost, precision, profile, demand, batch, calibration)
     return VariantPlan(
         name,
         precision,
@@ -260,20 +286,23 @@ def _variant(
     )
 
 
-def _speed(cost: GraphCost, precision: str, profile: DeviceProfile, demand: Demand, batch: int) -> Estimate | None:
+def _speed(
+    cost: GraphCost,
+    precision: str,
+    profile: DeviceProfile,
+    demand: Demand,
+    batch: int,
+    calibration: Calibration | None,
+) -> Estimate | None:
     """None where the peak is not published, or a CPU's cores and clock were not given."""
-    peak = profile.peak(precision)
-    if peak is None or (peak.per == "core_ghz" and None in (demand.cores, demand.ghz)):
+    assert demand.engine is not None  # plan() saw to it
+    device = device_of(profile, precision, demand.engine, cores=demand.cores, ghz=demand.ghz)
+    if device is None:
         return None
-    bandwidth = profile.memory.bandwidth_gb_s
-    return estimate(
-        cost,
-        precision,
-        peak_tflops=peak.total(cores=demand.cores or 1, ghz=demand.ghz or 1.0),
-        bandwidth_gb_s=bandwidth.value if bandwidth else None,
-        batch=batch,
-        shares=CPU if profile.kind == "cpu" else GPU,
-    )
+    shares = shares_of(demand.engine, profile)
+    if calibration is not None:
+        device, shares = calibration.applied(profile, precision, device, shares)
+    return estimate(cost, precision, device, batch=batch, shares=shares)
 
 
 def _refusal(precision: str, profile: DeviceProfile, release: JetPack | None) -> str | None:

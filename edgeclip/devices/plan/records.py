@@ -23,6 +23,8 @@ class Demand:
         mode_why: where the mode comes from, in words, if not from whoever asks.
         memory_gib: memory that is free for the model, GiB; None for what the device is sold with less its system.
         cores, ghz: of a CPU, whose peaks depend on them.
+        engine: what runs it, a name of ``edgeclip.engine_list``, or ``pytorch`` or ``pytorch-eager`` for comparison;
+            None for TensorRT on a GPU and OpenVINO on a CPU.
 
     Raises:
         InputError: a value that is not above zero.
@@ -37,6 +39,7 @@ class Demand:
     ghz: float | None = None
     mode: str | None = None
     mode_why: str | None = None
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("cameras", "fps", "batch", "memory_gib", "cores", "ghz"):
@@ -112,10 +115,11 @@ class Plan:
         recommended: name of the most exact variant that pays and meets the demand for certain; else, of those that
             pay, the one expected to be fastest; None where none can run.
         verdict: one sentence.
-        recipe: commands, in order.
+        recipe: commands, in order; none for an engine that takes a bundle as it is.
         notes: what its owner should know.
         mode: power mode that all this holds in, on a Jetson whose modes are known.
         beside: the modes without a budget, or the fastest, where they are faster.
+        engine: what its speeds are of.
     """
 
     device: str
@@ -131,6 +135,7 @@ class Plan:
     notes: tuple[str, ...]
     mode: ModeFigures | None = None
     beside: tuple[ModeFigures, ...] = ()
+    engine: str = ""
 
     def variant(self, name: str) -> VariantPlan:
         """The plan of one variant."""
