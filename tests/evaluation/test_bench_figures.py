@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,13 +14,18 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.plan.cost import GraphCost
+from edgeclip.devices.plan.speed import estimate_on
 from edgeclip.devices.sensors.energy import Energy
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import InputError
 from edgeclip.evaluation.bench.bench import BenchOptions, _enlarged, _together, _warm_up
+from edgeclip.evaluation.bench.calibrate import calibration_of
 from edgeclip.evaluation.bench.card import compare, print_comparison
-from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured, load_result
+from edgeclip.files import write_json
 
 SETTING = BenchSetting(
     model="m", variant="fp32", engine="onnxruntime", stage="engine", batch=1, threads=None, size=(8, 8)
@@ -160,3 +166,76 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any], says: str) -> N
     BenchOptions(rounds=10_000, warm_up_s=3600.0)
     with pytest.raises(InputError, match=says):
         BenchOptions(**wrong)
+
+
+# What a benchmark makes of estimates
+
+COST = GraphCost(
+    image_size=(8, 8),
+    macs=4_000_000_000,
+    weights=80_000_000,
+    activation_peak=1,
+    activation_traffic=30_000_000,
+    kernels=100,
+    operators={},
+)
+
+
+def of_device(name: str, *measured: tuple[BenchSetting, list[float]], **machine: Any) -> BenchResult:
+    return msgspec.structs.replace(result(*measured, **machine), device=name, ghz=2.5, costs={"m": COST})
+
+
+def middle(name: str, precision: str, engine: str, **more: Any) -> float:
+    found = estimate_on(load_profile(name), COST, precision, engine, **more)
+    assert found is not None
+    return found.latency_ms.middle
+
+
+def test_batches_that_an_engine_took_calibrate_it() -> None:
+    """End-to-end times, other engines and forms that no plan knows do not count; threads are the cores that ran."""
+    name = "x86-avx512-vnni"
+    int8 = msgspec.structs.replace(SETTING, variant="int8-cpu", threads=3, batch=2)
+    measured = of_device(
+        name,
+        (SETTING, [2 * middle(name, "fp32", "onnxruntime", cores=4, ghz=2.5)] * 3),
+        (int8, [3 * middle(name, "int8", "onnxruntime", batch=2, cores=3, ghz=2.5)] * 3),
+        (msgspec.structs.replace(SETTING, stage="end-to-end"), [1e6] * 3),
+        (msgspec.structs.replace(SETTING, variant="pruned"), [1e6] * 3),
+        (msgspec.structs.replace(SETTING, model="other"), [1e6] * 3),
+        cores_usable=4,
+    )
+    found = calibration_of(measured)
+    assert (found.engine, found.device, found.count) == ("onnxruntime", name, 2)
+    assert found.ratios == pytest.approx({"fp32": 2.0, "int8": 3.0})
+    assert calibration_of(measured, "onnxruntime") == found
+    with pytest.raises(InputError, match=r"measurements of openvino on .*, got onnxruntime: measure it"):
+        calibration_of(measured, "openvino")
+    with pytest.raises(InputError, match="one of a machine that fits no profile"):
+        calibration_of(result((SETTING, [1.0])))
+    with pytest.raises(InputError, match="got none that can be estimated"):
+        calibration_of(msgspec.structs.replace(measured, costs={}))
+    for unclear in ("four", -4, 0):
+        with pytest.raises(InputError, match="in a precision whose peak"):
+            calibration_of(of_device(name, (SETTING, [1.0] * 3), cores_usable=unclear))
+
+
+def test_a_benchmark_of_costs_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    write_json(path, of_device("t4", (SETTING, [1.0] * 3)))
+    assert load_result(path).costs == {"m": COST}
+    for good, bad in (('"kernels": 100', '"kernels": -1'), ("4000000000", "-1"), ('"ghz": 2.5', '"ghz": 0.0')):
+        spoilt = tmp_path / "spoilt.json"
+        spoilt.write_text(path.read_text().replace(good, bad))
+        with pytest.raises(InputError, match="expected a file of edgeclip bench --json"):
+            load_result(spoilt)
+
+
+def test_a_jetson_was_measured_in_the_mode_that_it_was_in() -> None:
+    setting = msgspec.structs.replace(SETTING, variant="fp16", engine="tensorrt")
+    ms = middle("orin-nano-8gb", "fp16", "tensorrt")
+    ratios = {
+        mode: calibration_of(of_device("orin-nano-8gb", (setting, [ms] * 3), power_mode=mode)).ratios["fp16"]
+        for mode in ("15W", "MAXN_SUPER")
+    }
+    assert ratios["15W"] == pytest.approx(1.0)
+    assert 1.3 < ratios["MAXN_SUPER"] < 1.7  # what took as long at a clock 1.6 times as high is that much slower

@@ -21,7 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.bundle import Bundle, BundleLike, open_bundles
+from edgeclip.devices.machine.machine import match_profile
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.machine.tree import Tree
+from edgeclip.devices.plan.cost import load_cost
+from edgeclip.devices.plan.plan import demand_here
+from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.sensors.energy import Energy, sum_of
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.engine_list import ENGINES
@@ -158,12 +163,18 @@ def bench(
         )
         for setting, done in rounds.items()
     )
+    here = Tree()
+    profile = match_profile(here)
+    costs = {bundle.manifest.model.id: load_cost(bundle.path) for bundle in bundles}
     return BenchResult(
         bundles={bundle.manifest.model.id: bundle.manifest.model.name for bundle in bundles},
         measured=tuple(sorted(measured, key=lambda each: settings.index(each.setting))),
         refused=tuple(refused),
         machine=describe_machine(),
         conditions=conditions,
+        device=profile.name if profile else None,
+        ghz=demand_here(Demand(), profile, here).ghz if profile else None,
+        costs={model: cost for model, cost in costs.items() if cost is not None},
     )
 
 
@@ -308,9 +319,10 @@ def _warm_up(run: Callable[[], float], limit_s: float) -> bool:
 
 
 def _together(energies: Sequence[Energy | None]) -> Energy | None:
-    """The energy of several windows; None unless it is known of each."""
+    """The energy of several windows; None unless it is known of each, by the same sensors."""
     known = [each for each in energies if each is not None]
-    return sum_of(known) if known and len(known) == len(energies) else None
+    alike = len({each.covers for each in known}) == 1
+    return sum_of(known) if alike and len(known) == len(energies) else None
 
 
 _CODE = """

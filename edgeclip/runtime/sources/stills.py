@@ -88,4 +88,4 @@ class ImagesSource(Source):
 
     def describe(self) -> str:
         """How many images there are."""
-        return counted(self.total, "image")
+        return counted(len(self._files), "image")
