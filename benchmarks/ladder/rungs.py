@@ -126,7 +126,7 @@ def subjects() -> dict[str, Subject]:
             ("caltech101", f"caltech101{SHOT}"),
         ),
         "starter": Subject("starter", starter_spec(224), ("caltech101",), 128, 64, some, MORE),
-        "vit": Subject("vit", vit_spec(224), (), 64, 0, six, (), TELLING, POOLED[:1], ("caltech101",)),
+        "vit": Subject("vit", vit_spec(224), (), 64, 0, six, (), TELLING, POOLED, ("caltech101",)),
     }
 
 
