@@ -71,7 +71,7 @@ SUBJECTS = {
     "golden": _subject("runtime/proof/golden", "runtime/test_basis runtime/test_proof"),
     "decisions": _subject(
         "decisions calibration/decisions/fit calibration/decisions/confidence calibration/decisions/background",
-        "calibration/test_promises calibration/test_decisions",
+        "calibration/test_promises",
     ),
     "promises": _subject("calibration/decisions/precision_bound", "calibration/test_promises"),
     "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures"),
@@ -99,7 +99,12 @@ SUBJECTS = {
         "export/lint/graph export/lint/lint export/lint/operators export/lint/qdq", "export/test_lint_findings"
     ),
     "precision": _subject("export/half/plan", "export/test_precision_plan"),
-    "accuracy": _subject("export/accuracy", "export/test_accuracy"),
+    "accuracy": _subject(
+        "export/accuracy",
+        "export/test_accuracy_figures export/test_accuracy",
+        "accuracy_figures or bound and (score_test or 97_times or usual or never or grows) or in_pairs "
+        "or other_images or as_are_asked_for or what_they_can_bound or no_number_of_images",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from edgeclip.calibration.decisions.background import (
     fit_footage,
     footage_notes,
     require_frames,
+    vocabulary,
 )
 from edgeclip.calibration.decisions.confidence import NONE, Labelled, _logistic, _Regression, fit_confidence
 from edgeclip.calibration.decisions.confidence import fit_temperature as temperature_of
@@ -261,6 +262,7 @@ def test_confidence_is_fitted_to_what_is_judged_and_scaled_alike() -> None:
     solution = np.linalg.solve(inputs.T @ inputs + strength * np.eye(WIDTH + 1), inputs.T @ target)
     np.testing.assert_allclose(images.embeddings @ found.rows.T + found.offsets, inputs @ solution, atol=1e-5)
     assert found.verified.tolist() == [0, 1, 2, 3]
+    found.check(4, WIDTH)  # of the types and shapes in which it is stored
 
 
 @pytest.mark.parametrize("encoder", [SPEC, SIGMOID], ids=["softmax", "sigmoid"])
@@ -760,6 +762,31 @@ def test_a_site_is_described_by_the_words_that_add_most() -> None:
     assert describe_site(frames, words[1:2], axes[4:], count=2, **asked) == []
     further = unit_rows((axes[4:5] + 0.76 * axes[0:1]).astype(np.float32))  # cosine 0.796
     assert describe_site(frames, further, axes[4:], count=2, **asked) == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_word_is_the_one_that_explains_the_footage_best_beside_those_before(seed: int) -> None:
+    """As said by SciPy's softmax over the words chosen so far, one more, and the classes."""
+    frames, words, classes = (
+        unit_rows(np.random.default_rng([seed, count]).standard_normal((count, WIDTH)).astype(np.float32))
+        for count in (40, 12, 5)
+    )
+
+    def explained(chosen: list[int]) -> float:
+        shares = special.log_softmax(8.0 * (frames @ np.concatenate([words[chosen], classes]).T), axis=1)
+        return float(special.logsumexp(shares[:, : len(chosen)], axis=1).mean())
+
+    far = [word for word in range(12) if (words[word] @ classes.T).max() < 0.8]
+    expected: list[int] = []
+    while len(expected) < 6:
+        expected.append(max(set(far) - set(expected), key=lambda word: explained([*expected, word])))
+    assert describe_site(frames, words, classes, logit_scale=8.0, count=6) == expected
+
+
+def test_the_words_that_come_with_it_are_many_and_each_once() -> None:
+    words = vocabulary()
+    assert len(set(words)) == len(words) > 150
+    assert {"wall", "floor", "sky"} <= set(words)
 
 
 def test_footage_notes_say_the_rate() -> None:
