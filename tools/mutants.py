@@ -73,10 +73,16 @@ SUBJECTS = {
         "decisions calibration/decisions/fit calibration/decisions/confidence calibration/decisions/background",
         "calibration/test_promises",
     ),
-    "promises": _subject("calibration/decisions/precision_bound", "calibration/test_promises"),
+    "promises": _subject(
+        "calibration/decisions/precision_bound",
+        "calibration/test_promises",
+        "fewest_images or sequence or level_with_the_last or likely_threshold or promised",
+    ),
     "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures"),
     "bench": _subject(
-        "evaluation/bench/bench evaluation/bench/records", "evaluation/test_bench_figures evaluation/test_bench"
+        "evaluation/bench/bench evaluation/bench/records",
+        "evaluation/test_bench_figures evaluation/test_bench",
+        "bench_figures or by_hand or kept_result or setting_by_setting",
     ),
     "statistics": _subject(
         "evaluation/statistics/paired evaluation/statistics/rounds evaluation/statistics/metrics "

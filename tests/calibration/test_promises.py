@@ -150,6 +150,11 @@ def test_the_sequence_begins_at_a_tenth_of_the_images() -> None:
     # Of 20 images the only count that can be looked at is one, less than a tenth.
     few = promised_threshold(np.linspace(0.9, 0.1, 20), np.ones(20, np.bool_), target=0.999, confidence=0.001)
     assert few == Threshold(pytest.approx(0.9 - 1e-6), 1, 1)
+    # Of 1000 that are 1, with no error, and 46, with one: only the last of them.
+    right = np.arange(1000) > 0
+    last = promised_threshold(np.linspace(0.9, 0.1, 1000), right, target=1 - 1e-6, confidence=1e-9)
+    assert last is not None
+    assert (last.accepted, last.right) == (46, 45)
 
 
 def test_images_that_are_level_with_the_last_are_counted_too() -> None:

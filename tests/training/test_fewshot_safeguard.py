@@ -399,8 +399,9 @@ def test_a_curve_of_a_bundle_is_that_of_its_embeddings(shelf: Shelf) -> None:
 def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
     names = shelf.data.parent / "names.json"
     names.write_text('{"red_thing": "rose", "blue_thing": "sky"}')
+    (templates := shelf.data.parent / "templates.txt").write_text("a {} here\n")
     given: dict[str, Any] = {
-        "bundle": str(shelf.bundle.path), "data": str(shelf.data), "names": str(names), "templates": "simple",
+        "bundle": str(shelf.bundle.path), "data": str(shelf.data), "names": str(names), "templates": str(templates),
         "background": "wall, floor", "variant": "rolled", "method": "tip-adapter", "shots": 0, "seed": 1,
     }  # fmt: skip
     return FewShotRecipe(name="shelf", **given | changed)
@@ -409,7 +410,7 @@ def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
 def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path) -> None:
     out, folder = io.StringIO(), tmp_path / "made"
     recipe = recipe_of(shelf, curve=CurveSection(seeds=2, methods=("tip-adapter",), shots=(0, 2)))
-    run_recipe(recipe, folder, console=Console(file=out, width=40))
+    run_recipe(recipe, folder, console=Console(file=out, width=300))
     assert sorted(file.name for file in folder.iterdir()) == [
         "curve.json", "curve.png", "recipe.json", "shelf.safetensors"
     ]  # fmt: skip
@@ -421,7 +422,7 @@ def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path
     assert table.adapted.endswith(digest_of(blue, red))
     assert [each["name"] for each in shelf.asked] == ["shelf", "images"]
     assert shelf.asked[0]["background"] == make_classes(["wall", "floor"])
-    assert shelf.asked[0]["templates"] == ("a photo of a {}.",)
+    assert shelf.asked[0]["templates"] == ("a {} here",)
     report = msgspec.json.decode((folder / "curve.json").read_bytes(), type=CurveReport)
     assert (report.curve.seeds, {each.method for each in report.curve.points}) == (2, {"tip-adapter"})
     assert {each.shots for each in report.curve.points} == {0, 2}
