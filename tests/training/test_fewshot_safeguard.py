@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,8 @@ from edgeclip.runtime.scoring import Scorer
 from tests import conftest
 
 pytest.importorskip("torch")
+
+import torch
 
 from edgeclip.calibration.embeddings import image_embeddings
 from edgeclip.calibration.hashed_images import files as image_files
@@ -60,6 +62,15 @@ WIDTH = 8
 _PREPROCESS = PreprocessSpec(height=32, width=32, resize_to=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SOFTMAX = EncoderSpec(preprocess=_PREPROCESS, embedding_dim=WIDTH, logit_scale=20.0)
 AXES = np.eye(WIDTH, dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads would wait for each other, and a process forked off has none of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def table_of(rows: np.ndarray) -> PromptTable:
