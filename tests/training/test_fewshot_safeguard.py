@@ -55,7 +55,7 @@ from edgeclip.training.adapt.fewshot import (
     adapt,
     cross_validate,
 )
-from edgeclip.training.adapt.linear_probe import Shots
+from edgeclip.training.adapt.linear_probe import Shots, class_means, fit_rows
 from edgeclip.training.adapt.recipe import CurveSection, FewShotRecipe
 
 WIDTH = 8
@@ -213,6 +213,22 @@ def test_one_shot_a_class_takes_what_was_chosen_once(name: str, setting: MethodS
     assert uneven.startswith(f"{name}, 1 to 3 shots a class, ")
 
 
+def test_a_method_gives_rows_or_keys() -> None:
+    text, shots = table_of(unit_rows(AXES[:3] + 0.8 * AXES[1:4])), few([1, 1, 1])
+    made = {name: adapt(text, shots, SOFTMAX, name).table for name in METHODS}
+    means, (nearer,) = class_means(shots, 3), fit_rows(text.embeddings, shots, SOFTMAX, [1.0])
+    for name, rows in (("probe", means), ("zs-probe", nearer)):
+        np.testing.assert_allclose(made[name].embeddings, rows, atol=1e-6)
+        assert made[name].cache is None
+    assert np.abs(nearer - text.embeddings).max() > 1e-3
+    for name in ("tip-adapter", "tip-adapter-f"):  # the second has not moved its keys yet
+        cache = made[name].cache
+        assert cache is not None
+        np.testing.assert_allclose(cache.keys, shots.embeddings, atol=1e-6)
+        assert (cache.labels.tolist(), cache.alpha, cache.beta) == ([0, 1, 2], 5.0, 4.0)
+        np.testing.assert_array_equal(made[name].embeddings, text.embeddings)
+
+
 def test_settings_go_from_zero_shot_on() -> None:
     text, shots = table_of(AXES[:3]), few([4, 4, 4])
     pulls = [math.inf, 10, 3, 1, 0.3, 0.1, 0.03, 0.01]
@@ -326,7 +342,7 @@ def shelf(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def table_for_bundle(of: Bundle, classes: Any, templates: Any, *, progress: Any, **more: Any) -> PromptTable:
         assert of.path == bundle.path
         background = more["background"]
-        asked.append({"labels": [each.label for each in classes], "templates": tuple(templates), **more})
+        asked.append({"classes": tuple(classes), "templates": tuple(templates), **more})
         if progress:
             progress(3, 4)
         every = (*classes, *background)
@@ -371,9 +387,8 @@ def test_so_many_images_of_each_class_are_drawn_and_all_of_them_for_0(shelf: She
     assert said <= drawn
     assert told[0] == ("prompts", 3, 4)
     assert told[-1] == ("images", 6, 6)
-    assert shelf.asked[0] == {
-        "labels": ["blue_thing", "red_thing"], "templates": ("{}!",), "name": "shelf", "background": wall
-    }  # fmt: skip
+    classes = make_classes({"blue_thing": "blue thing", "red_thing": "red thing"})
+    assert shelf.asked[0] == {"classes": classes, "templates": ("{}!",), "name": "shelf", "background": wall}
     assert found.table.name == "shelf"
     every = adapted(0, 0).table.adapted
     assert every.startswith("tip-adapter, 5 to 6 shots a class, ")
@@ -403,12 +418,13 @@ def test_a_curve_of_a_bundle_is_that_of_its_embeddings(shelf: Shelf) -> None:
         "images", shelf.bundle.manifest.model.id, "rolled", ("{}!",), 1, expected, describe_machine()
     )
     assert shelf.asked[0]["name"] == "images"
+    assert shelf.asked[0]["classes"] == make_classes({"blue_thing": "sky", "red_thing": "rose"})
     assert [told[0], told[1], told[-1]] == [("prompts", 3, 4), ("images", 12, 12), ("fits", 6, 6)]
     assert len(told) == 8
 
 
 def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
-    names = shelf.data.parent / "names.json"
+    names = shelf.data.parent / "names [red].json"
     names.write_text('{"red_thing": "rose", "blue_thing": "sky"}')
     (templates := shelf.data.parent / "templates.txt").write_text("a {} here\n")
     given: dict[str, Any] = {
@@ -419,7 +435,7 @@ def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
 
 
 def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path) -> None:
-    out, folder = io.StringIO(), tmp_path / "made"
+    out, folder = io.StringIO(), tmp_path / "made [red]"
     recipe = recipe_of(shelf, curve=CurveSection(seeds=2, methods=("tip-adapter",), shots=(0, 2)))
     run_recipe(recipe, folder, console=Console(file=out, width=300))
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -432,6 +448,8 @@ def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path
     assert table.adapted.startswith("tip-adapter, 5 to 6 shots a class")
     assert table.adapted.endswith(digest_of(blue, red))
     assert [each["name"] for each in shelf.asked] == ["shelf", "images"]
+    named = make_classes({"blue_thing": "sky", "red_thing": "rose"})
+    assert [each["classes"] for each in shelf.asked] == [named, named]
     assert shelf.asked[0]["background"] == make_classes(["wall", "floor"])
     assert shelf.asked[0]["templates"] == ("a {} here",)
     report = msgspec.json.decode((folder / "curve.json").read_bytes(), type=CurveReport)
