@@ -472,7 +472,8 @@ class Text:
     """Texts as the rows of a table: its three classes' names."""
 
     def __init__(self, rows: FloatArray) -> None:
-        self.rows, self.asked = rows, []  # type: ignore[var-annotated]
+        self.rows = rows
+        self.asked: list[str] = []
 
     def encode_text(self, texts: Any) -> FloatArray:
         self.asked += list(texts)
@@ -480,7 +481,7 @@ class Text:
         return rows
 
 
-def asked_for(noise: Set, truth: Any, **changed: Any) -> tuple[Text, AccuracyOptions]:
+def asked_for(noise: Set, truth: Any, **changed: Any) -> tuple[Any, AccuracyOptions]:
     """The images with those labels, by decodable file."""
     whole = [path for path, _ in noise.files if path.name != "9.png"]
     files = [(path, int(label)) for path, label in zip(whole, truth, strict=True)]
@@ -492,7 +493,8 @@ def asked_for(noise: Set, truth: Any, **changed: Any) -> tuple[Text, AccuracyOpt
 def test_an_export_writes_its_report_or_says_why_there_is_no_int8(
     noise: Set, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fp32, out, said = work.materials.fp32, tmp_path / "out", []  # type: ignore[var-annotated]
+    fp32, out = work.materials.fp32, tmp_path / "out"
+    said: list[str] = []
     truth = labelled(noise)._scores(fp32, "fp32").argmax(axis=1)
     text, options = asked_for(noise, truth)
     given: list[Any] = []
@@ -506,7 +508,7 @@ def test_an_export_writes_its_report_or_says_why_there_is_no_int8(
         return ["made"], report
 
     monkeypatch.setattr(accuracy, "make_bounded", bounded)
-    made = make_accurate(("int8",), out, work.materials, text, options, recipe=RECIPE, progress=said.append)  # type: ignore[arg-type]
+    made = make_accurate(("int8",), out, work.materials, text, options, recipe=RECIPE, progress=said.append)
     assert made == ["made"]
     assert sorted(text.asked) == ["a b!", "c!", "d!"]
     assert said == [*(f"reading image {n} of 12" for n in range(1, 13)), "top-1 of fp32 on 12 images", "bounded"]
@@ -519,11 +521,11 @@ def test_an_export_writes_its_report_or_says_why_there_is_no_int8(
     (out / REPORT).unlink()
     given += [None] * 3
     with pytest.raises(ParityError, match="it loses too much"):
-        make_accurate(("int8",), out, work.materials, text, options, progress=said.append)  # type: ignore[arg-type]
+        make_accurate(("int8",), out, work.materials, text, options, progress=said.append)
     assert not (out / REPORT).exists()
     assert not caplog.records
     text, options = asked_for(noise, truth, left_out=True)
-    assert make_accurate(("int8",), out, work.materials, text, options, progress=said.append) == []  # type: ignore[arg-type]
+    assert make_accurate(("int8",), out, work.materials, text, options, progress=said.append) == []
     left = QuantizationReport(unit=UNIT, max_drop=60.0, left_out="it loses too much")
     assert msgspec.json.decode((out / REPORT).read_bytes(), type=QuantizationReport) == left
     assert caplog.messages == ["INT8 is left out: it loses too much"]
@@ -540,11 +542,11 @@ def test_labels_that_cannot_bound_a_loss_leave_it_to_the_golden_images_unless_th
     text, options = asked_for(noise, wrong, max_drop=0.3 if few else 60.0)
     (tmp_path / "out" / "image_encoder").mkdir()
     with pytest.raises(InputError):
-        make_accurate(("int8",), tmp_path / "out", work.materials, text, options)  # type: ignore[arg-type]
+        make_accurate(("int8",), tmp_path / "out", work.materials, text, options)
     assert not work.asked
     text, options = asked_for(noise, wrong, max_drop=0.3 if few else 60.0, required=False)
     said: list[str] = []
-    made = make_accurate(("int8",), tmp_path / "out", work.materials, text, options, progress=said.append)  # type: ignore[arg-type]
+    made = make_accurate(("int8",), tmp_path / "out", work.materials, text, options, progress=said.append)
     assert [variant.name for variant in made] == ["int8"]
     assert work.asked == [(("int8",), tmp_path / "out", work.materials)]
     assert said[-1] == "made"
