@@ -27,7 +27,7 @@ types: $(VENV)/.dev
 wheel-test: $(VENV)/.dev
 	$(BIN)/python tests/wheel_check.py
 
-# Resolve what a Jetson would install: wheels only, for JetPack 6 and 7.
+# Resolve what a Jetson would install: wheels only, for JetPack 5 to 7.
 aarch64-check: $(VENV)/.dev
 	$(BIN)/python tests/aarch64_wheels.py
 

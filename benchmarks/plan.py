@@ -1,10 +1,12 @@
 """The planner's ranges beside what was measured: by others on GPUs, here on this CPU; and what a build takes of memory.
 
-    python benchmarks/plan.py [BUNDLE ...] [--device x86-avx512-vnni --ghz 2.6] [--json FILE]
+    python benchmarks/plan.py [BUNDLE ...] --ghz 2.6 [--device x86-avx512-vnni] [--json FILE]
+    python benchmarks/plan.py [BUNDLE ...] --builds                 # what builds take, and no more
 
-Latencies of others come from ``tests/devices/published.toml``, each with its source. Those of this machine are
-proofs of each bundle's variants (the median of single images). A build's memory is the peak of a process that builds a
-plan by TensorRT-RTX for compute capability 8.6, less that of one that loads the library alone. Prints the machine.
+Latencies of others come from ``tests/devices/published.toml``, each with its source; the planner's shares were fitted
+to them (``tools/fit_latency.py`` prints what it says of those that it left out). Those of this machine are proofs of
+each bundle's variants (the median of single images). A build's memory is the peak of a process that builds a plan by
+TensorRT-RTX for compute capability 8.6, less that of one that loads the library alone. Prints the machine.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import describe_machine, summary
 from edgeclip.devices.plan.plan import plan
 from edgeclip.devices.plan.records import Demand
+from edgeclip.devices.plan.speed import estimate_on
 from edgeclip.export.cost import cost_of_bundle
 from edgeclip.files import write_json
 from edgeclip.runtime.engines.base import engine_class
@@ -67,12 +71,13 @@ def published_rows() -> list[Row]:
     """Every published latency beside the plan for its device."""
     rows = []
     for each in published_latencies():
-        planned = plan(each.cost, load_profile(each.device), Demand(batch=each.batch)).variant(each.precision)
-        if planned.estimate is None:
+        estimated = estimate_on(
+            each.profile, each.cost, each.precision, each.engine, batch=each.batch, cores=each.cores, ghz=each.ghz
+        )
+        if estimated is None:
             raise SystemExit(f"{each.device} has no peak of {each.precision}: its latencies cannot be planned")
-        latency = planned.estimate.latency_ms
-        what = f"{each.device:16} {each.model} {each.precision} batch {each.batch}"
-        rows.append(Row(what=what, low=latency.low, measured=each.ms, high=latency.high))
+        latency = estimated.latency_ms
+        rows.append(Row(what=str(each), low=latency.low, measured=each.ms, high=latency.high))
     return rows
 
 
@@ -82,13 +87,13 @@ def rows_here(bundle: Bundle, device: str, ghz: float) -> list[Row]:
     if golden is None:
         raise SystemExit(f"{bundle.path} has no golden images: export it again")
     demand = Demand(cores=len(os.sched_getaffinity(0)), ghz=ghz, batch=1)
-    planned = plan(cost_of_bundle(bundle), load_profile(device), demand)
     rows = []
-    for variant in bundle.manifest.variants:
-        outlook = next((each for each in planned.variants if each.name == variant.name), None)
-        if outlook is None or outlook.estimate is None:
-            continue
-        for engine in _CPU_ENGINES:
+    for engine in _CPU_ENGINES:
+        planned = plan(cost_of_bundle(bundle), load_profile(device), replace(demand, engine=engine))
+        for variant in bundle.manifest.variants:
+            outlook = next((each for each in planned.variants if each.name == variant.name), None)
+            if outlook is None or outlook.estimate is None:
+                continue
             if engine_class(engine).suits(variant) and engine_class(engine).available():
                 proof = prove(bundle, variant.name, engine, golden)
                 latency = outlook.estimate.latency_ms
@@ -130,23 +135,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="*", default=["starter"])
     parser.add_argument("--device", default="x86-avx512-vnni", help="profile of this CPU")
-    parser.add_argument("--ghz", type=float, required=True, help="its clock under load")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--ghz", type=float, help="its clock under load")
+    asked.add_argument("--builds", action="store_true", help="only what builds take of memory")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     bundles = [Bundle.open(path) for path in arguments.bundles]
 
-    published = published_rows()
-    here = [row for bundle in bundles for row in rows_here(bundle, arguments.device, arguments.ghz)]
+    published = here = []
+    if not arguments.builds:
+        published = published_rows()
+        here = [row for bundle in bundles for row in rows_here(bundle, arguments.device, arguments.ghz)]
     builds = [row for bundle in bundles for row in build_rows(bundle)] if find_spec("tensorrt_rtx") else []
-    print("published by others, ms a batch (planned range, published)")
-    show(published)
-    print("\nmeasured here, ms an image (planned range, measured)")
-    show(here)
-    print(f"\npeak memory of a build by {_BUILDER}, beyond its libraries")
+    if not arguments.builds:
+        print("published by others, ms a batch (planned range, published)")
+        show(published)
+        print("\nmeasured here, ms an image (planned range, measured)")
+        show(here)
+        inside = sum(row.inside for row in (*published, *here))
+        print(f"\n{inside} of {len(published) + len(here)} inside their range\n")
+    print(f"peak memory of a build by {_BUILDER}, beyond its libraries")
     for row in builds:
         print(f"  {row.what:44} {row.peak / 1e6:8.0f} MB, {row.copies:.1f} for each byte of the graph")
-    inside = sum(row.inside for row in (*published, *here))
-    print(f"\n{inside} of {len(published) + len(here)} inside their range; on {summary(describe_machine())}")
+    print(f"on {summary(describe_machine())}")
     if arguments.json:
         content = {"published": published, "here": here, "builds": builds, "machine": describe_machine()}
         write_json(arguments.json, content)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from edgeclip.errors import TableError
 from edgeclip.key_cache import LARGEST, FloatArray
+from edgeclip.printable import counted
 from edgeclip.tensors import Tensors
 
 Promise = Literal["own", "together", "none"]
@@ -347,5 +348,5 @@ def _sentence(table: str, facts: DecisionFacts) -> str:
     held = sum(each.promise != "none" for each in facts.classes.values())
     return (
         f"table {table}: calibrated for {facts.variant}{on}; precision {facts.target:g} is promised for {held} of "
-        f"{len(facts.classes)} classes"
+        f"{counted(len(facts.classes), 'class', 'classes')}"
     )

@@ -23,8 +23,7 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from edgeclip.documents import encode_json
-from edgeclip.documents import read_json as read_document
+from edgeclip.documents import decode_json, encode_json, read_json
 from edgeclip.errors import EdgeclipError, InputError
 from edgeclip.outputs import Output, check_folder_writable, find_output, is_mounted, is_shared
 
@@ -139,9 +138,27 @@ def keep_file(path: Path, save: Callable[[Path], object]) -> None:
         _log.warning("not kept in the cache: %s", error)
 
 
+class _Kept(msgspec.Struct):
+    sha256: str  # of the value as it stands there
+    value: msgspec.Raw
+
+
 def keep_json(path: Path, value: Any) -> None:
-    """``write_json`` by ``keep_file``."""
-    keep_file(path, lambda temporary: temporary.write_bytes(_json_lines(value)))
+    """A value and its digest as JSON by ``keep_file``, for ``kept_json``."""
+    content = encode_json(value)
+    kept = _Kept(hashlib.sha256(content).hexdigest(), msgspec.Raw(content))
+    keep_file(path, lambda temporary: temporary.write_bytes(msgspec.json.encode(kept) + b"\n"))
+
+
+def kept_json(path: Path, kind: type[_T]) -> _T | None:
+    """What ``keep_json`` kept of that type; None if there is none, or another version's, or it was altered."""
+    try:
+        kept = read_json(path, _Kept)
+        if hashlib.sha256(kept.value).hexdigest() != kept.sha256:
+            return None
+        return decode_json(bytes(kept.value), kind, where=str(path))
+    except InputError:
+        return None
 
 
 def sha256_file(path: Path) -> str:
@@ -442,16 +459,4 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value (msgspec struct, dataclass or plain) as indented JSON atomically."""
     with atomic_file(path) as temporary:
-        temporary.write_bytes(_json_lines(value))
-
-
-def _json_lines(value: Any) -> bytes:
-    return msgspec.json.format(encode_json(value), indent=2) + b"\n"
-
-
-def read_json(path: Path, kind: type[_T]) -> _T | None:
-    """What ``write_json`` wrote of that type; None if there is none, or another version's, or it is damaged."""
-    try:
-        return read_document(path, kind)
-    except InputError:
-        return None
+        temporary.write_bytes(msgspec.json.format(encode_json(value), indent=2) + b"\n")

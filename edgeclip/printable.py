@@ -1,4 +1,4 @@
-"""Text from outside in, text that is safe to print out."""
+"""Text from outside in, text that is safe to print out; a number and what it counts in, a phrase out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def printable(text: str, *, lines: bool = True) -> str:
         lines: keep line breaks and tabs; if not, they are written out too, as in a name.
     """
     return "".join(_shown(character, lines) for character in text)
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A number of things: ``1 photograph``, ``2,048 photographs``; ``several`` where an s does not make it several."""
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def path_text(path: str | os.PathLike[str]) -> str:

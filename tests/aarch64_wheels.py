@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE_EXTRAS = "opencv,openvino,cuda,web,mqtt,prometheus"
 DOCUMENTED_EXTRAS = "cuda,web,mqtt"
+OWN_PYTHON_EXTRAS = "opencv,web,mqtt"
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,19 @@ class JetPack:
         python: of its Ubuntu.
         glibc: of its Ubuntu, as wheel tags write it.
         pins: what docs/jetson.md asks for besides edgeclip: its driver's CUDA, and the NumPy of its OpenCV.
+        extras: that docs/jetson.md asks for.
     """
 
     release: str
     python: str
     glibc: str
     pins: tuple[str, ...]
+    extras: str = DOCUMENTED_EXTRAS
 
 
 JETPACKS = (
+    # Ubuntu 20.04, with a Python of one's own, which sees neither the system's OpenCV nor its TensorRT.
+    JetPack("5", "3.10", "2_31", (), OWN_PYTHON_EXTRAS),
     JetPack("6", "3.10", "2_35", ("cuda-bindings==12.*", "numpy<2")),  # Ubuntu 22.04
     JetPack("7", "3.12", "2_39", ("cuda-bindings==13.0.*", "numpy<2")),  # Ubuntu 24.04
 )
@@ -80,7 +85,7 @@ def check(wheel: Path, target: JetPack) -> None:
     ours = wheel.resolve().as_uri()
     wanted = {
         "no extra": [f"edgeclip @ {ours}"],
-        "docs/jetson.md": [f"edgeclip[{DOCUMENTED_EXTRAS}] @ {ours}", *target.pins],
+        "docs/jetson.md": [f"edgeclip[{target.extras}] @ {ours}", *target.pins],
         DEVICE_EXTRAS: [f"edgeclip[{DEVICE_EXTRAS}] @ {ours}"],
     }
     print(f"JetPack {target.release}: Python {target.python}, manylinux_{target.glibc}_aarch64")
@@ -89,7 +94,7 @@ def check(wheel: Path, target: JetPack) -> None:
             found = resolve(requirements, target)
         except NoWheelError as error:
             sys.exit(f"no wheels for {requirements}:\n{error}")
-        if "opencv-python-headless" in found and "opencv" not in name:
+        if "opencv-python-headless" in found and "opencv" not in requirements[0].partition("@")[0]:
             sys.exit(f"{name} brings an OpenCV, which would shadow a Jetson's own: see pyproject.toml")
         told = ("numpy", "onnxruntime", "av", "opencv-python-headless", "openvino", "cuda-bindings")
         print(f"  {name}: {len(found)} wheels; {', '.join(f'{each} {found[each]}' for each in told if each in found)}")

@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from edgeclip.cli import app
-from tests.aarch64_wheels import DOCUMENTED_EXTRAS, JETPACKS, NoWheelError, resolve
+from tests.aarch64_wheels import DOCUMENTED_EXTRAS, JETPACKS, OWN_PYTHON_EXTRAS, NoWheelError, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "docs/jetson.md"
@@ -48,7 +48,7 @@ def write_wheel(folder: Path, name: str, tags: str) -> None:
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packages that differ in what they have wheels for."""
     folder = tmp_path_factory.mktemp("index")
-    write_wheel(folder, "for_arm", "cp310-abi3-manylinux_2_35_aarch64")
+    write_wheel(folder, "for_arm", "cp310-abi3-manylinux_2_31_aarch64")
     write_wheel(folder, "for_x86", "cp310-abi3-manylinux_2_17_x86_64")
     write_wheel(folder, "for_a_later_glibc", "cp310-abi3-manylinux_2_40_aarch64")
     write_wheel(folder, "for_a_later_python", "cp314-cp314-manylinux_2_17_aarch64")
@@ -111,11 +111,12 @@ def test_the_walk_through_installs_what_was_resolved() -> None:
     installs = [
         (path.name, match[1], tuple(re.findall(r'"([^"$]+)"', match[2])))
         for path in (WALK, ROOT / "deploy/Dockerfile.jetpack6", ROOT / "deploy/Dockerfile.jetpack7")
-        for match in re.finditer(r'edgeclip-\*\.whl\)\[([\w,]+)\]"((?: "[^"]+")+)', path.read_text(encoding="utf-8"))
+        for match in re.finditer(r'edgeclip-\*\.whl\)\[([\w,]+)\]"((?: "[^"]+")*)', path.read_text(encoding="utf-8"))
     ]
     pins = {target.release: target.pins for target in JETPACKS}
     assert installs == [
         ("jetson.md", DOCUMENTED_EXTRAS, pins["6"]),
+        ("jetson.md", OWN_PYTHON_EXTRAS, pins["5"]),
         ("Dockerfile.jetpack6", DOCUMENTED_EXTRAS, pins["6"]),
         ("Dockerfile.jetpack7", DOCUMENTED_EXTRAS, pins["7"]),
     ]

@@ -23,7 +23,7 @@ from edgeclip.evaluation.decisions.data import open_reviewed
 from edgeclip.evaluation.robustness.report import read_report
 from edgeclip.evaluation.tradeoff.records import load_tradeoff
 from edgeclip.export.int8.quantization import read_recipe
-from edgeclip.files import read_json as read_kept
+from edgeclip.files import keep_json, kept_json
 from edgeclip.manifest import MANIFEST, read_manifest
 from edgeclip.runtime.engines.tensorrt import parse_layers
 from edgeclip.runtime.proof import choose
@@ -92,8 +92,17 @@ def test_a_spoiled_document_is_refused_in_its_readers_words(tiny_bundle: Path, r
 @pytest.mark.parametrize("content", SPOILED.values(), ids=SPOILED)
 def test_what_was_kept_and_is_spoiled_is_as_if_it_were_not_there(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "kept.json").write_bytes(content)
-    assert read_kept(tmp_path / "kept.json", Proof) is None
-    assert read_kept(tmp_path, Proof) is None
+    assert kept_json(tmp_path / "kept.json", Proof) is None
+    assert kept_json(tmp_path, Proof) is None
+
+
+def test_what_was_kept_and_altered_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    place = tmp_path / "kept.json"
+    keep_json(place, {"share": 0.25, "of": "ä"})
+    assert kept_json(place, dict) == {"share": 0.25, "of": "ä"}
+    assert kept_json(place, list) is None  # another version's
+    place.write_bytes(place.read_bytes().replace(b"0.25", b"0.75"))
+    assert kept_json(place, dict) is None
 
 
 def test_layers_that_are_nested_deeply_are_none() -> None:

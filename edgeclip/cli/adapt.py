@@ -23,6 +23,7 @@ from edgeclip.cli.common import (
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import atomic_folder, write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import check_table_name, load_templates, parse_classes
 
 _ALPHAS = "0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1"
@@ -231,7 +232,8 @@ def qat(
         )
     first, last = done.losses[0], sum(done.losses[-10:]) / len(done.losses[-10:])
     console.print(
-        f"loss {first:.4f} → {last:.4f} in {len(done.losses)} steps on {done.images} images\nwritten: {opened.path}",
+        f"loss {first:.4f} → {last:.4f} in {counted(len(done.losses), 'step')} on "
+        f"{counted(done.images, 'image')}\nwritten: {opened.path}",
         markup=False,
         highlight=False,
     )

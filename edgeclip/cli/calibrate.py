@@ -11,6 +11,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.cli.common import BundleArgument, console, named_bars, notices, output_file, output_folder, progress_bars
 from edgeclip.errors import InputError
 from edgeclip.extras import require
+from edgeclip.printable import counted
 from edgeclip.prompts import PromptTable
 
 app = typer.Typer(
@@ -70,8 +71,8 @@ def images(
         )
     counts = record.counts
     lines = [
-        f"{len(record.images)} images out of {counts.seen:,} frames, {counts.unchanged:,} of them unchanged and "
-        f"{counts.near_duplicates:,} near-duplicates",
+        f"{counted(len(record.images), 'image')} out of {counted(counts.seen, 'frame')}, {counts.unchanged:,} of them "
+        f"unchanged and {counts.near_duplicates:,} near-duplicates",
         "exposure: " + "; ".join(f"{name} {number}" for name, number in record.exposures.items()),
     ]
     lines.append(f"written: {output}, report in {output / PAGE}")

@@ -15,7 +15,8 @@ from edgeclip.cli.common import console, echo_json
 
 if TYPE_CHECKING:
     from edgeclip.devices.catalogue.jetpack import Fault, JetPack
-    from edgeclip.devices.catalogue.profile import DeviceProfile, Figure, Peak
+    from edgeclip.devices.catalogue.profile import DeviceProfile, Figure, Peak, PowerMode
+    from edgeclip.devices.machine.tree import Tree
 
 app = typer.Typer(help="What is known of devices: memory, peaks, precisions, power modes, faults.")
 
@@ -43,14 +44,16 @@ def show(
 ) -> None:
     """Print everything that is known of one device, with sources and the faults of its JetPack releases."""
     from edgeclip.devices.catalogue.profile import load_profile
+    from edgeclip.devices.machine.tree import Tree
 
     profile = load_profile(name)
     if mode is not None:
         profile = profile.at(mode)
+    present = present_here(profile, Tree())
     if as_json:
-        _print_json(as_values(profile))
+        _print_json(as_values(profile, present))
     else:
-        print_profile(profile, console)
+        print_profile(profile, console, present)
 
 
 def _print_json(value: object) -> None:
@@ -58,6 +61,7 @@ def _print_json(value: object) -> None:
 
 
 _COLUMNS = ("fp32", "fp16", "bf16", "fp8", "int8")
+_IN_A_MODE = ("fp16", "int8")
 
 
 def print_devices(profiles: Iterable[DeviceProfile], console: Console) -> None:
@@ -110,8 +114,20 @@ def faults_on(profile: DeviceProfile) -> dict[Fault, tuple[str, ...]]:
     }
 
 
-def as_values(profile: DeviceProfile) -> dict[str, Any]:
-    """All that is known of a device, JSON-able: the profile, its JetPack releases, its faults with their sources."""
+def present_here(profile: DeviceProfile, tree: Tree) -> PowerMode | str | None:
+    """The power mode that a machine is in, as ``present_mode``; None where it is another device than the profile's."""
+    from edgeclip.devices.machine.machine import match_profile
+    from edgeclip.devices.plan.plan import present_mode
+
+    found = match_profile(tree) if profile.power_modes else None
+    return present_mode(profile, tree) if found and found.name == profile.name else None
+
+
+def as_values(profile: DeviceProfile, present: PowerMode | str | None = None) -> dict[str, Any]:
+    """All that is known of a device, JSON-able: the profile, its JetPack releases, its faults with their sources.
+
+    Of each power mode it has the peaks and the bandwidth in it, and whether it is the present one.
+    """
     from edgeclip.devices.catalogue import jetpack
 
     sources = jetpack.release_sources()
@@ -119,6 +135,16 @@ def as_values(profile: DeviceProfile) -> dict[str, Any]:
     faults = faults_on(profile)
     return {
         **msgspec.to_builtins(profile),
+        "power_modes": [
+            {
+                **msgspec.to_builtins(mode),
+                "peaks": {peak.precision: peak.total() for peak in there.peaks},
+                "bandwidth_gb_s": there.memory.bandwidth_gb_s.value if there.memory.bandwidth_gb_s else None,
+                "present": mode == present,
+            }
+            for mode in profile.power_modes
+            for there in (profile.at(mode),)
+        ],
         "releases": msgspec.to_builtins(releases),
         "known_faults": [{**msgspec.to_builtins(fault), "jetpacks": versions} for fault, versions in faults.items()],
         "release_sources": {
@@ -127,8 +153,12 @@ def as_values(profile: DeviceProfile) -> dict[str, Any]:
     }
 
 
-def print_profile(profile: DeviceProfile, console: Console) -> None:
-    """Everything that is known of one device, each figure with the number of its source."""
+def print_profile(profile: DeviceProfile, console: Console, present: PowerMode | str | None = None) -> None:
+    """Everything that is known of one device, each figure with the number of its source.
+
+    Args:
+        present: its power mode, if it is this machine.
+    """
     from edgeclip.devices.catalogue import jetpack
     from edgeclip.devices.catalogue import profile as profiles
 
@@ -146,7 +176,13 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
     memory, gpu = profile.memory, profile.compute_capability
     facts = _grid()
     facts.add_row("device", f"{profile.name}: {profile.title}" + (f", {profile.year}" if profile.year else ""))
-    if names := (*profile.aliases, *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items())):
+    if profile.mode:
+        facts.add_row("power mode", f"{profile.mode.name}: the figures down to the precisions are those in it")
+    if names := (
+        *profile.aliases,
+        *(f"{name} (in {mode})" for name, mode in profile.alias_modes.items()),
+        *(f"{size.name} (with {size.gib.value:g} GiB)" for size in profile.sizes),
+    ):
         facts.add_row("also", ", ".join(names))
     facts.add_row("architecture", profile.architecture + (f", compute capability {gpu}" if gpu else ""))
     facts.add_row("memory", figure(memory.gib, "GiB") + (", shared by CPU and GPU" if profile.kind == "jetson" else ""))
@@ -155,6 +191,16 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         facts.add_row("system takes", figure(memory.system_reserved_gib, "GiB"))
     if profile.gpu_mhz:
         facts.add_row("GPU clock", figure(profile.gpu_mhz, "MHz"))
+    if profile.power_w:
+        facts.add_row("power limit", figure(profile.power_w, "W"))
+    if boost := profile.boost:
+        facts.add_row(
+            "laptops",
+            f"{boost.watts[0]:g} to {boost.watts[1]:g} W by the laptop, at which it boosts to {boost.mhz[0]:g} to "
+            f"{boost.mhz[1]:g} MHz [{number[boost.source]}]; the peaks are those of the upper end",
+        )
+    if profile.tpcs:
+        facts.add_row("TPCs on", figure(profile.tpcs, "").replace("  ", " "))
     if profile.dla:
         tops = figure(profile.dla.int8_tops, "TOPS INT8")
         takes = ", ".join(profile.dla.precisions)
@@ -167,6 +213,8 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         unit = "TOPS" if peak.precision == "int8" else "TFLOPS"
         unit += " for each core and GHz" if peak.per == "core_ghz" else ""
         peaks.add_row(f"  {peak.precision}", f"{peak.units} units", figure(peak.tflops, unit))
+        if peak.fp32_sums:
+            peaks.add_row("", "  summed in fp32", figure(peak.fp32_sums, unit))
     _print(peaks, console)
 
     heading("Precisions that engines take there")
@@ -176,21 +224,7 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
     _print(precisions, console)
 
     if profile.power_modes:
-        heading("Power modes (nvpmodel -m ID)")
-        modes = _grid()
-        for mode in profile.power_modes:
-            facts_of = (
-                f"GPU {mode.gpu_mhz:g} MHz" if mode.gpu_mhz else "",
-                f"memory {mode.bandwidth_gb_s.value:g} GB/s" if mode.bandwidth_gb_s else "",
-                f"from JetPack {mode.jetpack}" if mode.jetpack else "",
-                mode.note,
-            )
-            watts = "no budget" if mode.watts is None else f"{mode.watts:g} W"
-            about = "; ".join(filter(None, facts_of))
-            known = "?" if mode.id is None else mode.id
-            modes.add_row(f"  {known}", mode.name, watts, f"{about} [{number[mode.source]}]".strip())
-        _print(modes, console)
-
+        _print_modes(profile, present, console, heading, number)
     _print_releases(releases_of(profile), console, heading)
     if faults := faults_on(profile):
         heading("Known faults")
@@ -215,6 +249,50 @@ def print_profile(profile: DeviceProfile, console: Console) -> None:
         if lines:
             heading(title)
             console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_modes(
+    profile: DeviceProfile, present: PowerMode | str | None, console: Console, heading: Any, number: dict[str, int]
+) -> None:
+    """A line for each power mode: what it caps, and the peaks and the bandwidth that follow."""
+    for boosted in (False, True):
+        modes = [mode for mode in profile.power_modes if mode.super_only == boosted]
+        if not modes:
+            continue
+        heading(
+            f"Power modes{' of the Super configuration' if boosted else ''} (nvpmodel -m ID); fp16, int8: dense, T/s"
+        )
+        table = Table(box=None, header_style="", padding=(0, 1, 0, 0))
+        for title in ("  ID", "mode", "W", "GPU MHz", "TPCs", *_IN_A_MODE, "GB/s", "CPUs×MHz", ""):
+            table.add_column(title, no_wrap=True)
+        for mode in modes:
+            there = profile.at(mode)
+            state = ("default" if mode.default else "", "present" if mode == present else "")
+            table.add_row(
+                f"  {'?' if mode.id is None else mode.id}",
+                mode.name,
+                "–" if mode.watts is None else f"{mode.watts:g}",
+                f"{mode.gpu_mhz:g}" if mode.gpu_mhz else "?",
+                f"{mode.tpcs}" if mode.tpcs else "",
+                *(_short(there.peak(name)) for name in _IN_A_MODE),
+                _value(there.memory.bandwidth_gb_s),
+                "×".join(f"{value:.0f}" for value in (mode.cpus, mode.cpu_mhz) if value),
+                ", ".join(filter(None, state)),
+            )
+        console.print(table, highlight=False)
+        for mode in modes:
+            if about := "; ".join(filter(None, (mode.jetpack and f"from JetPack {mode.jetpack}", mode.note))):
+                _say(f"  {mode.name}: {about}", console)
+        _say(
+            f"  Clocks and TPCs: {', '.join(f'[{n}]' for n in sorted({number[mode.source] for mode in modes}))}",
+            console,
+        )
+    if isinstance(present, str):
+        _say(f"  {present} is the present one, and nothing is known of it", console)
+
+
+def _say(text: str, console: Console) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_releases(releases: tuple[JetPack, ...], console: Console, heading: Any) -> None:

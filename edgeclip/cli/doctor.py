@@ -183,11 +183,10 @@ def _clocks(clocks: Sequence[Clock]) -> str:
 
 
 def _hottest(machine: Machine) -> str:
-    known = [zone for zone in machine.temperatures if zone.celsius is not None]
-    if not known:
-        return "no sensor shown"
-    hottest = max(known, key=lambda zone: zone.celsius or 0.0)
-    return f"{hottest.name} {hottest.celsius:.0f} °C"
+    from edgeclip.devices.machine.temperatures import hottest  # when asked for: start-up counts
+
+    zone = hottest(machine.temperatures)
+    return f"{zone.name} {zone.celsius:.0f} °C" if zone else "no sensor shown"
 
 
 def _camera(machine: Machine, index: int) -> str:

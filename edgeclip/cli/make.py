@@ -88,7 +88,10 @@ def export(
         float | None, typer.Option(help="SigLIP's bias of the scores, for open_clip weights that hold none.")
     ] = None,
 ) -> None:
-    """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs."""
+    """Turn a model into a bundle: ONNX image encoder, proved equal to the model on real photographs.
+
+    What is only provisionally proved is told as that, and the exit code is 0; it is 2 where a variant disagrees.
+    """
     require("torch", purpose="export a model")
     require("onnxscript", purpose="export a model")
     from edgeclip.cli.bundle import print_card

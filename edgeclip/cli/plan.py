@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ from edgeclip.extras import require
 
 if TYPE_CHECKING:
     from edgeclip.devices.plan.cost import GraphCost
-    from edgeclip.devices.plan.records import Plan, VariantPlan
+    from edgeclip.devices.plan.records import ModeFigures, Plan, VariantPlan
     from edgeclip.devices.plan.speed import Range
 
 
@@ -33,10 +34,23 @@ def plan(
     cameras: Annotated[int, typer.Option(help="Streams labelled at once.")] = 1,
     fps: Annotated[float | None, typer.Option(help="Frames labelled of each camera a second.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images at once. \\[one of each camera, up to 8]")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="Power mode of a Jetson, e.g. MODE_30W. \\[the factory default; the present one of this machine]"
+        ),
+    ] = None,
     jetpack: Annotated[str | None, typer.Option(help="JetPack release. \\[the newest of the device]")] = None,
     memory: Annotated[float | None, typer.Option(help="GiB free for the model. \\[as sold, less the system]")] = None,
     cores: Annotated[int | None, typer.Option(help="Cores of a CPU device.")] = None,
     ghz: Annotated[float | None, typer.Option(help="Clock of a CPU device's cores, GHz.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Engine whose speed to tell, or pytorch. \\[tensorrt on a GPU, openvino on a CPU]"),
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="File of edgeclip bench --json, of this device or another, to calibrate by.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Plan for a device that need not be here: which variants run, memory, speed as a range, how to build."""
@@ -46,14 +60,31 @@ def plan(
     from edgeclip.devices.plan.plan import plan as make_plan
     from edgeclip.devices.plan.records import Demand
 
-    demand = Demand(cameras=cameras, fps=fps, batch=batch, jetpack=jetpack, memory_gib=memory, cores=cores, ghz=ghz)
+    demand = Demand(
+        cameras=cameras,
+        fps=fps,
+        batch=batch,
+        jetpack=jetpack,
+        memory_gib=memory,
+        cores=cores,
+        ghz=ghz,
+        mode=mode,
+        engine=engine,
+    )
+    calibration = None
+    if measured is not None:
+        from edgeclip.evaluation.bench.calibrate import calibration_of
+        from edgeclip.evaluation.bench.records import load_result
+
+        calibration = calibration_of(load_result(measured), engine)
+        demand = replace(demand, engine=calibration.engine)
     if device is None:
         here = Tree()
         profile = profile_here(here)
         demand = demand_here(demand, profile, here)
     else:
         profile = load_profile(device)
-    made = make_plan(cost_of(model), profile, demand)
+    made = make_plan(cost_of(model), profile, demand, calibration=calibration)
     if as_json:
         echo_json(plan_json(made))
     else:
@@ -73,8 +104,9 @@ def cost_of(model: str) -> GraphCost:
 
 
 _NOTE = (
-    "Speeds are ranges from published peaks; memory is an upper bound, in which the shares of the system and of the "
-    "engine's libraries are assumed: nothing was measured on the device."
+    "Speeds are ranges from published peaks, of images that lie in the device's memory; four of five published "
+    "latencies lay within theirs. Memory is an upper bound, in which the shares of the system and of the engine's "
+    "libraries are assumed."
 )
 
 
@@ -83,11 +115,16 @@ def print_plan(plan: Plan, console: Console) -> None:
     cost = plan.cost
     facts = Table.grid(padding=(0, 2))
     facts.add_row("device", plan.title + (f", JetPack {plan.release}" if plan.release else ""))
+    if plan.mode:
+        facts.add_row("power mode", _mode(plan.mode, None))
+    for figures in plan.beside:
+        facts.add_row("beside", _mode(figures, plan.recommended))
     facts.add_row(
         "encoder",
         f"{cost.macs / 1e9:.2f} G multiply–adds an image of {cost.image_size[1]}×{cost.image_size[0]}, "
         f"{cost.weights / 1e6:.1f} M weights",
     )
+    facts.add_row("engine", plan.engine)
     free = "not known" if plan.free_bytes is None else f"{_gib(plan.free_bytes)} GiB"
     facts.add_row("memory", f"{free} for the model")
     console.print(facts, highlight=False)
@@ -112,6 +149,20 @@ def print_plan(plan: Plan, console: Console) -> None:
     for note in (*plan.notes, _NOTE):
         reasons.add_row("note", Text(note))
     console.print(reasons, style="dim", highlight=False)
+
+
+def _mode(figures: ModeFigures, variant: str | None) -> str:
+    """``MODE_30W, the factory default: fp16 10 TFLOPS, int8 20 TOPS, memory 205 GB/s``; what a variant does there."""
+    told = [
+        f"{precision} {figures.peak_tflops[precision]:.3g} {unit}"
+        for precision, unit in (("fp16", "TFLOPS"), ("int8", "TOPS"))
+        if precision in figures.peak_tflops
+    ] or ["peaks not known"]
+    if figures.bandwidth_gb_s is not None:
+        told.append(f"memory {figures.bandwidth_gb_s:.4g} GB/s")
+    if variant in figures.images_per_s:
+        told.append(f"{variant} at {_range(figures.images_per_s[variant])} images/s")
+    return f"{', '.join(filter(None, (figures.name, figures.why)))}: {', '.join(told)}"
 
 
 def plan_json(plan: Plan) -> str:

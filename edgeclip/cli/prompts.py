@@ -12,6 +12,7 @@ from edgeclip.cli.common import BundleArgument, ClassesHelp, TemplatesHelp, bar,
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.files import write_json, write_text
+from edgeclip.printable import counted
 from edgeclip.prompts import check_table_name, load_templates, parse_classes
 
 app = typer.Typer(help="Prompt tables: class names × templates, encoded once.", no_args_is_help=True)
@@ -45,7 +46,8 @@ def build(
         )
     of_which = f" ({len(table.background)} background)" if table.background else ""
     console.print(
-        f"{name}: {len(table.classes)} classes{of_which} × {len(table.templates)} templates → {output or opened.path}",
+        f"{name}: {counted(len(table.classes), 'class', 'classes')}{of_which} × "
+        f"{counted(len(table.templates), 'template')} → {output or opened.path}",
         highlight=False,
     )
     for said in {opened.decisions(table, each.facts.variant).said for each in table.decisions}:

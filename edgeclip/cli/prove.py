@@ -42,6 +42,7 @@ def prove(
 
     FP32 encodes them here, on ONNX Runtime. The device keeps them, and whatever it runs from then on is proved on them.
     The exit code is 1 if what was asked for disagrees with FP32, or could not run.
+    It is 0 also where what agrees is provisional, which is told.
     """
     from edgeclip.runtime.proof.renew import prove as renew
 
@@ -91,6 +92,8 @@ def _print_held(held: Held, console: Console) -> None:
         status = Text(check.status, _STYLES[check.status])
         limits.add_row(*map(Text, (check.figure, check.expected, check.got or "-")), status)
     console.print(limits, highlight=False)
+    if proof.slowed_by:
+        _say(f"  {proof.slowed_by}: prove again when they rest", console, style="yellow")
     if proof.unchecked:
         _say(f"  could not be checked, as {held.why_unchecked}: {', '.join(proof.unchecked)}", console, style="yellow")
     if held.passed:

@@ -20,6 +20,7 @@ from edgeclip.evaluation.charts import COLOURS, new_figure, save_figure
 from edgeclip.evaluation.data.class_sets import class_prompts
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.files import atomic_folder, write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import PromptClass, PromptTable, load_templates, parse_classes
 from edgeclip.runtime.images import list_labelled
 from edgeclip.training.adapt.curve import Curve, CurveOptions, draw_curve
@@ -153,7 +154,9 @@ def run_recipe(recipe: FewShotRecipe, folder: Path, *, console: Console, overwri
 def adapted_lines(adapted: Adapted) -> list[str]:
     """What was chosen and what it is worth, for people."""
     table = adapted.table
-    lines = [f"{table.name}: {len(table.classes)} classes, {table.adapted or 'as the text has it'}"]
+    lines = [
+        f"{table.name}: {counted(len(table.classes), 'class', 'classes')}, {table.adapted or 'as the text has it'}"
+    ]
     if adapted.top1 is not None and adapted.zero_shot_top1 is not None:
         lines.append(
             f"cross-validated on these images: top-1 {adapted.top1:.3f}, zero-shot {adapted.zero_shot_top1:.3f}"
@@ -165,8 +168,9 @@ def curve_lines(report: CurveReport) -> list[str]:
     """The curve as a table, for people."""
     curve = report.curve
     lines = [
-        f"{report.data}: {curve.images:,} images in {curve.classes} classes, {curve.tested} of them tested on for each "
-        f"of {curve.seeds} seeds; up to {curve.most_shots} shots a class are there",
+        f"{report.data}: {counted(curve.images, 'image')} in {counted(curve.classes, 'class', 'classes')}, "
+        f"{curve.tested} of them tested on for each of {counted(curve.seeds, 'seed')}; up to {curve.most_shots} shots "
+        "a class are there",
         "method          shots  top-1  95 % interval   beside zero-shot  95 % interval",
     ]
     for method in dict.fromkeys(point.method for point in curve.points):
@@ -207,7 +211,9 @@ def plot_curves(reports: Sequence[CurveReport], path: Path) -> None:
         panel.set_xticks(range(len(numbers)), [str(number) for number in numbers])
         panel.set_xlabel("labelled images a class")
         panel.set_ylabel("top-1")
-        panel.set_title(f"{report.data} ({curve.classes} classes, {curve.seeds} seeds)", fontsize=10)
+        panel.set_title(
+            f"{report.data} ({counted(curve.classes, 'class', 'classes')}, {counted(curve.seeds, 'seed')})", fontsize=10
+        )
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8, loc="lower right")
     save_figure(figure, path)

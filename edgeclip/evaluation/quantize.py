@@ -31,6 +31,7 @@ from edgeclip.export.photographs import photographs
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import load_templates
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import list_labelled
@@ -114,7 +115,7 @@ def quantize_bundle(
     labelled = _labelled(bundle, options, max_drop, say) if options.data else None
     halves = None
     if labelled is not None:
-        say(f"top-1 of fp32 on {len(labelled):,} images")
+        say(f"top-1 of fp32 on {counted(len(labelled), 'image')}")
         halves = split_in_halves(labelled, fp32, calibrated_on=images, max_drop=max_drop)
     with extended(bundle, names=options.names) as (folder, made):
         materials = Materials(fp32, encoder, golden, images, calibrated=calibrated)

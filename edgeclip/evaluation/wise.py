@@ -21,6 +21,7 @@ from edgeclip.evaluation.data.class_sets import class_prompts
 from edgeclip.evaluation.data.shift_sets import names_of
 from edgeclip.evaluation.statistics.metrics import true_class_ranks, wilson_interval
 from edgeclip.files import write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptClass, encode_table, load_templates, unit_rows
 from edgeclip.runtime.images import Image, list_labelled, read_image
 from edgeclip.training.adapt.wise import ALPHAS, CheckpointsBetween, WisePoint, plot_wise
@@ -112,7 +113,7 @@ def wise_lines(report: WiseReport) -> list[str]:
     """The curve as a table, for people."""
     sets = [report.target, *report.shifts]
     lines = [
-        f"{item.name}: {item.images:,} images in {item.classes} classes"
+        f"{item.name}: {counted(item.images, 'image')} in {counted(item.classes, 'class', 'classes')}"
         + (f", {item.unreadable} could not be decoded" if item.unreadable else "")
         + (" (target)" if item is report.target else " (shift)")
         for item in sets

@@ -15,12 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
 from edgeclip.class_names import TemplatesLike, as_templates
@@ -32,6 +30,8 @@ from edgeclip.export.int8.quantization import QuantizationRecipe
 from edgeclip.export.int8.search import GraphLoss, Search, SearchResult
 from edgeclip.export.variants import Materials, make_variants
 from edgeclip.files import workshop, write_json
+from edgeclip.hits import Z95, Hits, lost_and_won
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, TextEncoder, encode_table, make_classes, unit_rows
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.images import Image, read_image
@@ -45,10 +45,7 @@ BUDGET_S = 1800.0
 REPORT = "reports/quantization.json"
 UNIT = "points of top-1"
 
-_Z95 = NormalDist().inv_cdf(0.975)
 _log = logging.getLogger("edgeclip")
-
-Hits = npt.NDArray[np.bool_]
 
 
 def top1_loss(reference: Hits, candidate: Hits) -> GraphLoss:
@@ -58,10 +55,7 @@ def top1_loss(reference: Hits, candidate: Hits) -> GraphLoss:
     Raises:
         InputError: no image, or numbers that differ.
     """
-    if len(reference) != len(candidate) or not len(reference):
-        raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
-    n = len(reference)
-    lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
+    n, lost, won = lost_and_won(reference, candidate)
     return GraphLoss(bound=100 * loss_bound(lost, won, n), estimate=100 * (lost - won) / n, n=n, lost=lost, won=won)
 
 
@@ -78,7 +72,7 @@ def loss_bound(lost: int, won: int, n: int) -> float:
         b = (2 * n - lost + won) * loss - lost - won
         share_won = (math.sqrt(b * b + 8 * n * won * loss * (1 - loss)) - b) / (4 * n)
         variance = n * (2 * share_won + loss * (1 - loss))
-        if (lost - won - n * loss) ** 2 < _Z95**2 * variance:
+        if (lost - won - n * loss) ** 2 < Z95**2 * variance:
             low = loss
         else:
             high = loss
@@ -95,7 +89,7 @@ def images_needed(max_drop: float) -> int:
         raise InputError(
             f"expected `max_drop` above 0 {UNIT}, got {max_drop:g}: no number of images shows that nothing is lost"
         )
-    return 2 * max(1, math.ceil(_Z95**2 * (100 / max_drop - 1)))
+    return 2 * max(1, math.ceil(Z95**2 * (100 / max_drop - 1)))
 
 
 def require_enough(count: int, max_drop: float | None) -> None:
@@ -170,7 +164,7 @@ class LabelledImages:
         scores = self._scores(fp32, "fp32")
         hits, n, classes = self._hits(scores), len(self), len(self._rows)
         dealt = np.bincount(self._truth, minlength=classes) @ np.bincount(scores.argmax(axis=1), minlength=classes) / n
-        if hits.sum() <= dealt + _Z95 * math.sqrt(dealt * (1 - dealt / n)):
+        if hits.sum() <= dealt + Z95 * math.sqrt(dealt * (1 - dealt / n)):
             raise InputError(
                 f"expected labels that the model knows, got {hits.sum():,} of {n:,} images in {len(set(self._truth))} "
                 f"classes that fp32 labels right, where chance gives {dealt:,.0f}: give images of several classes, in "
@@ -510,7 +504,7 @@ def make_accurate(
             materials.encoder,
             progress=lambda done, total: say(f"reading image {done} of {total}"),
         )
-        say(f"top-1 of fp32 on {len(labelled):,} images")
+        say(f"top-1 of fp32 on {counted(len(labelled), 'image')}")
         halves = split_in_halves(labelled, materials.fp32, calibrated_on=materials.images, max_drop=options.max_drop)
     except (InputError, ModelError) as error:
         if options.required:

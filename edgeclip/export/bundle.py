@@ -38,6 +38,7 @@ from edgeclip.export.proofs import check_parity, class_rows, make_golden
 from edgeclip.export.variants import TOOLS, Materials, check_variant_names, make_variants, write_report
 from edgeclip.files import atomic_folder, write_json
 from edgeclip.manifest import visible_files, write_manifest
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.proof.basis import basis_on
@@ -221,7 +222,7 @@ def export_bundle(
             model.exportable(), model.encoder, fp32, metadata=onnx_metadata(model.name, model.identity.id, "fp32")
         )
         classes = class_rows(model.text, model.encoder.embedding_dim)
-        say(f"comparing fp32 with the model on {len(photos)} photographs")
+        say(f"comparing fp32 with the model on {counted(len(photos), 'photograph')}")
         parity = check_parity(model, fp32, photos, classes=classes)
         graph_cost(fp32).save(folder)
         made = [

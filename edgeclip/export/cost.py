@@ -9,10 +9,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgeclip.bundle import Bundle
-from edgeclip.devices.plan.cost import GraphCost, load_cost
+from edgeclip.devices.plan.cost import GraphCost, Work, WorkKind, load_cost
 from edgeclip.errors import ModelError
 from edgeclip.export.half.ranges import infer_types
 from edgeclip.extras import require
@@ -29,6 +29,12 @@ _KERNELS = {
     *("Conv", "Gemm", "MatMul", "Softmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization"),
     *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "AveragePool", "GlobalAveragePool", "MaxPool"),
     *("GlobalMaxPool", "ArgMax", "Transpose", "Concat", "Gather", "GatherElements", "Resize"),
+}
+# Of those, the ones without weights that an engine does not merge into a neighbour.
+_OF_ATTENTION = {"Softmax"}
+_OF_MEMORY = {
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceMean", "ReduceSum", "ReduceMax"),
+    *("ReduceL2", "AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool"),
 }
 _WEIGHT_TYPES = {"FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8"}
 
@@ -73,9 +79,38 @@ def graph_cost(path: Path) -> GraphCost:
             ),
             kernels=len(kernels),
             operators=dict(sorted(Counter(node.op_type for node in nodes).items())),
+            work=_work(kernels, constant),
         )
     except TypeError as error:  # a dimension that is no number
         raise ModelError(f"{path}: expected shapes that can be inferred, got one that cannot ({error})") from error
+
+
+def _work(kernels: list[Node], constant: set[Value]) -> dict[WorkKind, Work]:
+    """What each kind of operators asks for, kinds that are not there left out."""
+    of_kind: dict[WorkKind, list[Node]] = {kind: [] for kind in get_args(WorkKind)}
+    for node in kernels:
+        if (kind := _kind(node, constant)) is not None:
+            of_kind[kind].append(node)
+    return {
+        kind: Work(
+            kernels=len(nodes),
+            macs=sum(_macs(node) for node in nodes),
+            traffic=sum(_size(value) for node in nodes for value in _computed((*node.inputs, *node.outputs), constant)),
+        )
+        for kind, nodes in of_kind.items()
+        if nodes
+    }
+
+
+def _kind(node: Node, constant: set[Value]) -> WorkKind | None:
+    """None for what only moves numbers: engines merge that into the operators around it."""
+    if node.op_type == "Conv":
+        return "depthwise" if "group" in node.attributes and node.attributes["group"].value > 1 else "convolution"
+    if node.op_type in {"MatMul", "Gemm"}:
+        return "matrix" if constant.intersection(node.inputs[:2]) else "attention"
+    if node.op_type in _OF_ATTENTION:
+        return "attention"
+    return "other" if node.op_type in _OF_MEMORY else None
 
 
 def _constants(graph: Any) -> set[Value]:

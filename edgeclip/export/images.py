@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.calibration.choice.chosen_set import is_chosen_set
 from edgeclip.calibration.images import crops, find_images
+from edgeclip.calibration.lazy import Lazy
 from edgeclip.documents import read_json
 from edgeclip.errors import InputError, IntegrityError, SourceError
 from edgeclip.export.photographs import Photograph
@@ -53,21 +54,25 @@ class _Picture(NamedTuple):
     source: Path | Image
     look: Look
 
-    def read(self) -> Photograph:
-        """Decode it.
+    def pixels(self) -> Image:
+        """Decode it: (H, W, 3) uint8 RGB.
 
         Raises:
             SourceError: it cannot be read, or is another one by now.
         """
         if not isinstance(self.source, Path):
-            return self.name, self.source
+            return self.source
         pixels = read_image(self.source)
         if pixels_digest(pixels) != self.look.digest:
             raise SourceError(f"{path_text(self.source)} was changed while it was read: run this again")
-        return self.name, pixels
+        return pixels
+
+    def read(self) -> Photograph:
+        """It, with its name."""
+        return self.name, self.pixels()
 
 
-class ImageSet(Sequence[Photograph]):
+class ImageSet(Lazy[Photograph]):
     """Different photographs as (name, (H, W, 3) uint8 RGB); one of a file is decoded when it is asked for.
 
     Attributes:
@@ -75,41 +80,13 @@ class ImageSet(Sequence[Photograph]):
     """
 
     def __init__(self, pictures: Sequence[_Picture]) -> None:
+        super().__init__([picture.read for picture in pictures])
         self._pictures = tuple(pictures)
         self.digests = tuple(picture.look.digest for picture in pictures)
 
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    @overload
-    def __getitem__(self, index: int) -> Photograph: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Photograph]: ...
-    def __getitem__(self, index: int | slice) -> Photograph | list[Photograph]:
-        if isinstance(index, slice):
-            return [picture.read() for picture in self._pictures[index]]
-        return self._pictures[index].read()
-
     def pixels(self) -> Sequence[Image]:
         """The images without their names, as lazily."""
-        return _Pixels(self)
-
-
-class _Pixels(Sequence[Image]):
-    def __init__(self, photographs: ImageSet) -> None:
-        self._photographs = photographs
-
-    def __len__(self) -> int:
-        return len(self._photographs)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [pixels for _, pixels in self._photographs[index]]
-        return self._photographs[index][1]
+        return Lazy([picture.pixels for picture in self._pictures])
 
 
 @dataclass(frozen=True)
@@ -283,13 +260,20 @@ def _evaluation(
 ) -> tuple[tuple[Path, str], ...]:
     """What is like none of the photographs before number ``first``: each content once, and of one class only."""
     copies: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    numbers: dict[str, int] = {}
     for picture, number in found:
         if number >= first and isinstance(picture.source, Path):
             copies[picture.look.digest].append((picture.source, labels[picture.name]))
-    once = [min(each) for each in copies.values() if len({label for _, label in each}) == 1]
+            numbers[picture.look.digest] = number
+    once = {digest: min(each) for digest, each in copies.items() if len({label for _, label in each}) == 1}
     if twice := len(copies) - len(once):
         told.append(f"{twice} are in folders of several classes: not evaluated on")
-    return tuple(sorted(once))
+    if near := len(once) - len({numbers[digest] for digest in once}):
+        told.append(
+            f"{near} of {len(once)} to evaluate on {'is' if near == 1 else 'are'} nearly the same as another, as "
+            "frames of a film are: each counts once where a loss is bounded"
+        )
+    return tuple(sorted(once.values()))
 
 
 def _left_out(found: Sequence[tuple[_Picture, Verdict, int]], theirs: int, rest: int) -> list[str]:

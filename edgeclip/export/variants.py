@@ -23,6 +23,7 @@ from edgeclip.export.int8.quantization import DEFAULT_RECIPE, QuantizationRecipe
 from edgeclip.export.lint.lint import require_legal
 from edgeclip.extras import require
 from edgeclip.files import workshop, write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.engines.base import load_engine
 from edgeclip.runtime.proof.basis import Basis, CalibratedOn, basis_on
@@ -94,7 +95,7 @@ def make_variants(
     for name in [known for known in VARIANTS if known in names]:  # int8 before int8-cpu, which is made from it
         say(f"making {name}")
         result = VARIANTS[name](folder, replace(materials, progress=progress))
-        say(f"comparing {name} with fp32 on {len(materials.golden.files)} images")
+        say(f"comparing {name} with fp32 on {counted(len(materials.golden.files), 'image')}")
         report = prove(result.files[0], result.precision, materials, name=name)
         calibrated = materials.calibrated
         write_report(

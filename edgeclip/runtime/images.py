@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeclip.errors import InputError, MissingExtraError, SourceError
 from edgeclip.limits import check_limit
-from edgeclip.printable import path_text
+from edgeclip.printable import counted, path_text
 from edgeclip.runtime.image_header import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # part of this module's interface
 from edgeclip.runtime.image_header import Image as Image
 from edgeclip.runtime.image_header import is_image_name as is_image_name
@@ -70,20 +70,27 @@ def images_among(paths: Iterable[Path], where: object) -> list[Path]:
     Args:
         where: names the place, for the warning. Hidden files are none of anybody's.
     """
-    images, others, no_files = [], Counter[str](), Counter[str]()
+    images, others, no_files = [], Counter[tuple[str, str]](), Counter[tuple[str, str]]()  # by what one and several are
     for path in paths:
         if path.name.startswith("."):  # a half-written file, or what another system keeps beside its own
             continue
         if path.is_dir():
-            others["folders"] += 1
+            if _is_searched(path):
+                others["folder", "folders"] += 1
+            elif path.is_symlink():
+                no_files["link to a folder", "links to folders"] += 1
+            else:
+                no_files["folder that may not be read", "folders that may not be read"] += 1
         elif not path.is_file():
-            no_files["pipes or devices" if path.exists() else "links to nothing"] += 1
+            pipe, nothing = ("pipe or device", "pipes or devices"), ("link to nothing", "links to nothing")
+            no_files[pipe if path.exists() else nothing] += 1
         elif is_image_name(path):
             images.append(path)
         else:
-            others[path_text(path.suffix.lower()) or "without a suffix"] += 1
+            kind = path_text(path.suffix.lower()) or "without a suffix"
+            others[kind, kind] += 1
     passed_over = [
-        f"{why} ({', '.join(f'{count:,} {kind}' for kind, count in found.most_common(8))})"
+        f"{why} ({', '.join(counted(count, *kind) for kind, count in found.most_common(8))})"
         for why, found in (("what is no image by its name", others), ("what is no regular file", no_files))
         if found
     ]
@@ -107,10 +114,15 @@ def list_images(folder: Path) -> list[Path]:
 def images_below(folder: Path) -> list[Path]:
     """The image files below a folder, searched recursively, by path; what else is there is told.
 
-    What is hidden, or in a hidden folder (thumbnails, say), is none of anybody's.
+    What is hidden, or in a hidden folder (thumbnails, say), is none of anybody's. Links to folders are not followed.
     """
     shown = (path for path in sorted(folder.rglob("*")) if not any(map(_hidden, path.relative_to(folder).parts)))
-    return images_among((path for path in shown if not path.is_dir()), path_text(folder))
+    return images_among((path for path in shown if not _is_searched(path)), path_text(folder))
+
+
+def _is_searched(path: Path) -> bool:
+    """Whether ``rglob`` looks into it."""
+    return path.is_dir() and not path.is_symlink() and os.access(path, os.R_OK | os.X_OK)
 
 
 def _hidden(name: str) -> bool:

@@ -226,6 +226,7 @@ class Labeller:
                 variant=self.choice.variant,
                 engine=self.choice.engine,
                 threads=self._threads,
+                golden=self.choice.golden,
                 unproved=self._unproved,
             )
         except BaseException:

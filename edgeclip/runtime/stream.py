@@ -33,7 +33,9 @@ from edgeclip.runtime.gate import GateOptions, SceneGate
 from edgeclip.runtime.pipeline import Batch, Batcher, End, Job, Places, SourceThread
 from edgeclip.runtime.preprocess.choose import choose_backend
 from edgeclip.runtime.preprocess.preprocess import Preprocessor
+from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
+from edgeclip.runtime.proof.site import require_golden
 from edgeclip.runtime.records import Event, LabelledFrame
 from edgeclip.runtime.regions import Region, whole
 from edgeclip.runtime.scoring import Scorer
@@ -134,6 +136,7 @@ class Stream:
         sinks: where labelled frames go, each on a thread of its own.
         variant, engine: what to run; ``choose`` finds the fastest that is proved here.
         threads: CPU threads an inference; None for all, shared by what is under way at once.
+        golden: images that it was proved on; None for those that it is proved on here.
         unproved: let a bundle without golden images run, which nothing was proved on.
 
     Attributes:
@@ -161,13 +164,13 @@ class Stream:
         variant: str = "fp32",
         engine: str = "onnxruntime",
         threads: int | None = None,
+        golden: GoldenImages | None = None,
         unproved: bool = False,
     ) -> None:
         if not sources:
             raise InputError("expected at least one source, got none")
         check_threads(threads)
         self._variant, self._engine, self._threads = variant, engine, threads
-        self._unproved = unproved
         self._process = os.getpid()
         leave_alone_in_child(self)
         if any(source.process != self._process for source in sources):
@@ -194,6 +197,7 @@ class Stream:
             self._proved: tuple[Scorer, ...] = ()  # the tables that labelled a frame last
             self._begun = False
             self._stopped = False
+            self._golden = golden or require_golden(bundle, unproved=unproved)
             self._prepare(bundle, sinks)
             self._resources = self._resources.pop_all()
 
@@ -248,7 +252,8 @@ class Stream:
             rows = rows if encoder.variant.dynamic_batch else 1
             encoder.engine.prepare(rows)
             try:
-                prove_in_the_loop(encoder, rows=rows, parallel=parallel, unproved=self._unproved)
+                if self._golden is not None:
+                    prove_in_the_loop(encoder, golden=self._golden, rows=rows, parallel=parallel)
             except ParityError as error:
                 if parallel == 1:
                     raise

@@ -583,7 +583,7 @@ def test_labels_of_other_classes_can_be_unknown_and_corrupt_images_are_told(
     (data / "crate" / "0.png").write_bytes(b"no image")
     result = calibrate(cli, yard, "--data", data, "--others", "--variant", "fp32")
     assert result.exit_code == 0, result.output
-    assert "1 images could not be decoded" in result.output.replace("\n", " ")
+    assert "1 image could not be decoded" in result.output.replace("\n", " ")
     facts = Bundle.open(yard).table("yard").decisions[0].facts
     assert (facts.figures["images"], facts.figures["known"]) == (55, 41)
     assert len(recorded_data(facts.data).labels) == 55 + 1  # a file that is no image has a digest all the same

@@ -421,13 +421,13 @@ def test_notes_say_what_is_not_promised() -> None:
     asked, known = FitOptions(0.9, 0.8), np.zeros(4, np.int64)
     unknown = "no image is of none of the classes, so what precision is among unknown frames is not known"
     assert _notes({"a": fine, "b": ClassDecision(0.4, "together", 6)}, known, asked) == [
-        told + "1 classes each by itself and for 1 together", unknown
+        told + "1 class each by itself and for 1 together", unknown
     ]  # fmt: skip
     without = {f"n{number}": ClassDecision(1.0) for number in range(6)}
     assert _notes({"a": fine, "b": none, **without}, np.array([0, 0, NONE, 0]), asked) == [
-        told + "1 classes each by itself and for 0 together",
-        "6 classes have no labelled image and are promised nothing: n0, n1, n2, n3, n4, …",
-        "nothing is promised for 1 classes that have labelled images: it takes 16 reported ones without an error, or "
+        told + "1 class each by itself and for 0 together",
+        "6 classes without a labelled image, promised nothing: n0, n1, n2, n3, n4, …",
+        "nothing is promised for 1 class with labelled images: it takes 16 reported ones without an error, or "
         "more with some; their threshold is where the probabilities are the target on average",
         "no threshold reaches the target for some classes: these are never reported",
         "25% of the images are of no class of the table: with more of such frames precision is lower",
@@ -435,8 +435,8 @@ def test_notes_say_what_is_not_promised() -> None:
     few = {f"f{number}": ClassDecision(0.9, "together", 4 - number % 4) for number in range(6)}
     five = {f"n{number}": ClassDecision(0.9) for number in range(5)}
     assert _notes({**few, **five}, known, asked)[1:] == [
-        "5 classes have no labelled image and are promised nothing: n0, n1, n2, n3, n4",
-        "6 classes have fewer than five labelled images: f0, f1, f2, f3, f4",
+        "5 classes without a labelled image, promised nothing: n0, n1, n2, n3, n4",
+        "6 classes with fewer than five labelled images: f0, f1, f2, f3, f4",
         unknown,
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +24,25 @@ from edgeclip.devices.catalogue.profile import (
     load_profile,
 )
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
-from edgeclip.devices.plan.cost import GraphCost, load_cost
+from edgeclip.devices.plan.advice import WITHOUT_ZRAM, notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.calibration import Timed, calibrate
+from edgeclip.devices.plan.cost import GraphCost, Work, load_cost
 from edgeclip.devices.plan.memory import VariantMemory, build_lacks, build_workspace, free_bytes, memory_of
 from edgeclip.devices.plan.plan import _refusal, demand_here, plan, profile_here, variants_for
 from edgeclip.devices.plan.records import Demand, VariantPlan
-from edgeclip.devices.plan.speed import CPU, GPU, Estimate, Range, Shares, estimate
+from edgeclip.devices.plan.speed import (
+    Device,
+    Estimate,
+    Range,
+    Shares,
+    device_of,
+    engines_of,
+    estimate,
+    estimate_on,
+    ideal_ms,
+    load_shares,
+    shares_of,
+)
 from edgeclip.errors import InputError
 
 GIB, MIB = 2**30, 2**20
@@ -136,50 +150,152 @@ def test_a_builds_scratch_is_half_of_what_is_free_or_what_its_copies_leave() -> 
 
 # Speed
 
+# Products 3e9, a third of them in convolutions, of attention 1e9, in groups 0.1e9 of an image; and 15, 5, 4, 6 and 2
+# million numbers moved.
+MIXED = msgspec.structs.replace(
+    COST,
+    work={
+        "matrix": Work(kernels=30, macs=2_000_000_000, traffic=15_000_000),
+        "convolution": Work(kernels=20, macs=1_000_000_000, traffic=5_000_000),
+        "attention": Work(kernels=30, macs=1_000_000_000, traffic=4_000_000),
+        "depthwise": Work(kernels=15, macs=100_000_000, traffic=6_000_000),
+        "other": Work(kernels=5, macs=0, traffic=2_000_000),
+    },
+)
+BOX = Device(peak_tflops=10, plain_tflops=2, bandwidth_gb_s=100)
+SHARES = Shares(
+    matrix=0.5,
+    int8=0.8,
+    depthwise=0.1,
+    bandwidth=0.8,
+    attention_traffic=0.25,
+    depthwise_traffic=3.0,
+    kernel_us=7.0,
+    error=1.5,
+)
 
-def test_a_latency_is_the_sum_of_four_parts_by_hand() -> None:
-    """Products 8e9 · 2 of 10 TFLOPS: 1.6 ms; weights 160 MB of 100 GB/s: 1.6 ms; activations 120 MB: 1.2 ms."""
-    found = estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=2, shares=GPU)
-    assert found.latency_ms.low == pytest.approx(1.6 / 0.8 + 1.6 / 0.95 + 0.0 + 100 * 2 / 1e3)
-    assert found.latency_ms.high == pytest.approx(1.6 / 0.4 + 1.6 / 0.7 + 1.2 / 0.7 + 100 * 10 / 1e3)
+
+def test_at_the_peaks_each_part_takes_what_it_takes_by_hand() -> None:
+    """A batch of two in FP16: 16 G operations of 10 T, 0.4 G of 2 T, 160 MB, 88, 16 and 24 MB of 100 GB/s."""
+    assert ideal_ms(MIXED, "fp16", BOX, 2) == pytest.approx((1.6, 0.2, 1.6, 0.88, 0.16, 0.24, 100))
+    assert ideal_ms(MIXED, "fp32", BOX, 1) == pytest.approx((0.8, 0.1, 3.2, 0.88, 0.16, 0.24, 100))
+    # Between convolutions numbers stay in 8 bits, between other products in 16.
+    assert ideal_ms(MIXED, "int8", BOX, 1)[2:6] == pytest.approx((0.8, 0.05 + 0.34, 0.08, 0.06))
+    blind = replace(BOX, bandwidth_gb_s=None)
+    assert ideal_ms(MIXED, "fp16", blind, 2) == pytest.approx((1.6, 0.2, 0, 0, 0, 0, 100))
+
+
+def test_a_latency_is_the_sum_of_its_parts_at_their_shares() -> None:
+    parts = (1.6 / 0.5, 0.2 / 0.1, 1.6 / 0.8, 0.88 / 0.8, 0.16 * 0.25 / 0.8, 0.24 * 3 / 0.8, 100 * 0.007)
+    found = estimate(MIXED, "fp16", BOX, batch=2, shares=SHARES)
+    assert found.latency_ms.middle == pytest.approx(sum(parts))
+    assert (found.latency_ms.low, found.latency_ms.high) == pytest.approx((sum(parts) / 1.5, sum(parts) * 1.5))
     assert (found.batch, found.bound_by) == (2, "arithmetic")
     assert found.images_per_s.low == pytest.approx(2e3 / found.latency_ms.high)
     assert found.images_per_s.high == pytest.approx(2e3 / found.latency_ms.low)
-    on_cpu = estimate(COST, "fp32", peak_tflops=2, bandwidth_gb_s=100, batch=1, shares=CPU)
-    assert on_cpu.latency_ms.low == pytest.approx(4 / 0.8 + 3.2 / 0.95 + 0.2)
-    assert on_cpu.latency_ms.high == pytest.approx(4 / 0.15 + 3.2 / 0.5 + 1.2 * 0.5 / 0.5 + 2.0)
+    slower = estimate(MIXED, "fp16", replace(BOX, slowness=1.25), batch=2, shares=SHARES)
+    assert slower.latency_ms.middle == pytest.approx(1.25 * sum(parts))
+    int8 = estimate(MIXED, "int8", BOX, batch=2, shares=SHARES)
+    halved = (0.8 + 0.1 + 0.12 * 3) / 0.8  # weights, and what convolutions move
+    assert int8.latency_ms.middle == pytest.approx(sum(parts) + 1.6 / 0.5 * (1 / 0.8 - 1) - halved)
 
 
-def test_activations_between_products_of_int8_stay_in_16_bits() -> None:
-    found = estimate(COST, "int8", peak_tflops=1e6, bandwidth_gb_s=100, batch=10, shares=GPU)
-    assert found.latency_ms.low == pytest.approx(0.8 / 0.95 + 0.2, rel=1e-4)
-    assert found.latency_ms.high == pytest.approx(0.8 / 0.7 + 6.0 / 0.7 + 1.0, rel=1e-4)
-    assert found.bound_by == "moving activations"
-
-
-def test_each_share_counts_at_its_own_end() -> None:
-    """Of shares without a zero: products 1.6 ms, weights 1.6 ms, activations 1.2 ms, 100 kernels."""
-    shares = Shares(peak=Range(0.25, 0.5), bandwidth=Range(0.2, 0.4), traffic=Range(0.1, 0.6), kernel_us=Range(3, 7))
-    found = estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=2, shares=shares)
-    assert found.latency_ms.low == pytest.approx(1.6 / 0.5 + 1.6 / 0.4 + 1.2 * 0.1 / 0.4 + 0.3)
-    assert found.latency_ms.high == pytest.approx(1.6 / 0.25 + 1.6 / 0.2 + 1.2 * 0.6 / 0.2 + 0.7)
+def test_a_cost_of_before_kinds_were_told_apart_is_taken_as_products_with_weights() -> None:
+    assert COST.work == {}
+    assert COST.by_kind == {"matrix": Work(kernels=100, macs=4_000_000_000, traffic=30_000_000)}
+    assert ideal_ms(COST, "fp16", BOX, 2) == pytest.approx((1.6, 0, 1.6, 1.2, 0, 0, 100))
 
 
 @pytest.mark.parametrize(
-    ("changed", "bound_by"),
+    ("changed", "batch", "bound_by"),
     [
-        ({"bandwidth_gb_s": 10.0}, "reading weights"),
-        ({"peak_tflops": 1.0}, "arithmetic"),
-        ({"peak_tflops": 1e6, "bandwidth_gb_s": None}, "starting kernels"),
-        ({"batch": 16, "peak_tflops": 1e6}, "moving activations"),
+        ({"bandwidth_gb_s": 10.0}, 1, "reading weights"),
+        ({"peak_tflops": 1.0}, 2, "arithmetic"),
+        ({"peak_tflops": 1e6, "plain_tflops": 0.1}, 2, "arithmetic"),
+        ({"peak_tflops": 1e6, "plain_tflops": 1e6, "bandwidth_gb_s": None}, 2, "starting kernels"),
+        ({"peak_tflops": 1e6, "plain_tflops": 1e6}, 16, "moving activations"),
     ],
 )
-def test_what_takes_longest_bounds(changed: dict[str, Any], bound_by: str) -> None:
-    asked: dict[str, Any] = {"peak_tflops": 10.0, "bandwidth_gb_s": 100.0, "batch": 1, "shares": GPU} | changed
-    found = estimate(COST, "fp16", **asked)
+def test_what_takes_longest_bounds(changed: dict[str, Any], batch: int, bound_by: str) -> None:
+    found = estimate(MIXED, "fp16", replace(BOX, **changed), batch=batch, shares=SHARES)
     assert found.bound_by == bound_by
-    if asked["bandwidth_gb_s"] is None:  # what is read is not counted
-        assert found.latency_ms == Range(pytest.approx(0.2, rel=1e-3), pytest.approx(1.0, rel=1e-3))
+
+
+def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
+    """A GeForce sums FP16 products in FP32 at half the rate; only TensorRT sums in FP16."""
+    card = load_profile("rtx-4090")
+    peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of("gpu")}
+    assert {engine for engine, found in peaks.items() if found and found.peak_tflops == 330.3} == {
+        *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+    }
+    assert {found.peak_tflops for found in peaks.values() if found} == {330.3, 165.2}
+    fp32 = device_of(card, "fp32", "onnxruntime-cuda")  # TF32 is off in edgeclip's engines
+    assert fp32 is not None
+    assert (fp32.peak_tflops, fp32.plain_tflops, fp32.bandwidth_gb_s) == (82.58, 82.58, 1008)
+    assert fp32.slowness == load_shares().architectures["Ada Lovelace"]
+    unseen = device_of(device(architecture="Pascal"), "fp16", "tensorrt")
+    assert unseen == Device(peak_tflops=10, plain_tflops=5, bandwidth_gb_s=100, slowness=1.0)
+    tensor = device(peaks=(Peak("fp16", Figure(16.0, "s"), "tensor"),))
+    plain = device(peaks=(Peak("fp16", Figure(16.0, "s"), "cuda"),))
+    assert [
+        found.plain_tflops for each in (tensor, plain) if (found := device_of(each, "fp16", "tensorrt")) is not None
+    ] == [2, 8]
+    assert device_of(card, "fp64", "tensorrt") is None
+    in_int8 = {engine for engine in engines_of("gpu") if device_of(card, "int8", engine)}
+    assert in_int8 == {"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"}
+
+
+def test_a_cpus_engines_are_not_a_gpus() -> None:
+    assert engines_of("cpu") == ("openvino", "pytorch", "onnxruntime")
+    assert engines_of("jetson") == engines_of("gpu")
+    assert engines_of("gpu")[0] == "tensorrt"
+    with pytest.raises(InputError, match=r"an engine of box out of openvino, pytorch, onnxruntime, got 'tensorrt'"):
+        shares_of("tensorrt", cpu())
+    with pytest.raises(InputError, match=r"out of tensorrt, tensorrt-rtx, .* got 'openvino-gpu'"):
+        plan(COST, device(), Demand(engine="openvino-gpu"))
+    found = device_of(cpu(), "int8", "openvino", cores=4, ghz=2.5)
+    assert found == Device(peak_tflops=2.0, plain_tflops=0.5, bandwidth_gb_s=100)
+    assert device_of(cpu(), "int8", "openvino", cores=4) is None
+    nameless = cpu(memory=Memory(shared=True))
+    assert device_of(nameless, "fp32", "openvino", cores=1, ghz=1) == Device(0.05, 0.05, 40.0)
+
+
+def test_what_was_measured_calibrates_its_engine_there_and_by_half_elsewhere() -> None:
+    """Measured 1.44 times as slow in FP16 and twice as slow in FP32, each as a geometric mean."""
+    here = device()
+    expected = {
+        name: found.latency_ms.middle
+        for name in ("fp16", "fp32")
+        if (found := estimate_on(here, MIXED, name, "tensorrt", batch=2)) is not None
+    }
+    timed = [
+        Timed(MIXED, "fp16", 2, expected["fp16"] * 1.2),
+        Timed(MIXED, "fp16", 2, expected["fp16"] * 1.728),
+        Timed(MIXED, "fp32", 2, expected["fp32"] * 2.0),
+        Timed(MIXED, "bf16", 2, 1.0),  # without a peak
+    ]
+    found = calibrate("tensorrt", here, timed)
+    assert found.ratios == pytest.approx({"fp16": 1.44, "fp32": 2.0})
+    assert (found.engine, found.device, found.count) == ("tensorrt", "box", 3)
+    there = plan(MIXED, here, Demand(batch=2), calibration=found)
+    wide, narrow = shares_of("tensorrt", here).error, shares_of("tensorrt", here).calibrated_error
+    assert narrow < wide
+    for name, ratio in (("fp16", 1.44), ("fp32", 2.0)):
+        latency = there.variant(name).estimate
+        assert latency is not None
+        assert latency.latency_ms.middle == pytest.approx(expected[name] * ratio)
+        assert latency.latency_ms.high == pytest.approx(expected[name] * ratio * narrow)
+    assert there.notes[-1] == "calibrated by 3 measurements of tensorrt there: times the estimate, fp16 1.44, fp32 2.00"
+    elsewhere = plan(MIXED, device(name="other"), Demand(batch=2), calibration=found)
+    latency = elsewhere.variant("fp16").estimate
+    assert latency is not None
+    assert latency.latency_ms.middle == pytest.approx(expected["fp16"] * 1.2)
+    assert latency.latency_ms.high == pytest.approx(expected["fp16"] * 1.2 * wide)
+    assert "on Box, of which half counts here" in elsewhere.notes[-1]
+    unmeasured = replace(found, ratios={"fp32": 2.0}).applied(here, "fp16", BOX, SHARES)
+    assert unmeasured == (replace(BOX, slowness=2.0), SHARES)
+    with pytest.raises(InputError, match="in a precision whose peak on Box is known"):
+        calibrate("tensorrt", here, timed[3:])
 
 
 def test_the_middle_of_a_range_is_its_geometric_mean() -> None:
@@ -189,6 +305,12 @@ def test_the_middle_of_a_range_is_its_geometric_mean() -> None:
 # The whole plan
 
 
+def expected(cost: GraphCost, precision: str, batch: int) -> Estimate:
+    """Of the device of round figures."""
+    box = Device({"fp16": 10.0, "fp32": 5.0}[precision], 5.0, 100.0)
+    return estimate(cost, precision, box, batch=batch, shares=load_shares().gpu["tensorrt"])
+
+
 def test_a_plan_of_round_figures() -> None:
     made = plan(COST, device(), Demand(cameras=3, fps=30))
     fp32, fp16, bf16, int8 = made.variants
@@ -196,8 +318,8 @@ def test_a_plan_of_round_figures() -> None:
     assert (made.device, made.title, made.release, made.free_bytes) == ("box", "Box", None, 7 * GIB // 2)
     assert int8 == VariantPlan("int8", "int8", refused="Box has no INT8")
     assert fp16.memory == memory_of(COST, "fp16", device(), batch=3, cameras=3)
-    assert fp16.estimate == estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=3, shares=GPU)
-    assert fp32.estimate == estimate(COST, "fp32", peak_tflops=5, bandwidth_gb_s=100, batch=3, shares=GPU)
+    assert fp16.estimate == expected(COST, "fp16", 3)
+    assert fp32.estimate == expected(COST, "fp32", 3)
     assert (fp16.wise, fp16.why, fp16.fits, fp16.reach) == (True, "fast", True, "yes")
     assert (bf16.wise, bf16.why, bf16.estimate, bf16.reach) == (False, "b", None, None)  # no peak is published
     assert (made.recommended, made.variant("fp16")) == ("fp16", fp16)
@@ -209,13 +331,11 @@ def test_a_plan_of_round_figures() -> None:
     assert plan(COST, device(), Demand(cameras=20)).variants[1].memory == memory_of(
         COST, "fp16", device(), batch=8, cameras=20
     )
-    assert plan(COST, device(), Demand(cameras=20, batch=2)).variants[1].estimate == replace(
-        estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=2, shares=GPU)
-    )
+    assert plan(COST, device(), Demand(cameras=20, batch=2)).variants[1].estimate == expected(COST, "fp16", 2)
 
 
 def test_reach_and_fit_are_told_at_their_edges() -> None:
-    speed = estimate(COST, "fp16", peak_tflops=10, bandwidth_gb_s=100, batch=1, shares=GPU).images_per_s
+    speed = expected(COST, "fp16", 1).images_per_s
     for fps, reach in (
         (speed.low, "yes"),
         (speed.low * 1.001, "perhaps"),
@@ -239,12 +359,14 @@ def test_a_cpu_needs_cores_and_clock_for_its_speed() -> None:
         assert made.notes[0].startswith("a CPU's peaks are those of a core and GHz")
     made = plan(COST, cpu(), Demand(cameras=4, cores=4, ghz=2.5))
     assert [each.name for each in made.variants] == ["fp32", "bf16", "int8-cpu"]
-    assert made.variant("fp32").estimate == estimate(
-        COST, "fp32", peak_tflops=0.05 * 4 * 2.5, bandwidth_gb_s=100, batch=1, shares=CPU
-    )
-    assert made.variant("int8-cpu").estimate == estimate(
-        COST, "int8", peak_tflops=2.0, bandwidth_gb_s=100, batch=1, shares=CPU
-    )
+    for name, tflops in (("fp32", 0.05 * 4 * 2.5), ("int8-cpu", 2.0)):
+        box, shares = Device(tflops, 0.05 * 4 * 2.5, 100), load_shares().cpu["openvino"]
+        assert made.variant(name).estimate == estimate(COST, name[:4], box, batch=1, shares=shares)
+    on_ort = plan(COST, cpu(), Demand(cores=4, ghz=2.5, engine="onnxruntime"))
+    box, shares = Device(2.0, 0.5, 100), load_shares().cpu["onnxruntime"]
+    assert on_ort.variant("int8-cpu").estimate == estimate(COST, "int8", box, batch=1, shares=shares)
+    assert (made.engine, on_ort.engine) == ("openvino", "onnxruntime")
+    assert on_ort.recipe == ()  # it takes the bundle as it is
     assert made.notes == ("what memory is free is not known: give `memory`, GiB",)
     assert made.recommended == "int8-cpu"  # the fastest of those that pay
     assert made.recipe == ("edgeclip build BUNDLE --variant int8-cpu --engine openvino",)
@@ -380,6 +502,48 @@ def test_a_verdict_says_what_to_expect() -> None:
     assert verdict(None, asked, none) == "nothing can run: no A; c needs more memory than is free"
 
 
+@pytest.mark.parametrize(
+    ("swaps", "has_service", "expected"),
+    [
+        # Of an Orin Nano with JetPack 6 and a swap file; of one with Ubuntu's own image.
+        (
+            "/dev/zram0 partition 645632 0 5\n/dev/zram11 partition 645632 0 5\n/swapfile file 8388604 0 -2\n",
+            True,
+            True,
+        ),
+        ("/swapfile file 8388604 0 -2\n", False, False),
+        ("", True, False),
+    ],
+)
+def test_zram_is_taken_out_of_use_where_there_is_any(
+    swaps: str, has_service: bool, expected: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "swaps").write_text(f"Filename Type Size Used Priority\n{swaps}", encoding="utf-8")
+    for name, does in (
+        ("sudo", f'echo "$@" >> {tmp_path}/done'),
+        ("systemctl", f"exit {0 if has_service else 1}"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    for line in WITHOUT_ZRAM:
+        here = line.replace("/proc/swaps", f"{tmp_path}/swaps")
+        subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", here],
+            check=True,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        )
+    done = (tmp_path / "done").read_text(encoding="utf-8").splitlines() if (tmp_path / "done").exists() else []
+    assert done == [
+        *(["swapoff /dev/zram0 /dev/zram11"] if expected else []),
+        *(["systemctl disable nvzramconfig"] if has_service else []),
+    ]
+
+
+def test_the_guide_takes_zram_out_of_use_as_a_plan_does() -> None:
+    guide = (Path(__file__).parents[2] / "docs/jetson.md").read_text(encoding="utf-8")
+    assert "\n".join(WITHOUT_ZRAM) in guide
+
+
 def test_a_build_on_a_jetson_that_lacks_memory_gets_swap_first() -> None:
     memory = VariantMemory(weights=0, activations=0, frames=0, library=0, building=5 * GIB)
     this = VariantPlan("fp16", "fp16", memory=memory, estimate=Estimate(4, Range(1, 2), ""))
@@ -387,13 +551,13 @@ def test_a_build_on_a_jetson_that_lacks_memory_gets_swap_first() -> None:
     assert recipe(this, device("jetson"), 5 * GIB) == (f"{command} --workspace 1024",)
     assert recipe(this, device("jetson"), 2 * GIB) == (
         "sudo systemctl isolate multi-user.target",
-        "sudo systemctl disable --now nvzramconfig",
         "sudo fallocate -l 5G /swapfile && sudo chmod 600 /swapfile",
         "sudo mkswap /swapfile && sudo swapon /swapfile",
+        *WITHOUT_ZRAM,
         f"{command} --workspace 512",
     )
-    assert recipe(this, device("jetson"), 5 * GIB - 1)[2].startswith("sudo fallocate -l 4G ")
-    assert "fallocate -l 6G" in recipe(this, device("jetson"), 2 * GIB - 1)[2]  # begun GiB count whole
+    assert recipe(this, device("jetson"), 5 * GIB - 1)[1].startswith("sudo fallocate -l 4G ")
+    assert "fallocate -l 6G" in recipe(this, device("jetson"), 2 * GIB - 1)[1]  # begun GiB count whole
     assert recipe(this, device(), 100 * MIB) == (f"{command} --workspace 64",)
     assert recipe(this, device(), None) == (command,)
     assert recipe(replace(this, memory=None, estimate=None), device(), GIB) == (command.replace("1,4,4", "1,1,1"),)

@@ -14,12 +14,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from edgeclip.devices.machine.jetson import nvpmodel_mode, power_mode
+from edgeclip.devices.machine.jetson import is_jetson, nvpmodel_mode, power_mode
 from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.sensors.base import Channel, Found
 from edgeclip.devices.sensors.find import find_sources
-from edgeclip.devices.sensors.jetson import is_jetson
 from edgeclip.devices.sensors.nvml import nvml_sources
 from edgeclip.devices.sensors.tegrastats import UnitReading, parse_tegrastats, tegrastats_sources
 from edgeclip.errors import InputError
@@ -211,9 +210,9 @@ def test_a_jetson_without_monitors_says_so(tmp_path: Path) -> None:
 
 
 def test_a_jetson_is_known_by_its_device_tree_too(tmp_path: Path) -> None:
-    assert not is_jetson(tmp_path)
+    assert not is_jetson(Tree(tmp_path))
     write_tree(tmp_path, {"proc/device-tree/compatible": "nvidia,p3767\0nvidia,tegra234\0"})
-    assert is_jetson(tmp_path)
+    assert is_jetson(Tree(tmp_path))
 
 
 @pytest.mark.parametrize(

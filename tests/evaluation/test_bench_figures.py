@@ -19,7 +19,10 @@ from rich.console import Console
 from scipy import stats
 
 from edgeclip import Bundle
+from edgeclip.devices.catalogue.profile import load_profile
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.plan.cost import GraphCost
+from edgeclip.devices.plan.speed import estimate_on
 from edgeclip.devices.sensors.energy import Energy
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.engine_list import ENGINES
@@ -41,8 +44,10 @@ from edgeclip.evaluation.bench.bench import (
     bench,
     settings_of,
 )
+from edgeclip.evaluation.bench.calibrate import calibration_of
 from edgeclip.evaluation.bench.card import compare, print_comparison
-from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
+from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured, load_result
+from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
@@ -229,29 +234,31 @@ def test_a_setting_that_cannot_run_says_why(tiny_bundle: Path, tmp_path: Path) -
     bundle = add_variant(tiny_bundle, "spoilt", edit_weight("projection", lambda weight: weight[::-1]))
     fine = setting_of(bundle)
     spoilt = msgspec.structs.replace(fine, variant="spoilt", batch=2)
-    assert _refusal(bundle, fine) == _refusal(bundle, msgspec.structs.replace(fine, batch=2)) == ""
     golden = golden_here(bundle)
     assert golden is not None
+    assert _refusal(bundle, fine, golden) == _refusal(bundle, msgspec.structs.replace(fine, batch=2), golden) == ""
     failures = prove(bundle, "spoilt", "onnxruntime", golden).failures
     assert len(failures) > 1
-    assert _refusal(bundle, spoilt) == f"disagrees with fp32 here: {'; '.join(failures)}"
+    assert _refusal(bundle, spoilt, golden) == f"disagrees with fp32 here: {'; '.join(failures)}"
     gpu = msgspec.structs.replace(fine, engine="onnxruntime-cuda")
     with pytest.raises(EdgeclipError) as error:
         prove(bundle, "fp32", "onnxruntime-cuda", golden)
-    assert _refusal(bundle, gpu) == str(error.value)
+    assert _refusal(bundle, gpu, golden) == str(error.value)
 
     manifest = read_manifest(tiny_bundle)
     single = tuple(msgspec.structs.replace(variant, dynamic_batch=False) for variant in manifest.variants)
     write_manifest(tiny_bundle, msgspec.structs.replace(manifest, variants=single, tables=()))
     bundle = Bundle.open(tiny_bundle)
-    assert _refusal(bundle, fine) == ""
-    assert _refusal(bundle, msgspec.structs.replace(fine, batch=2)) == "the variant takes one image at a time"
+    assert _refusal(bundle, fine, golden) == ""
+    assert _refusal(bundle, msgspec.structs.replace(fine, batch=2), golden) == "the variant takes one image at a time"
     labelling = msgspec.structs.replace(fine, stage="end-to-end", frame=(9, 9))
-    assert _refusal(bundle, labelling) == "the bundle has no prompt table to label with"
-    assert _refusal(without_golden(tiny_bundle), fine).startswith("the bundle has no golden images to prove it on")
+    assert _refusal(bundle, labelling, golden) == "the bundle has no prompt table to label with"
+    assert _refusal(without_golden(tiny_bundle), fine, None).startswith(
+        "the bundle has no golden images to prove it on"
+    )
     (tiny_bundle / "image_encoder" / "fp32.onnx").write_bytes(b"altered")
     with pytest.raises(IntegrityError):
-        _refusal(bundle, fine)
+        _refusal(bundle, fine, golden)
 
 
 def round_of(setting: BenchSetting, number: int) -> _Round:
@@ -267,7 +274,8 @@ def test_every_round_has_all_settings_in_an_order_of_its_own(
     orders: list[list[int]] = []
     done: Counter[BenchSetting] = Counter()
 
-    def a_round(bundle: Bundle, setting: BenchSetting, options: BenchOptions, _: object) -> _Round:
+    def a_round(bundle: Bundle, setting: BenchSetting, golden: Any, options: BenchOptions, _: object) -> _Round:
+        assert len(golden.files) == 4
         assert (bundle.manifest.model.id, options.rounds) == (setting.model, 4)
         orders[-1].append(setting.batch)
         done[setting] += 1
@@ -364,9 +372,11 @@ def test_a_round_keeps_each_time_until_its_seconds_are_over(
 
     monkeypatch.setattr(measuring, "_runner", runner)
     options = BenchOptions(seconds=seconds, warm_up_s=60.0)
+    golden = golden_here(bundle)
+    assert golden is not None
     meter: Any = Meter(energy(2.0))
     before = time.perf_counter()
-    found = _round(bundle, setting_of(bundle), options, meter)
+    found = _round(bundle, setting_of(bundle), golden, options, meter)
     assert fewest <= len(found.times_ms) <= most
     assert found.times_ms == tuple(round(1.234567 * (17 + at), 4) for at in range(len(found.times_ms)))
     assert found.stable
@@ -376,7 +386,8 @@ def test_a_round_keeps_each_time_until_its_seconds_are_over(
     assert end - start >= 0.02 * len(found.times_ms)
     assert 0 < found.warm_up_s < start - before
     called = 16  # its next times differ: never warm
-    told = _round(bundle, setting_of(bundle), BenchOptions(seconds=1e-9, warm_up_s=0.0), Meter("no sensor"))  # type: ignore[arg-type]
+    meter = Meter("no sensor")
+    told = _round(bundle, setting_of(bundle), golden, BenchOptions(seconds=1e-9, warm_up_s=0.0), meter)
     assert (told.stable, told.energy) == (False, None)
 
 
@@ -524,3 +535,76 @@ def test_a_process_that_fails_has_no_peak(tiny_bundle: Path) -> None:
     alone = _peak_kib(tiny_bundle, "", "none", 1)
     assert alone is not None
     assert 5_000 < alone < 1_000_000
+
+
+# What a benchmark makes of estimates
+
+COST = GraphCost(
+    image_size=(8, 8),
+    macs=4_000_000_000,
+    weights=80_000_000,
+    activation_peak=1,
+    activation_traffic=30_000_000,
+    kernels=100,
+    operators={},
+)
+
+
+def of_device(name: str, *measured: tuple[BenchSetting, list[float]], **machine: Any) -> BenchResult:
+    return msgspec.structs.replace(result(*measured, **machine), device=name, ghz=2.5, costs={"m": COST})
+
+
+def middle(name: str, precision: str, engine: str, **more: Any) -> float:
+    found = estimate_on(load_profile(name), COST, precision, engine, **more)
+    assert found is not None
+    return found.latency_ms.middle
+
+
+def test_batches_that_an_engine_took_calibrate_it() -> None:
+    """End-to-end times, other engines and forms that no plan knows do not count; threads are the cores that ran."""
+    name = "x86-avx512-vnni"
+    int8 = msgspec.structs.replace(SETTING, variant="int8-cpu", threads=3, batch=2)
+    measured = of_device(
+        name,
+        (SETTING, [2 * middle(name, "fp32", "onnxruntime", cores=4, ghz=2.5)] * 3),
+        (int8, [3 * middle(name, "int8", "onnxruntime", batch=2, cores=3, ghz=2.5)] * 3),
+        (msgspec.structs.replace(SETTING, stage="end-to-end"), [1e6] * 3),
+        (msgspec.structs.replace(SETTING, variant="pruned"), [1e6] * 3),
+        (msgspec.structs.replace(SETTING, model="other"), [1e6] * 3),
+        cores_usable=4,
+    )
+    found = calibration_of(measured)
+    assert (found.engine, found.device, found.count) == ("onnxruntime", name, 2)
+    assert found.ratios == pytest.approx({"fp32": 2.0, "int8": 3.0})
+    assert calibration_of(measured, "onnxruntime") == found
+    with pytest.raises(InputError, match=r"measurements of openvino on .*, got onnxruntime: measure it"):
+        calibration_of(measured, "openvino")
+    with pytest.raises(InputError, match="one of a machine that fits no profile"):
+        calibration_of(result((SETTING, [1.0])))
+    with pytest.raises(InputError, match="got none that can be estimated"):
+        calibration_of(msgspec.structs.replace(measured, costs={}))
+    for unclear in ("four", -4, 0):
+        with pytest.raises(InputError, match="in a precision whose peak"):
+            calibration_of(of_device(name, (SETTING, [1.0] * 3), cores_usable=unclear))
+
+
+def test_a_benchmark_of_costs_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    write_json(path, of_device("t4", (SETTING, [1.0] * 3)))
+    assert load_result(path).costs == {"m": COST}
+    for good, bad in (('"kernels": 100', '"kernels": -1'), ("4000000000", "-1"), ('"ghz": 2.5', '"ghz": 0.0')):
+        spoilt = tmp_path / "spoilt.json"
+        spoilt.write_text(path.read_text().replace(good, bad))
+        with pytest.raises(InputError, match="expected a file of edgeclip bench --json"):
+            load_result(spoilt)
+
+
+def test_a_jetson_was_measured_in_the_mode_that_it_was_in() -> None:
+    setting = msgspec.structs.replace(SETTING, variant="fp16", engine="tensorrt")
+    ms = middle("orin-nano-8gb", "fp16", "tensorrt")
+    ratios = {
+        mode: calibration_of(of_device("orin-nano-8gb", (setting, [ms] * 3), power_mode=mode)).ratios["fp16"]
+        for mode in ("15W", "MAXN_SUPER")
+    }
+    assert ratios["15W"] == pytest.approx(1.0)
+    assert 1.3 < ratios["MAXN_SUPER"] < 1.7  # what took as long at a clock 1.6 times as high is that much slower

@@ -158,7 +158,7 @@ def test_of_a_class_without_images_only_the_text_is_judged() -> None:
 def test_one_image_a_class_gives_wide_intervals_and_a_note() -> None:
     study = World(3, images=1, image=3.0).study()
     assert study.ci95[1] - study.ci95[0] > 0.4
-    assert any(note.startswith("Few labels: 1 images a class") for note in study.notes)
+    assert any(note.startswith("Few labels: 1 image a class") for note in study.notes)
     assert any("no gain at all could be told from noise" in note for note in study.notes)
     assert not study.suggestions
 

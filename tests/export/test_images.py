@@ -114,6 +114,27 @@ def test_a_picture_in_two_classes_is_not_evaluated_on(folder: Callable[..., Path
         assert any("several classes" in said for said in split.told) is not taken
 
 
+def test_frames_of_a_film_that_are_evaluated_on_are_told(folder: Callable[..., Path]) -> None:
+    film = picture(50, height=480, width=640)
+    frames = {f"cat__f{number}_png": np.roll(film, 4 * number, axis=1) for number in range(3)}
+    data = folder("data", **many(9, below="cat__"), **many(9, first=9, below="dog__"), **frames)
+    seen = set()
+    for seed in range(8):
+        split = split_images(data, golden=6, calibration=0, seed=seed)
+        evaluated = sum(path.name.startswith("f") for path, _ in split.evaluation)
+        count = len(split.evaluation)
+        assert [said for said in split.told if "nearly" in said] == (
+            [
+                f"2 of {count} to evaluate on are nearly the same as another, as frames of a film are: each counts "
+                "once where a loss is bounded"
+            ]
+            if evaluated
+            else ["2 of 21 are nearly the same as another, as frames of a film are: left out"]
+        )
+        seen.add(evaluated)
+    assert seen == {0, 3}
+
+
 # What cannot serve is counted and told
 
 

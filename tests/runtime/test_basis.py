@@ -13,7 +13,7 @@ from edgeclip.bundle import Bundle
 from edgeclip.errors import IntegrityError, VariantError
 from edgeclip.files import write_json
 from edgeclip.manifest import read_manifest, write_manifest
-from edgeclip.runtime.proof.basis import FEWEST, Basis, CalibratedOn, Origin, basis_of
+from edgeclip.runtime.proof.basis import FEWEST, Basis, CalibratedOn, Origin, basis_of, calibrated_on
 from edgeclip.runtime.proof.golden import FILE, GoldenImages, golden_of
 
 
@@ -47,6 +47,11 @@ def made_on(first: int, count: int, origin: Origin = "images") -> dict[str, Any]
         (Basis(origin="images", photographs=FEWEST, ranges_from="images"), f"on {FEWEST} photographs"),
         (Basis(origin="images", photographs=5), "provisional: on 5 photographs, fewer than 14"),
         (Basis(origin="site", photographs=5), "provisional: on 5 photographs of this site, fewer than 14"),
+        (Basis(origin="site", photographs=1), "provisional: on 1 photograph of this site, fewer than 14"),
+        (
+            Basis(origin="unknown", photographs=1, calibrated_on=0),
+            "provisional: on 1 photograph, not known whose",
+        ),
         (Basis(origin="stand-ins", photographs=9), "provisional: on 9 stand-in photographs"),
         (
             Basis(origin="stand-ins", photographs=9, calibrated_on=9, ranges_from="stand-ins"),
@@ -135,3 +140,15 @@ def test_of_a_set_written_without_digests_names_tell_which_views_are_of_one_phot
     write_manifest(golden_bundle, read_manifest(golden_bundle), scan=True)
     said = str(basis_of(Bundle.open(golden_bundle), "fp16", old))
     assert said == "provisional: on 9 photographs, not known whose, not known whether calibrated on"
+
+
+def test_the_starters_int8_is_proved_by_a_sites_photographs() -> None:
+    starter = Bundle.open("starter")
+    own, calibrated = golden_of(starter), calibrated_on(starter, "int8-cpu")
+    assert own is not None
+    assert calibrated is not None
+    assert (calibrated.origin, calibrated.photographs) == ("images", 128)
+    assert len(set(calibrated.digests)) == 128
+    for variant in ("fp32", "int8-cpu"):
+        assert str(basis_of(starter, variant, own)) == "provisional: on 9 stand-in photographs"
+        assert str(basis_of(starter, variant, golden(30, origin="site"))) == "on 30 photographs of this site"

@@ -26,6 +26,7 @@ from edgeclip.runtime.images import (
     Image,
     as_image,
     decode_image,
+    images_below,
     list_images,
     list_labelled,
     opencv,
@@ -477,10 +478,29 @@ def test_what_is_no_regular_file_is_told_as_that(tmp_path: Path, caplog: pytest.
     assert list_images(tmp_path) == [tmp_path / "a.png"]
     (tmp_path / "notes.txt").unlink()
     assert list_images(tmp_path) == [tmp_path / "a.png"]
-    odd = "what is no regular file (3 links to nothing, 1 pipes or devices)"
+    odd = "what is no regular file (3 links to nothing, 1 pipe or device)"
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: passed over what is no image by its name (1 .txt) and {odd}",
         f"{tmp_path}: passed over {odd}",
+    ]
+
+
+def test_folders_that_are_not_searched_are_counted_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = tmp_path / "site"
+    for folder in (site / "own", tmp_path / "elsewhere", site / "shut", site / ".thumbnails"):
+        folder.mkdir(parents=True)
+        quadrants().save(folder / "a.png")
+    (site / "linked").symlink_to(tmp_path / "elsewhere")
+    (site / "own" / "round").symlink_to(site)
+    (site / "b.png").symlink_to(tmp_path / "elsewhere" / "a.png")  # of a file it is followed
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "shut" not in str(path) and access(path, mode))
+    assert [str(path.relative_to(site)) for path in images_below(site)] == ["b.png", "own/a.png", "shut/a.png"]
+    told = "2 links to folders, 1 folder that may not be read"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{site}: passed over what is no regular file ({told})"
     ]
 
 

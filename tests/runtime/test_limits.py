@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeclip.runtime.proof.parity import LIMITS, ParityReport
+from benchmarks.ladder.records import Result, Rung
+from edgeclip.runtime.proof.parity import LIMITS
 from edgeclip.spec import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,71 +26,18 @@ FIGURES = {  # what the document calls a limit → the limit, and the figure of 
 IMAGES = {"all": "all photographs", "first": "64 photographs", "views": "views of nine photographs"}
 
 
-class Rung(msgspec.Struct, frozen=True):
-    """One damaged variant, as ``benchmarks/gate.py`` wrote it: points of top-1 lost, and what the gate sees."""
-
-    model: str
-    variant: str
-    kind: str
-    precision: Precision
-    loss: float
-    low: float
-    high: float
-    n: int
-    gate: dict[str, ParityReport]
-
-    @property
-    def costly(self) -> bool:
-        """By the estimate."""
-        return self.loss > 1
-
-    @property
-    def cheap(self) -> bool:
-        """By the estimate."""
-        return self.loss < 0.3
-
-    def refused(self, images: str) -> bool:
-        """By its precision's limits."""
-        return bool(self.gate[images].failures(LIMITS[self.precision]))
-
-
-class Loss(msgspec.Struct, frozen=True):
-    """What INT8 costs a model on one set, in points of top-1."""
-
-    model: str
-    variant: str
-    data: str
-    top1: float
-    loss: float
-    low: float
-    high: float
-    n: int
-
-
-class Unpriced(msgspec.Struct, frozen=True):
-    """What the gate sees of a variant whose price was not measured."""
-
-    model: str
-    variant: str
-    precision: Precision
-    gate: ParityReport
-
-
-class Results(msgspec.Struct, frozen=True):
-    """All that the benchmark wrote."""
-
-    rungs: tuple[Rung, ...]
-    int8: tuple[Loss, ...]
-    unpriced: tuple[Unpriced, ...]
+def refused(item: Rung, images: str) -> bool:
+    """By its precision's limits."""
+    return bool(item.gate[images].failures(LIMITS[item.precision]))
 
 
 @pytest.fixture(scope="module")
-def results() -> Results:
-    return msgspec.json.decode((ROOT / "docs" / "results" / "gate.json").read_bytes(), type=Results)
+def results() -> Result:
+    return msgspec.json.decode((ROOT / "docs" / "results" / "gate.json").read_bytes(), type=Result)
 
 
 @pytest.fixture(scope="module")
-def ladder(results: Results) -> tuple[Rung, ...]:
+def ladder(results: Result) -> tuple[Rung, ...]:
     return results.rungs
 
 
@@ -119,16 +67,16 @@ def test_no_limit_is_left_out_of_the_document() -> None:
 @pytest.mark.parametrize("images", IMAGES)
 def test_the_gate_misses_what_the_document_says_and_nothing_else(ladder: tuple[Rung, ...], images: str) -> None:
     taken = [item for item in ladder if images in item.gate]
-    costly, cheap = [item for item in taken if item.costly], [item for item in taken if item.cheap]
-    passed = [item for item in costly if not item.refused(images)]
-    refused = [item for item in cheap if item.refused(images)]
-    row = f"| {IMAGES[images]} | {len(taken)} | {len(passed)} of {len(costly)} | {len(refused)} of {len(cheap)} |"
+    costly, cheap = ([item for item in taken if item.price == price] for price in ("costly", "cheap"))
+    passed = [item for item in costly if not refused(item, images)]
+    lost = [item for item in cheap if refused(item, images)]
+    row = f"| {IMAGES[images]} | {len(taken)} | {len(passed)} of {len(costly)} | {len(lost)} of {len(cheap)} |"
     assert row in DOCUMENT
-    for item in (*passed, *refused):
+    for item in (*passed, *lost):
         assert f"| {IMAGES[images]} | {item.model}, {item.variant} | {item.loss:.2f} ({item.low:.2f} to" in DOCUMENT
 
 
-def test_what_int8_costs_is_what_the_document_says(results: Results) -> None:
+def test_what_int8_costs_is_what_the_document_says(results: Result) -> None:
     names = {"int8 (edgeclip)": "our own"}
     for loss in results.int8:
         name = names.get(loss.variant, loss.variant.replace(" int8", ""))
@@ -136,7 +84,7 @@ def test_what_int8_costs_is_what_the_document_says(results: Results) -> None:
         assert f"| {loss.model} | {name} | {loss.data} | {loss.n:,} | {cost} |" in DOCUMENT
 
 
-def test_what_the_gate_does_without_a_price_is_what_the_document_says(results: Results) -> None:
+def test_what_the_gate_does_without_a_price_is_what_the_document_says(results: Result) -> None:
     for item in results.unpriced:
         report = item.gate
         cosines = (report.min_cosine, report.min_centred_cosine, report.mean_centred_cosine)
@@ -159,7 +107,7 @@ def test_what_surely_costs_more_than_a_point_passes_at_no_precision(
 def test_what_surely_costs_less_than_a_third_of_a_point_is_never_refused(ladder: tuple[Rung, ...]) -> None:
     sure = [item for item in ladder if item.high < 0.3]
     assert len(sure) >= 15
-    assert not [item.variant for item in sure if item.refused("all") or item.refused("first")]
+    assert not [item.variant for item in sure if refused(item, "all") or refused(item, "first")]
 
 
 def test_every_limit_refuses_some_damage_by_itself(ladder: tuple[Rung, ...]) -> None:
@@ -167,8 +115,8 @@ def test_every_limit_refuses_some_damage_by_itself(ladder: tuple[Rung, ...]) -> 
         for limit, figure in FIGURES.values():
             vacuous = {name: 1e9 if "loss" in name else -1e9 for name in limits.__struct_fields__ if name != limit}
             alone = msgspec.structs.replace(limits, **vacuous)
-            refused = [item for item in ladder if item.costly and item.gate["first"].failures(alone)]
-            assert len(refused) >= 5, (precision, figure)
+            caught = [item for item in ladder if item.price == "costly" and item.gate["first"].failures(alone)]
+            assert len(caught) >= 5, (precision, figure)
 
 
 # The collapses that were published of a Jetson, and what must pass
@@ -178,12 +126,12 @@ def test_linears_only_int8_of_a_real_transformer_passes(ladder: tuple[Rung, ...]
     for model in ("minilm", "starter", "starter-128"):
         item = rung(ladder, model, "linears-only int8")
         assert item.loss < 0.3
-        assert not item.refused("all")
-        assert not item.refused("first")
+        assert not refused(item, "all")
+        assert not refused(item, "first")
 
 
 @pytest.mark.parametrize("variant", ["raw fp16, larger residual", "a8 whole graph, per tensor"])
-def test_the_published_collapses_are_refused_at_every_precision(results: Results, variant: str) -> None:
+def test_the_published_collapses_are_refused_at_every_precision(results: Result, variant: str) -> None:
     item = rung(results.rungs, "vit-112", variant)
     assert item.low > 10
     (larger,) = [other.gate for other in results.unpriced if (other.model, other.variant) == ("vit", variant)]
@@ -195,7 +143,7 @@ def test_the_published_collapses_are_refused_at_every_precision(results: Results
 def test_what_the_starter_ships_and_makes_passes(ladder: tuple[Rung, ...], variant: str) -> None:
     for item in ladder:
         if item.model == "starter" and item.variant == variant:
-            assert not any(item.refused(images) for images in item.gate)
+            assert not any(refused(item, images) for images in item.gate)
             break
     else:
         pytest.fail(f"{variant} is not in the ladder")

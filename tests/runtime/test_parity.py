@@ -16,7 +16,6 @@ from edgeclip.runtime.proof.parity import (
     ParityReport,
     compare_decisions,
     compare_embeddings,
-    margin_loss,
     worst_of,
 )
 from edgeclip.spec import Precision
@@ -63,9 +62,10 @@ THREE = [[0.5, 0.3, 0.1], [0.1, 0.6, 0.2], [0.0, 0.1, 0.7]]
 def test_margin_loss_is_counted_in_the_references_median_gap(
     reference: list[list[float]], candidate: list[list[float]], agreement: float, losses: list[float]
 ) -> None:
-    same, loss = margin_loss(np.array(reference, np.float32), np.array(candidate, np.float32))
-    assert same == pytest.approx(agreement)
-    np.testing.assert_allclose(loss, losses, atol=1e-5)
+    found = compare_decisions(np.array(reference, np.float32), np.array(candidate, np.float32))
+    assert found.agreement == pytest.approx(agreement)
+    assert found.mean_margin_loss == pytest.approx(np.mean(losses), abs=1e-5)
+    assert found.p95_margin_loss == pytest.approx(np.percentile(losses, 95), abs=1e-5)
 
 
 def test_agreement_and_margin_are_taken_on_the_classes_and_not_on_the_lengths() -> None:

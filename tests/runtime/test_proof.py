@@ -29,7 +29,7 @@ from edgeclip.errors import (
     SourceError,
     VariantError,
 )
-from edgeclip.files import write_json
+from edgeclip.files import kept_json, write_json
 from edgeclip.manifest import read_manifest, write_manifest
 from edgeclip.prompts import unit_rows
 from edgeclip.runtime.engines import plan_cache
@@ -461,7 +461,7 @@ def test_a_damaged_proof_is_made_anew(
     proof = prove(bundle, "fp16", "counting", golden_set(bundle))
     assert len(counting) == 2
     assert list((cache / "proofs").iterdir()) == [kept]
-    assert msgspec.json.decode(kept.read_bytes(), type=Proof) == proof
+    assert kept_json(kept, Proof) == proof
 
 
 def test_a_kept_proof_is_held_to_todays_limits(
@@ -781,7 +781,7 @@ def test_a_new_plan_is_proved_itself(golden_bundle: Path, cli: Run, cache: Path)
     (before,) = (cache / "proofs").iterdir()
     assert cli("build", golden_bundle, "--engine", "openvino", "--variant", "fp32")[0] == 0
     (after,) = set((cache / "proofs").iterdir()) - {before}
-    assert json.loads(after.read_text())["variant"] == "fp32"
+    assert json.loads(after.read_text())["value"]["variant"] == "fp32"
 
 
 def test_build_names_the_variant_whose_plan_is_wrong(golden_bundle: Path, cli: Run) -> None:

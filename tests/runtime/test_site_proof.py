@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from edgeclip.runtime.engines.base import Engine, FloatArray, load_engine, modul
 from edgeclip.runtime.engines.onnxruntime import OrtEngine, OrtTensorRtRtxEngine
 from edgeclip.runtime.images import read_image, write_image
 from edgeclip.runtime.proof.basis import FEWEST, CalibratedOn, basis_of
-from edgeclip.runtime.proof.choose import choose
+from edgeclip.runtime.proof.choose import choose, lacking
 from edgeclip.runtime.proof.distinct import pixels_digest
 from edgeclip.runtime.proof.golden import GoldenImages, golden_of
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
@@ -178,7 +179,7 @@ def test_both_proofs_are_taken_anew_with_another_version_and_kept_with_the_same(
         proof = prove(bundle, "fp32", "own", own_golden(bundle))
         encoded.clear()
         with ImageEncoder(bundle, engine="own") as encoder:
-            prove_in_the_loop(encoder, rows=8, parallel=1)
+            prove_in_the_loop(encoder, golden=own_golden(bundle), rows=8, parallel=1)
         return proof, sum(encoded)
 
     first, all_images = proved()
@@ -186,6 +187,70 @@ def test_both_proofs_are_taken_anew_with_another_version_and_kept_with_the_same(
     second, images = proved()
     assert (first.versions["own-runtime"], all_images) == ("1.0", 4)
     assert (second.versions["own-runtime"], images) == (("2.0", 4) if again else ("1.0", 2))
+
+
+def test_a_proof_that_was_altered_is_taken_anew(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    taken = prove(bundle, "fp32", "own", own_golden(bundle))
+    (kept,) = cache_dir("proofs").iterdir()
+    altered = re.sub(rb'"latency_ms":[\d.e-]+', b'"latency_ms":0.001', kept.read_bytes())
+    assert altered != kept.read_bytes()
+    kept.write_bytes(altered)  # as well formed as it was
+    assert prove(bundle, "fp32", "own", own_golden(bundle)).latency_ms != 0.001
+    assert len(OwnEngine.loads) == 2
+    assert taken.parity == prove(bundle, "fp32", "own", own_golden(bundle)).parity
+
+
+def test_a_latency_that_was_taken_beside_other_work_says_so(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    taken = prove(bundle, "fp32", "own", own_golden(bundle))
+    assert taken.conditions is not None
+
+    def loaded(whole: float, own: float, seconds: float = 1.0) -> Proof:
+        found = {"cpu": whole, "process": own}
+        readings = tuple(
+            msgspec.structs.replace(reading, mean=found[reading.part]) if reading.kind == "load" else reading
+            for reading in taken.conditions.readings
+        )
+        conditions = msgspec.structs.replace(taken.conditions, readings=readings, seconds=seconds)
+        return msgspec.structs.replace(taken, conditions=conditions)
+
+    assert not loaded(1.0, 0.95).slowed_by
+    assert not loaded(0.9, 0.2, seconds=0.02).slowed_by
+    assert not msgspec.structs.replace(taken, conditions=None).slowed_by
+    assert loaded(0.9, 0.2).slowed_by == "timed while other processes took 70% of the CPU"
+    basis = basis_of(bundle, "fp32", own_golden(bundle))
+    assert [said for said in lacking(bundle, loaded(0.9, 0.2), basis) if "timed" in said] == [
+        f"timed while other processes took 70% of the CPU: edgeclip prove {bundle.path} times it again"
+    ]
+
+
+def test_of_a_choice_that_is_kept_only_the_engine_that_runs_is_asked_what_it_is(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, asked, build = Bundle.open(tiny_bundle), list[str](), ["1"]
+
+    def versions(cls: type[OwnEngine]) -> dict[str, str]:
+        asked.append(cls.name)
+        if not build:
+            raise EngineError("the library does not load")
+        return {"own-runtime": "1.0", "own as loaded": build[-1]}
+
+    monkeypatch.setattr(OwnEngine, "versions", classmethod(versions))
+    took = {"own": 1.0, "own-cpu": 5.0, "onnxruntime": 9.0}
+    monkeypatch.setattr("edgeclip.runtime.proof.proof.timed", lambda engine, _: (took[engine.name], None))
+    assert (choose(bundle).engine, set(asked), len(OwnEngine.loads)) == ("own", {"own", "own-cpu"}, 2)
+    asked.clear()
+    again = choose(bundle)
+    assert (again.engine, set(asked), len(OwnEngine.loads)) == ("own", {"own"}, 2)
+    assert [proof.engine for proof in again.proofs] == ["own", "own-cpu", "onnxruntime"]
+    build.append("2")  # under the package, which is the same
+    changed = choose(bundle)
+    assert [proof.versions.get("own as loaded") for proof in changed.proofs] == ["2", "2", None]
+    assert len(OwnEngine.loads) == 4
+    build.clear()
+    left = choose(bundle)
+    assert (left.engine, [name for _, name, _ in left.refused]) == ("onnxruntime", ["own", "own-cpu"])
 
 
 def test_threads_and_other_golden_images_have_proofs_of_their_own(tiny_bundle: Path) -> None:
@@ -493,10 +558,10 @@ def test_what_was_asked_for_and_did_not_run_is_a_failure(tiny_bundle: Path, monk
 
 def test_the_command_is_not_named_where_it_would_mend_nothing(tiny_bundle: Path, site: Path) -> None:
     bundle = add_variant(tiny_bundle, "old", lambda graph: None)  # as made before its calibration images were noted
-    assert choose(bundle, variant="old", engine="onnxruntime").why.endswith(" --images FOLDER")
+    assert choose(bundle, variant="old", engine="onnxruntime").why.partition("; timed")[0].endswith(" --images FOLDER")
     edgeclip.prove(bundle, site, variant="old", engine="onnxruntime")
     why = choose(bundle, variant="old", engine="onnxruntime").why
-    assert why.endswith("not known whether calibrated on: export the variant again, which notes it")
+    assert "not known whether calibrated on: export the variant again, which notes it" in why
 
 
 def test_images_that_a_variant_was_calibrated_on_are_no_proof_of_it(tiny_bundle: Path, site: Path) -> None:

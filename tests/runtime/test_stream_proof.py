@@ -15,7 +15,9 @@ from edgeclip.errors import ParityError
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import FloatArray
 from edgeclip.runtime.engines.onnxruntime import OrtEngine
+from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.in_the_loop import prove_in_the_loop
+from edgeclip.runtime.proof.site import golden_here
 from edgeclip.runtime.sources.open import open_source
 from edgeclip.runtime.stream import Stream, StreamOptions
 from tests.conftest import without_golden
@@ -59,6 +61,18 @@ def labels(bundle: Path, video: Path, *, engine: str = "onnxruntime", **options:
     return [(record.label, round(record.score, 3)) for record in stream]
 
 
+def test_the_golden_set_is_opened_once_for_the_choice_and_every_stream(
+    golden_bundle: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, load = list[Path](), GoldenImages.load
+    monkeypatch.setattr(GoldenImages, "load", lambda path: opened.append(path) or load(path))
+    options = StreamOptions(limit=1, preprocess="exact")
+    with edgeclip.open(golden_bundle, variant="fp32") as labeller:
+        for _ in range(2):
+            assert labeller.stream(video, options=options).run().labelled == 1
+    assert len(opened) == 1
+
+
 def test_what_goes_wrong_several_at_once_runs_one_at_a_time(
     golden_bundle: Path, video: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,22 +93,19 @@ def test_what_is_wrong_in_batches_is_refused_and_says_what_to_do(golden_bundle: 
 def test_every_start_looks_again(golden_bundle: Path) -> None:
     """A race goes wrong at one start and not at another, so the success of an earlier one is not enough."""
     bundle = Bundle.open(golden_bundle)
+    golden = golden_here(bundle)
     with ImageEncoder(bundle) as encoder:
-        prove_in_the_loop(encoder, rows=2, parallel=1)
+        prove_in_the_loop(encoder, golden=golden, rows=2, parallel=1)
         healthy = encoder.engine._infer
         encoder.engine._infer = lambda images: -healthy(images)  # type: ignore[method-assign]
         with pytest.raises(ParityError, match=r"got -1\.0000"):
-            prove_in_the_loop(encoder, rows=2, parallel=1)
+            prove_in_the_loop(encoder, golden=golden, rows=2, parallel=1)
 
 
 def test_a_bundle_without_golden_images_is_refused_unless_it_may_run_unproved(tiny_bundle: Path, video: Path) -> None:
     bundle = without_golden(tiny_bundle)
     with pytest.raises(ParityError, match="to prove its variants on, got none"):
         labels(bundle.path, video)
-    with ImageEncoder(bundle, engine="batching") as encoder:
-        with pytest.raises(ParityError, match="to prove its variants on, got none"):
-            prove_in_the_loop(encoder, rows=8, parallel=1)
-        prove_in_the_loop(encoder, rows=8, parallel=1, unproved=True)
     with edgeclip.open(bundle, unproved=True) as labeller:
         assert len(list(labeller.stream(video))) == 40
     with pytest.raises(ParityError, match="to prove its variants on, got none"):

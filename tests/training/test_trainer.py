@@ -188,18 +188,18 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path) ->
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_several_processes_are_killed_and_go_on(strategy: str, shapes: Path, tmp_path: Path) -> None:
     scale, log = {"strategy": strategy, "grad_cache_chunk": 4}, {"every": 1, "save_every": 4, "tensorboard": False}
-    optimizer = {"steps": 30, "batch_size": 16, "ema": 0.9}
+    optimizer = {"steps": 16, "batch_size": 16, "ema": 0.9}
     path = recipe_file(tmp_path, shapes, scale=scale, log=log, optimizer=optimizer)
     command = [*TORCHRUN, "2", "-m", "edgeclip", "train", str(path), "--resume", "--output"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     with subprocess.Popen([*command, str(run)], env=environment()) as started:
         deadline = time.monotonic() + 300
-        while len(log_lines(run)) < 10 and time.monotonic() < deadline:
+        while len(log_lines(run)) < 6 and time.monotonic() < deadline:
             assert started.poll() is None
             time.sleep(0.01)
         for pid in [*workers_of(started.pid), started.pid]:
             os.kill(pid, signal.SIGKILL)
-    assert 10 <= len(log_lines(run)) < 30
+    assert 6 <= len(log_lines(run)) < 16
     subprocess.run([*command, str(run)], env=environment(), check=True)
     subprocess.run([*command, str(whole)], env=environment(), check=True)
     assert log_of(run) == log_of(whole)
@@ -675,10 +675,10 @@ def test_a_teacher_of_samples_that_share_a_key_is_refused(shapes: Path, tmp_path
 
 @pytest.mark.slow
 def test_held_out_combinations_are_named_by_a_model_trained_from_nothing() -> None:
-    """In 240 of the recipe's 600 steps, which reach 0.80 of the 0.94; learnt by heart, it would be near 0."""
+    """In 130 of the recipe's 600 steps, which reach 0.60 of the 0.94; learnt by heart, it would be near 0."""
     command = [sys.executable, str(ROOT / "benchmarks" / "shapes.py")]
-    command += ["--set", "optimizer.steps=240", "--set", "log.eval_every=1000"]
+    command += ["--set", "optimizer.steps=130", "--set", "log.eval_every=1000"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (held,) = (line for line in done.stdout.splitlines() if "never trained on" in line)
-    assert float(held.rpartition(" ")[2]) >= 0.7
+    assert float(held.rpartition(" ")[2]) >= 0.45

@@ -31,6 +31,7 @@ from edgeclip.calibration.choice.chosen_set import (
 from edgeclip.calibration.choice.footage import EmbeddedFrame, Footage, FootageSampler, embedded
 from edgeclip.errors import InputError, SourceError
 from edgeclip.files import write_json
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import write_image
@@ -116,7 +117,7 @@ def choose_images(
             "add footage, or look at more of it with a lower `every`"
         )
     if failed := sum(footage.failed):
-        notes.append(f"{failed} files or frames could not be decoded and were passed over")
+        notes.append(f"{counted(failed, 'file or frame', 'files or frames')} could not be decoded: passed over")
     record = CalibrationSet(
         edgeclip=__version__,
         options={name: getattr(options, name) for name in ("count", "every_s", "duration_s", "seed")},

@@ -12,15 +12,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
 from edgeclip.calibration.choice.bins import Exposure
+from edgeclip.calibration.lazy import Lazy
 from edgeclip.documents import read_json
 from edgeclip.errors import IntegrityError, SourceError, TableError
 from edgeclip.key_cache import require_unit
@@ -138,7 +139,7 @@ def read_record(folder: Path) -> CalibrationSet:
     return record
 
 
-class ChosenImages(Sequence[Image]):
+class ChosenImages(Lazy[Image]):
     """All images of a set, in the order in which they were taken, each (H, W, 3) uint8 RGB.
 
     All are checked here; each is decoded when it is asked for, so that a set of large frames does not fill the memory.
@@ -149,22 +150,14 @@ class ChosenImages(Sequence[Image]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._items = [(folder / safe_path(item.file), item.sha256) for item in read_record(folder).images]
-        for path, sha256 in self._items:
+        items = [(folder / safe_path(item.file), item.sha256) for item in read_record(folder).images]
+        for path, sha256 in items:
             _content(path, sha256)
+        super().__init__([partial(_decoded, path, sha256) for path, sha256 in items])
 
-    def __len__(self) -> int:
-        return len(self._items)
 
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | list[Image]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        path, sha256 = self._items[index]
-        return decode_image(_content(path, sha256), name=str(path))
+def _decoded(path: Path, sha256: str) -> Image:
+    return decode_image(_content(path, sha256), name=str(path))
 
 
 def _content(path: Path, sha256: str) -> bytes:

@@ -28,6 +28,7 @@ from edgeclip.decisions import ClassDecision, DecisionFacts, Decisions, Doubles,
 from edgeclip.errors import InputError
 from edgeclip.extras import require
 from edgeclip.key_cache import FloatArray
+from edgeclip.printable import counted
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.spec import EncoderSpec
@@ -332,23 +333,28 @@ def _notes(thresholds: dict[str, ClassDecision], truth: Labels, options: FitOpti
     unknown = float((truth == NONE).mean())
     notes = [
         f"precision {options.target:g} is promised, each time with confidence {options.confidence:g} "
-        f"(Clopper–Pearson), for {promises['own']} classes each by itself and for {promises['together']} together"
+        f"(Clopper–Pearson), for {counted(promises['own'], 'class', 'classes')} each by itself and for "
+        f"{promises['together']} together"
     ]
     if missing := [label for label, each in thresholds.items() if not each.images]:
         notes.append(
-            f"{len(missing)} classes have no labelled image and are promised nothing: {', '.join(missing[:5])}"
+            f"{counted(len(missing), 'class', 'classes')} without a labelled image, promised nothing: "
+            f"{', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''}"
         )
     if promises["none"] > len(missing):
         notes.append(
-            f"nothing is promised for {promises['none'] - len(missing)} classes that have labelled images: it takes "
+            f"nothing is promised for {counted(promises['none'] - len(missing), 'class', 'classes')} with labelled "
+            "images: it takes "
             f"{fewest_images(options.target, options.confidence)} reported ones without an error, or more with some; "
             "their threshold is where the probabilities are the target on average"
         )
     if any(each.threshold == 1 for each in thresholds.values()):
         notes.append("no threshold reaches the target for some classes: these are never reported")
     if few := [label for label, each in thresholds.items() if 0 < each.images < 5]:
-        notes.append(f"{len(few)} classes have fewer than five labelled images: {', '.join(few[:5])}")
+        notes.append(
+            f"{counted(len(few), 'class', 'classes')} with fewer than five labelled images: {', '.join(few[:5])}"
+        )
     if unknown:
         notes.append(
             f"{unknown:.0%} of the images are of no class of the table: with more of such frames precision is lower"

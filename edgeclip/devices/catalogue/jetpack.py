@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,7 @@ class JetPack(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """A JetPack release; a version that NVIDIA does not state is absent.
 
     Attributes:
+        version: as NVIDIA calls it: ``"6.2.1"``, ``"5.0 DP"`` (developer preview).
         l4t: of Jetson Linux, as in ``/etc/nv_tegra_release``, e.g. ``"36.4.3"``, without a zero at its end.
         boards: names of device profiles.
         faults: ids of faults.
@@ -74,8 +76,8 @@ class _Releases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_releases() -> tuple[JetPack, ...]:
-    """All releases, oldest first."""
-    return tuple(sorted(_read().release, key=lambda each: version_key(each.version)))
+    """All releases, in the order of their L4T versions."""
+    return _read().release
 
 
 def load_release(version: str) -> JetPack:
@@ -127,12 +129,8 @@ def faults_by_id(ids: Collection[str]) -> tuple[Fault, ...]:
 
 def version_key(version: str) -> tuple[int, ...]:
     """``"10.4.0.26"`` as ``(10, 4, 0, 26)``: numbers, which compare as versions do; what is no number ends them."""
-    numbers: list[int] = []
-    for part in version.split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in numbers[0].split(".")) if numbers else ()
 
 
 @cache

@@ -25,11 +25,21 @@ def opencv(facts: Facts) -> Iterator[Finding]:
             "problem",
             "OpenCV is installed but does not load" if broken else "OpenCV is not installed",
             f"images and cameras are read with it{f' ({broken})' if broken else ''}",
-            _system_opencv(facts, from_pip) if jetson else ("pip install --force-reinstall 'edgeclip[opencv]'",),
+            _system_opencv(facts, from_pip)
+            if jetson and not facts.system_python_too_old
+            else ("pip install --force-reinstall 'edgeclip[opencv]'",),
             stops=True,
         )
     elif tried.facts.get("GStreamer") == "yes":
         yield Finding("opencv", "ok", f"OpenCV {tried.version} with GStreamer")
+    elif facts.system_python_too_old:
+        yield Finding(
+            "opencv",
+            "note",
+            f"OpenCV {tried.version} without GStreamer",
+            "csi:// cameras and pipelines cannot be opened: none of PyPI's builds has it, and JetPack's OpenCV is "
+            "bound to the system's Python, which is too old for edgeclip",
+        )
     elif jetson or csi:
         where = f"pip's {' and '.join(from_pip)} hides the system's" if from_pip else "none of PyPI's builds has it"
         yield Finding(
@@ -112,7 +122,10 @@ def cameras(facts: Facts) -> Iterator[Finding]:
 def _system_opencv(facts: Facts, from_pip: list[str]) -> tuple[str, ...]:
     """Commands that leave the system's OpenCV alone to be found."""
     remove = (f"pip uninstall -y {' '.join(from_pip)}",) if from_pip else ()
-    return (*remove, "sudo apt install python3-opencv", *facts.see_system_packages())
+    jetson = facts.machine.jetson
+    # JetPack's own, where apt has it; Ubuntu's has GStreamer too.
+    jetpack = "sudo apt install nvidia-opencv || " if jetson and jetson.l4t else ""
+    return (*remove, f"{jetpack}sudo apt install python3-opencv", *facts.see_system_packages())
 
 
 RULES: tuple[Rule, ...] = (opencv, gstreamer, cameras)

@@ -53,7 +53,9 @@ def broken(facts: Facts) -> Iterator[Finding]:
             "problem",
             f"{name} is installed but does not {'load' if tried.error else 'work'}",
             why,
-            ("sudo apt install --reinstall python3-libnvinfer",)
+            ("pip uninstall -y tensorrt",)  # JetPack's own is of an older Python and cannot be meant
+            if on_jetson and facts.system_python_too_old
+            else ("sudo apt install --reinstall python3-libnvinfer",)
             if on_jetson
             else (f"pip install --force-reinstall '{package}'",),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edgeclip.devices.catalogue.jetpack import JetPack
+from edgeclip.devices.catalogue.profile import GpuTold
 from edgeclip.devices.doctor import cameras, engines, host, jetson
 from edgeclip.devices.doctor.finding import Facts, Finding, Rule
 from edgeclip.devices.machine.machine import Machine, match_profile, read_machine
@@ -70,8 +71,8 @@ def examine(root: Path = Path("/"), *, record: Path | None = None) -> Report:
         software: Software | None = read_software(camera.device for camera in machine.cameras)
     else:
         software = _recorded_software(tree)
-    names, memory_gib = software.gpus() if software else ((), None)
-    facts = Facts(machine, software, match_profile(tree, names, memory_gib))
+    names, told = software.gpus() if software else ((), GpuTold())
+    facts = Facts(machine, software, match_profile(tree, names, told))
     findings = [finding for rule in RULES for finding in rule(facts)]
     if record:
         tree.save(record, {} if software is None else {RECORD: msgspec.json.encode(software)})

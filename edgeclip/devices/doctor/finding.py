@@ -7,11 +7,13 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from edgeclip.devices.catalogue.jetpack import JetPack, release_for_l4t
+from edgeclip.devices.catalogue.jetpack import JetPack, release_for_l4t, version_key
 from edgeclip.devices.catalogue.profile import DeviceProfile
 from edgeclip.devices.machine.machine import Machine
 from edgeclip.devices.machine.software import Software
 
+OUR_PYTHON = (3, 10)
+_FIRST_L4T = (36,)
 Level = Literal["ok", "note", "problem"]
 
 
@@ -54,6 +56,17 @@ class Facts(msgspec.Struct, frozen=True):
         return release_for_l4t(jetson.l4t) if jetson and jetson.l4t else None
 
     @property
+    def system_python_too_old(self) -> bool:
+        """Whether a Jetson's own Python, to which its TensorRT and OpenCV are bound, is older than edgeclip takes.
+
+        JetPack 6 (Jetson Linux 36) is the first whose Python is not; so a release that is not known is known for this.
+        """
+        jetson = self.machine.jetson
+        if self.release:
+            return version_key(self.release.python) < OUR_PYTHON
+        return bool(jetson and jetson.l4t and version_key(jetson.l4t) < _FIRST_L4T)
+
+    @property
     def tensorrt_version(self) -> str | None:
         """The TensorRT that an engine would be built with: the one that loads, else JetPack's."""
         loaded = self.software.library("tensorrt").version if self.software else None
@@ -63,10 +76,11 @@ class Facts(msgspec.Struct, frozen=True):
     def see_system_packages(self) -> tuple[str, ...]:
         """Commands after which this Python, or a new one, sees the packages of the system's; none if it does.
 
-        JetPack's modules are built for the system's Python, so an environment of another one cannot use them.
+        JetPack's modules are built for the system's Python, so an environment of another one cannot use them: none
+        either where that is too old for edgeclip.
         """
         software = self.software
-        if software is None or software.system_packages:
+        if software is None or software.system_packages or self.system_python_too_old:
             return ()
         needed = self.release.python if self.release else None
         fits = needed is None or software.python.startswith(f"{needed}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from edgeclip.devices.doctor.finding import Facts, Finding, Rule
 from edgeclip.devices.machine.clocks import Clock
+from edgeclip.devices.machine.temperatures import is_constant
 
 # Chosen, not measured. The 87.8 million weights of ViT-B-32's image tower take 0.33 GiB in FP32.
 _MEMORY_GIB = (1.0, 2.0)  # below the first a problem, below the second a note
@@ -151,6 +152,8 @@ def disk(facts: Facts) -> Iterator[Finding]:
 def temperature(facts: Facts) -> Iterator[Finding]:
     """Whether it is so hot that Linux slows it down."""
     for zone in facts.machine.temperatures:
+        if is_constant(zone.name):
+            continue
         if zone.celsius is not None and zone.throttles_at is not None and zone.celsius >= zone.throttles_at:
             yield Finding(
                 "temperature",

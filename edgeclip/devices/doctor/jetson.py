@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeclip.devices.catalogue.jetpack import load_faults, load_releases, version_key
-from edgeclip.devices.doctor.finding import Facts, Finding, Rule
+from edgeclip.devices.doctor.finding import OUR_PYTHON, Facts, Finding, Rule
 from edgeclip.devices.machine.jetson import SystemTensorRt, fastest_mode
 
-_OUR_PYTHON = (3, 10)
 _OUR_TENSORRT = "8.5"
 _OWN_PYTHON = (
     "curl -LsSf https://astral.sh/uv/install.sh | sh",
@@ -28,47 +27,73 @@ def release(facts: Facts) -> Iterator[Finding]:
         yield Finding("jetpack", "note", f"no /etc/nv_tegra_release{inside}", "which JetPack this is stays unknown")
         return
     known = facts.release
-    if known is None:
-        yield Finding("jetpack", "note", f"Jetson Linux {jetson.l4t}", "edgeclip knows no JetPack of this release")
+    here = f"JetPack {known.version} (Jetson Linux {jetson.l4t})" if known else f"Jetson Linux {jetson.l4t}"
+    if not facts.system_python_too_old:
+        yield (
+            Finding("jetpack", "ok", here)
+            if known
+            else Finding("jetpack", "note", here, "edgeclip knows no JetPack of this release")
+        )
         return
-    if version_key(known.python) >= _OUR_PYTHON:
-        yield Finding("jetpack", "ok", f"JetPack {known.version} (Jetson Linux {jetson.l4t})")
-        return
-    here = f"JetPack {known.version} (Jetson Linux {jetson.l4t})"
     if facts.software and facts.software.loads("tensorrt"):
         yield Finding("jetpack", "ok", f"{here}, with a TensorRT of another source")
         return
-    later = [
-        each.version
-        for each in load_releases()
-        if facts.profile and facts.profile.name in each.boards and version_key(each.python) >= _OUR_PYTHON
-    ]
-    too_old = f" and is older than edgeclip takes ({_OUR_TENSORRT})" if _older(known.tensorrt) else ""
-    way_out = (
-        f"JetPack {later[-1]} serves this board: flash it with NVIDIA's SDK Manager"
-        if later
-        else "No later JetPack serves this board"
+    python = f"Python {known.python}" if known else "a Python older than 3.10"
+    tensorrt = f"TensorRT {known.tensorrt}" if known and known.tensorrt else "TensorRT"
+    too_old = (
+        f" and is older than edgeclip takes ({_OUR_TENSORRT})" if _older(known.tensorrt if known else None) else ""
     )
     yield Finding(
         "jetpack",
         "note" if facts.software else "problem",  # edgeclip runs already, from another Python
-        f"{here} has Python {known.python}",
-        f"edgeclip needs Python 3.10. TensorRT {known.tensorrt or ''} is bound to {known.python}{too_old}, so the GPU "
-        f"is out of reach here; the CPU is not, from a Python of its own. {way_out}",
+        f"{here} has {python}",
+        f"edgeclip needs Python 3.10. {tensorrt} is bound to {known.python if known else 'that one'}{too_old}, so the "
+        f"GPU is out of reach here; the CPU is not, from a Python of its own. {_way_out(facts, jetson.l4t)}",
         () if facts.software else _OWN_PYTHON,
+    )
+
+
+def _way_out(facts: Facts, l4t: str) -> str:
+    """What a later JetPack would change for a board whose Python is too old."""
+    if facts.profile is None:
+        return "Which JetPacks serve this board is not known here: NVIDIA's SDK Manager lists them"
+    has = version_key(facts.release.python) if facts.release else ()
+    later = [
+        each
+        for each in load_releases()
+        if facts.profile.name in each.boards
+        and (each.l4t is None or version_key(each.l4t) > version_key(l4t))
+        and version_key(each.python) > has
+    ]
+    if not later:
+        return "No later JetPack brings this board a newer Python"
+    newest = later[-1]
+    if version_key(newest.python) >= OUR_PYTHON:
+        return f"JetPack {newest.version} serves this board: flash it with NVIDIA's SDK Manager"
+    return (
+        f"JetPack {newest.version} serves this board, with TensorRT {newest.tensorrt} for Python {newest.python}: that "
+        "Python is still older than edgeclip takes"
     )
 
 
 def tensorrt_visible(facts: Facts) -> Iterator[Finding]:
     """Whether JetPack's TensorRT is installed, and seen by this Python."""
     jetson, software = facts.machine.jetson, facts.software
-    if jetson is None or (facts.release and version_key(facts.release.python) < _OUR_PYTHON):
+    if jetson is None or facts.system_python_too_old:
         return
     system = jetson.tensorrt
     if software and software.loads("tensorrt"):
         yield Finding("tensorrt", "ok", f"TensorRT {software.library('tensorrt').version} loads")
     elif software and software.library("tensorrt").error:
         return  # said by the rule on libraries that do not load
+    elif system is None and jetson.l4t is None:  # a container, or Ubuntu's own image: apt has no JetPack there
+        yield Finding(
+            "tensorrt",
+            "note",
+            "no TensorRT among the system's libraries",
+            "without it encoders run on the CPU; NVIDIA's Jetson Linux brings it, and so do images and containers for "
+            "TensorRT",
+        )
     elif system is None:
         yield Finding(
             "tensorrt",
@@ -101,7 +126,7 @@ def tensorrt_visible(facts: Facts) -> Iterator[Finding]:
 def faults(facts: Facts) -> Iterator[Finding]:
     """Known faults of what is here: TensorRT and the GPU that it builds for, on a PC too; and Jetson Linux."""
     jetson, tensorrt = facts.machine.jetson, facts.tensorrt_version
-    if facts.release and version_key(facts.release.python) < _OUR_PYTHON:
+    if facts.system_python_too_old:
         return
     capability = facts.profile.compute_capability if facts.profile else None
     here = {

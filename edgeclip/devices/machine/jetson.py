@@ -51,15 +51,20 @@ class Jetson(msgspec.Struct, frozen=True):
     tensorrt: SystemTensorRt | None
 
 
+def is_jetson(tree: Tree) -> bool:
+    """Whether this is a Jetson, by L4T's release file or the device tree."""
+    soc = any(name.startswith("nvidia,tegra") for name in tree.strings("proc/device-tree/compatible"))
+    return soc or tree.exists("etc/nv_tegra_release")
+
+
 def read_jetson(tree: Tree) -> Jetson | None:
     """What a Jetson's files say, or None for another machine.
 
     A container on a Jetson has the board's device tree, but need not have its other files.
     """
-    soc = any(name.startswith("nvidia,tegra") for name in tree.strings("proc/device-tree/compatible"))
-    release = tree.text("etc/nv_tegra_release")
-    if not soc and release is None:
+    if not is_jetson(tree):
         return None
+    release = tree.text("etc/nv_tegra_release")
     modes = power_modes(tree.text("etc/nvpmodel.conf") or "")
     return Jetson(l4t_release(release or ""), modes, current_mode(tree, modes), _tensorrt(tree))
 

@@ -12,11 +12,12 @@ from typing import Literal
 
 import msgspec
 
-from edgeclip.devices.catalogue.profile import DeviceProfile, load_profiles
+from edgeclip.devices.catalogue.profile import DeviceProfile, GpuTold, Match, load_profiles
 from edgeclip.devices.machine.clocks import Clock, read_clocks
 from edgeclip.devices.machine.cpu import Cpu, cpu_flags, read_cpu
 from edgeclip.devices.machine.jetson import Jetson, read_jetson
 from edgeclip.devices.machine.memory import MachineMemory, read_memory
+from edgeclip.devices.machine.temperatures import ThermalZone, read_temperatures
 from edgeclip.devices.machine.tree import Tree, field, open_tree
 
 _DRIVER = re.compile(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)")
@@ -24,19 +25,6 @@ _DRIVER = re.compile(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)")
 _NO_CAMERA = ("bcm2835-", "pispbe", "rpivid", "rpi-hevc-dec", "rockchip-", "hantro")
 # Receivers of CSI ports: a Jetson's, and a Raspberry Pi's up to 4 and from 5 on.
 _CSI = ("vi-output", "unicam", "rp1-cfe")
-
-
-class ThermalZone(msgspec.Struct, frozen=True):
-    """A temperature sensor.
-
-    Attributes:
-        celsius: None where the sensor is switched off.
-        throttles_at: the lowest temperature at which Linux slows something down; None where it names none.
-    """
-
-    name: str
-    celsius: float | None
-    throttles_at: float | None
 
 
 class NvidiaCards(msgspec.Struct, frozen=True):
@@ -118,7 +106,7 @@ def read_machine(tree: Tree) -> Machine:
         cpu=read_cpu(tree),
         memory=read_memory(tree),
         clocks=read_clocks(tree),
-        temperatures=tuple(_zone(tree, path) for path in tree.glob("sys/class/thermal/thermal_zone*")),
+        temperatures=read_temperatures(tree),
         jetson=read_jetson(tree),
         nvidia=read_nvidia(tree),
         intel_gpus=count_graphics_cards(tree, "0x8086"),
@@ -138,39 +126,79 @@ def find_profile(root: Path = Path("/")) -> DeviceProfile | None:
     return match_profile(open_tree(root))
 
 
-def match_profile(
-    tree: Tree, gpu_names: tuple[str, ...] = (), gpu_memory_gib: float | None = None
-) -> DeviceProfile | None:
-    """As ``find_profile``.
+def match_profile(tree: Tree, gpu_names: tuple[str, ...] = (), told: GpuTold | None = None) -> DeviceProfile | None:
+    """As ``find_profile``, with the memory that the machine has, and at the power that a laptop's GPU is granted.
 
     Args:
-        gpu_names, gpu_memory_gib: of this machine's GPUs and of the first one, where NVML or CUDA was asked; the names
-            that the driver's files tell are known without.
+        gpu_names, told: of this machine's GPUs and of the first one, where NVML or CUDA was asked; the names that the
+            driver's files tell are known without.
     """
-    compatible = "\n".join(tree.strings("proc/device-tree/compatible"))
-    board = tree.text("proc/device-tree/model") or ""
-    cards = read_nvidia(tree)
-    names = {*gpu_names, *(cards.names if cards else ())}
-    flags, memory_gib = cpu_flags(tree), read_memory(tree).total_gib
-    best: tuple[tuple[int, float, float], DeviceProfile] | None = None
-    for profile in load_profiles():
-        match = profile.match
-        # Rank of the kind of evidence, then how much of it, then how near the memory: some devices share all else.
-        if any(part in compatible for part in match.device_tree):
-            fit = (4, float(max(len(part) for part in match.device_tree if part in compatible)))
-        elif names & set(match.gpu_names):
-            fit = (3, 0.0)
-        elif any(part in board for part in match.cpu_models):
-            fit = (2, 0.0)
-        elif match.cpu_flags and flags.issuperset(match.cpu_flags):
-            fit = (1, float(len(match.cpu_flags)))
-        else:
-            continue
-        size, has = profile.memory.gib, memory_gib if profile.memory.shared else gpu_memory_gib
-        near = -abs(size.value - has) if size and has else 0.0
-        if best is None or (*fit, near) > best[0]:
-            best = (*fit, near), profile
-    return best[1] if best else None
+    cards, memory_gib, gpu = read_nvidia(tree), read_memory(tree).total_gib, told or GpuTold()
+    seen = _Seen(
+        compatible=tree.strings("proc/device-tree/compatible"),
+        board=tree.text("proc/device-tree/model") or "",
+        gpu_names=frozenset(map(_bare, (*gpu_names, *(cards.names if cards else ())))),
+        cpu_flags=cpu_flags(tree),
+    )
+    fits = [(fit, profile) for profile in load_profiles() if (fit := _fit(profile.match, seen))]
+    if not fits:
+        return None
+    best = max(fit for fit, _ in fits)
+    # Some devices share all evidence; what is read of memory and power tells them apart, else the smallest is taken.
+    near = [
+        profile.sized(memory_gib if profile.memory.shared else gpu.memory_gib) for fit, profile in fits if fit == best
+    ]
+    found = min(near, key=lambda profile: (_distance(profile, memory_gib, gpu), *_size(profile)))
+    return found.at_power(gpu.power_w)
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """What a machine shows that devices are known by; ``gpu_names`` as ``_bare`` has them."""
+
+    compatible: tuple[str, ...]
+    board: str
+    gpu_names: frozenset[str]
+    cpu_flags: frozenset[str]
+
+
+def _fit(match: Match, seen: _Seen) -> tuple[int, int] | None:
+    """Rank of the kind of evidence, and how much of it there is; None for none."""
+    parts = [len(part) for part in match.device_tree if any(part in name for name in seen.compatible)]
+    if parts:
+        return 5, max(parts)
+    if not set(match.boards).isdisjoint(seen.compatible):
+        return 4, 0
+    if not seen.gpu_names.isdisjoint(map(_bare, match.gpu_names)):
+        return 3, 0
+    if any(part in seen.board for part in match.cpu_models):
+        return 2, 0
+    if match.cpu_flags and seen.cpu_flags.issuperset(match.cpu_flags):
+        return 1, len(match.cpu_flags)
+    return None
+
+
+def _bare(gpu_name: str) -> str:
+    """A card's name without its maker's, which drivers before 465 left out."""
+    return gpu_name.removeprefix("NVIDIA ")
+
+
+def _distance(profile: DeviceProfile, memory_gib: float | None, told: GpuTold) -> float:
+    """How far a device's published memory, bandwidth and power limit are from what was read of the machine's."""
+    memory = profile.memory
+    if memory.shared:
+        pairs = [(memory.gib, memory_gib)]
+    else:
+        pairs = [
+            (memory.gib, told.memory_gib),
+            (memory.bandwidth_gb_s, told.bandwidth_gb_s),
+            (profile.power_w, told.power_w),
+        ]
+    return sum(abs(read / figure.value - 1) for figure, read in pairs if figure and read)
+
+
+def _size(profile: DeviceProfile) -> tuple[float, float]:
+    memory = profile.memory
+    return memory.gib.value if memory.gib else 0.0, memory.bandwidth_gb_s.value if memory.bandwidth_gb_s else 0.0
 
 
 def read_nvidia(tree: Tree) -> NvidiaCards | None:
@@ -220,19 +248,3 @@ def _container(tree: Tree) -> Literal["docker", "podman"] | None:
     if tree.exists("run/.containerenv"):
         return "podman"
     return "docker" if tree.exists(".dockerenv") else None
-
-
-def _zone(tree: Tree, path: str) -> ThermalZone:
-    celsius = tree.number(f"{path}/temp")
-    trips = [
-        degrees
-        for kind in tree.glob(f"{path}/trip_point_*_type")
-        if tree.text(kind) in {"passive", "hot"}
-        and (degrees := tree.number(f"{kind.removesuffix('_type')}_temp")) is not None
-        and degrees > 0
-    ]
-    return ThermalZone(
-        name=tree.text(f"{path}/type") or path.rpartition("/")[2],
-        celsius=None if celsius is None else celsius / 1000,
-        throttles_at=min(trips) / 1000 if trips else None,
-    )

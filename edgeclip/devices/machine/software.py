@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import math
 import os
 import platform
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from edgeclip.devices.catalogue.profile import GpuTold
 from edgeclip.devices.machine.probe import installed_versions
 from edgeclip.devices.machine.tree import without_home
 from edgeclip.devices.machine.try_library import LibraryTrial, Tried, trials
@@ -82,11 +84,9 @@ class Software(msgspec.Struct, frozen=True):
         tried = self.library(name)
         return tried.version is not None and "broken" not in tried.facts
 
-    def gpus(self) -> tuple[tuple[str, ...], float | None]:
-        """Names of NVIDIA's GPUs and the memory of the first, GiB, as NVML or else CUDA told them."""
-        told = self.library("nvml").facts or self.library("cuda-bindings").facts
-        memory = told.get("memory_gib")
-        return tuple(told.get("names", "").splitlines()), float(memory) if memory else None
+    def gpus(self) -> tuple[tuple[str, ...], GpuTold]:
+        """Names of NVIDIA's GPUs and figures of the first, as NVML or else CUDA told them."""
+        return _gpus_of(self.library("nvml").facts or self.library("cuda-bindings").facts)
 
     def clashes(self) -> list[list[str]]:
         """Installed packages that overwrite each other's files."""
@@ -111,6 +111,26 @@ def read_software(devices: Iterable[str] = ()) -> Software:
         closed_devices=tuple(path for path in devices if not os.access(path, os.R_OK | os.W_OK)),
         disk=_disk(_cache()),
     )
+
+
+def read_gpus() -> tuple[tuple[str, ...], GpuTold]:
+    """As ``Software.gpus``, of this machine, with NVML alone asked."""
+    (nvml,) = try_libraries(trial for trial in trials() if trial.name == "nvml")
+    return _gpus_of(nvml.facts)
+
+
+def _gpus_of(facts: dict[str, str]) -> tuple[tuple[str, ...], GpuTold]:
+    told = GpuTold(*(_figure(facts.get(name, "")) for name in GpuTold.__struct_fields__))
+    return tuple(facts.get("names", "").splitlines()), told
+
+
+def _figure(text: str) -> float | None:
+    """A figure above zero; None for anything else, which a record of a machine may hold."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def try_libraries(wanted: Iterable[LibraryTrial]) -> tuple[Tried, ...]:

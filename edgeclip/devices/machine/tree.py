@@ -6,7 +6,10 @@ read: so a recording holds just these files, and nothing that doctor would not r
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import io
+import os
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -16,6 +19,7 @@ from edgeclip.files import atomic_file, home_folder
 from edgeclip.tars import plain_files
 
 _LARGEST = 1 << 20
+_MOST_LINKS = 40  # on the way to one file, as Linux has it
 # Lines that name this one machine and that nothing is read from: a Raspberry Pi's cpuinfo, NVIDIA's driver.
 _PERSONAL = re.compile(r"^(Serial|GPU UUID|Bus Location)\b.*\n?", re.MULTILINE)
 _HOME = re.compile(r"/(?:home|Users)/[^/\s:'\"]+|/root(?![\w.-])")
@@ -23,6 +27,9 @@ _HOME = re.compile(r"/(?:home|Users)/[^/\s:'\"]+|/root(?![\w.-])")
 
 class Tree:
     """The files below a folder, by their paths without the leading slash.
+
+    Links lead where they lead on the machine whose files these are: ``/etc/nvpmodel.conf``, a link to
+    ``/etc/nvpmodel/nvpmodel_t194.conf``, is read below the folder, never on the machine that reads.
 
     Args:
         root: ``/`` for this machine, or a folder with a copy of another's files.
@@ -90,19 +97,62 @@ class Tree:
 
     def _bytes(self, path: str) -> bytes | None:
         try:
-            with (self.root / path).open("rb") as stream:
+            with self._place(path).open("rb") as stream:
                 return stream.read(_LARGEST)
         except OSError:  # absent, forbidden, or a sensor that is switched off
             return None
 
     def _exists(self, path: str) -> bool:
         try:
-            return (self.root / path).exists()
+            return self._place(path).exists()
         except OSError:
             return False
 
     def _glob(self, pattern: str) -> list[str]:
-        return [found.relative_to(self.root).as_posix() for found in self.root.glob(pattern)]
+        found = [""]
+        for part in PurePosixPath(pattern).parts:
+            found = [
+                (PurePosixPath(folder) / name).as_posix() for folder in found for name in self._names(folder, part)
+            ]
+        return found
+
+    def _names(self, folder: str, pattern: str) -> list[str]:
+        """The names in a folder that match one part of a pattern."""
+        if not set(pattern) & set("*?["):
+            return [pattern] if self._exists(f"{folder}/{pattern}".lstrip("/")) else []
+        try:
+            return fnmatch.filter((path.name for path in self._place(folder).iterdir()), pattern)
+        except OSError:
+            return []
+
+    def _place(self, path: str) -> Path:
+        """Where a path lies here.
+
+        Raises:
+            OSError: links lead in a circle.
+        """
+        if self.live:
+            return self.root / path
+        inside: list[str] = []
+        ahead = [*reversed(PurePosixPath(path).parts)]
+        links = 0
+        while ahead:
+            name = ahead.pop()
+            if name == "..":  # above the root is the root
+                del inside[-1:]
+                continue
+            try:
+                target = str(self.root.joinpath(*inside, name).readlink())
+            except OSError:  # no link, or nothing there
+                inside.append(name)
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                inside.clear()
+            ahead += reversed(PurePosixPath(target.lstrip("/")).parts)
+        return self.root.joinpath(*inside)
 
 
 class RecordedTree(Tree):

@@ -160,13 +160,33 @@ def _nvml(nvml: Any) -> Answer:
         handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
         names = [_text(nvml.nvmlDeviceGetName(handle)) for handle in handles]
         driver = _text(nvml.nvmlSystemGetDriverVersion())
-        sizes = [nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30 for handle in handles]
+        first = _nvml_figures(nvml, handles[0]) if handles else {}
     finally:
         nvml.nvmlShutdown()
     facts = {"driver": driver, "names": "\n".join(names)}
     with contextlib.suppress(metadata.PackageNotFoundError):  # pynvml itself does not tell its version
         facts["version"] = metadata.version("nvidia-ml-py")
-    return [f"driver {driver}", *names], facts | ({"memory_gib": f"{sizes[0]:.1f}"} if sizes else {})
+    return [f"driver {driver}", *names], facts | first
+
+
+def _nvml_figures(nvml: Any, handle: Any) -> dict[str, str]:
+    """Memory, its bandwidth and the power limit of a GPU, as far as it tells them: those that share memory do not."""
+    asked: dict[str, Callable[[], float]] = {
+        "memory_gib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30,
+        # Two words a clock, as memories of double rate are counted.
+        "bandwidth_gb_s": lambda: (
+            2
+            * nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+            * nvml.nvmlDeviceGetMemoryBusWidth(handle)
+            / 8e3
+        ),
+        "power_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3,
+    }
+    figures = {}
+    for name, ask in asked.items():
+        with contextlib.suppress(nvml.NVMLError, AttributeError):  # a GPU, or an older binding, that does not have it
+            figures[name] = f"{ask():.1f}"
+    return figures
 
 
 def _opencv(cv2: Any) -> Answer:

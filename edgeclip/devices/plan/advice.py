@@ -12,6 +12,12 @@ from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.plan.records import Demand, VariantPlan
 from edgeclip.devices.plan.speed import Range
 
+# Swap in compressed memory takes of what a build needs. Disabling its service keeps it from the next boot, and leaves
+# what is in use now: that is handed to the swap file, if there is any. A system may have neither.
+WITHOUT_ZRAM = (
+    r"awk '/^\/dev\/zram/ {print $1}' /proc/swaps | xargs -r sudo swapoff",
+    "if systemctl cat nvzramconfig >/dev/null 2>&1; then sudo systemctl disable nvzramconfig; fi",
+)
 # What decoding a 1080p H.264 frame and preprocessing it took of a core of an AMD EPYC; cores of a Jetson take longer.
 _FRAME_CORE_MS = Range(6.0, 18.0)
 
@@ -67,9 +73,9 @@ def recipe(chosen: VariantPlan, profile: DeviceProfile, free: int | None) -> tup
         swap_gib = max(4, -(-lacking // 2**30) + 2)
         steps = [
             "sudo systemctl isolate multi-user.target",
-            "sudo systemctl disable --now nvzramconfig",
             f"sudo fallocate -l {swap_gib}G /swapfile && sudo chmod 600 /swapfile",
             "sudo mkswap /swapfile && sudo swapon /swapfile",
+            *WITHOUT_ZRAM,
         ]
     workspace_mib = max(64, min(1024, int(free * 0.25) >> 20))
     return (*steps, f"{command} --workspace {workspace_mib}")
@@ -84,6 +90,12 @@ def notes_on(
         known = faults_by_id((*release.faults, *profile.faults))
         faults = [fault for fault in known if profile.dla or fault.component != "dla"]
         notes += [f"{'prove before use: ' if fault.gate else ''}{fault.what}; {fault.advice}" for fault in faults]
+    if boost := profile.boost:
+        (least, most), (slowest, fastest) = boost.watts, boost.mhz
+        notes.append(
+            f"these figures hold where the laptop grants its GPU {most:g} W; at {least:g} W it has "
+            f"{slowest / fastest:.0%} of the arithmetic"
+        )
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))
     if profile.kind == "cpu" and None in (demand.cores, demand.ghz):

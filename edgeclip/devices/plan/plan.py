@@ -1,7 +1,8 @@
 """A graph's cost, a device's profile and what is asked of it in; variants that are legal there, their memory, their
 speed as a range, how to build them, and whether the target is reachable, out.
 
-For this machine, ``profile_here`` and ``demand_here`` find the profile, and what is free for a model.
+A Jetson is planned for in the power mode that is asked for, or that its profile is in, or in its factory default. For
+this machine, ``profile_here`` and ``demand_here`` find the profile in its present mode, and what is free for a model.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import dataclasses
 from collections.abc import Sequence
 
 from edgeclip.devices.catalogue.jetpack import JetPack, load_release, version_key
-from edgeclip.devices.catalogue.profile import DeviceProfile
+from edgeclip.devices.catalogue.profile import DeviceProfile, GpuTold, PowerMode
 from edgeclip.devices.machine.clocks import read_clocks
 from edgeclip.devices.machine.cpu import read_cpu
-from edgeclip.devices.machine.machine import match_profile
+from edgeclip.devices.machine.jetson import read_jetson
+from edgeclip.devices.machine.machine import match_profile, read_nvidia
 from edgeclip.devices.machine.memory import read_memory
+from edgeclip.devices.machine.software import read_gpus
 from edgeclip.devices.machine.tree import Tree, field
 from edgeclip.devices.plan.advice import notes_on, recipe, recommended, verdict
+from edgeclip.devices.plan.calibration import Calibration
 from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.plan.memory import free_bytes, memory_of
-from edgeclip.devices.plan.records import Demand, Plan, VariantPlan
-from edgeclip.devices.plan.speed import CPU, GPU, Estimate, estimate
+from edgeclip.devices.plan.records import Demand, ModeFigures, Plan, VariantPlan
+from edgeclip.devices.plan.speed import Estimate, device_of, engines_of, estimate, shares_of
+from edgeclip.engine_list import built_engines
 from edgeclip.errors import InputError
 
 _OLDEST_PYTHON = (3, 10)
@@ -31,18 +36,29 @@ FOR_CPU = {"fp32": "fp32", "bf16": "bf16", "int8-cpu": "int8"}
 _NOTHING_ASKED = Demand()
 
 
-def plan(cost: GraphCost, profile: DeviceProfile, demand: Demand = _NOTHING_ASKED) -> Plan:
+def plan(
+    cost: GraphCost,
+    profile: DeviceProfile,
+    demand: Demand = _NOTHING_ASKED,
+    *,
+    calibration: Calibration | None = None,
+) -> Plan:
     """Plan for a device that need not be here.
 
+    Args:
+        calibration: of the engine, where it was measured on this device or another.
+
     Raises:
-        InputError: a JetPack that the device does not have.
+        InputError: a JetPack, a power mode or an engine that the device does not have, or a mode that its JetPack does
+            not.
     """
+    engine = demand.engine or engines_of(profile.kind)[0]
+    shares_of(engine, profile)
+    demand = dataclasses.replace(demand, engine=engine)
     release = _release(profile, demand)
     free = free_bytes(profile, demand.memory_gib)
-    variants = tuple(
-        _variant(name, precision, cost, profile, demand, release, free)
-        for name, precision in (FOR_CPU if profile.kind == "cpu" else FOR_GPU).items()
-    )
+    profile, why = _in_mode(profile, demand, release)
+    variants = _variants(cost, profile, demand, release, free, calibration)
     chosen = recommended(variants)
     return Plan(
         device=profile.name,
@@ -54,8 +70,19 @@ def plan(cost: GraphCost, profile: DeviceProfile, demand: Demand = _NOTHING_ASKE
         variants=variants,
         recommended=chosen.name if chosen else None,
         verdict=verdict(chosen, demand, variants),
-        recipe=recipe(chosen, profile, free) if chosen else (),
-        notes=tuple(notes_on(cost, profile, demand, release, free)),
+        recipe=recipe(chosen, profile, free) if chosen and engine in built_engines() else (),
+        notes=(
+            *_mode_notes(profile),
+            *notes_on(cost, profile, demand, release, free),
+            *([calibration.told_of(profile)] if calibration else []),
+        ),
+        engine=engine,
+        mode=_figures(profile, why, variants),
+        beside=tuple(
+            figures
+            for other in _faster(profile, release)
+            if (figures := _figures(other, "", _variants(cost, other, demand, release, free, calibration)))
+        ),
     )
 
 
@@ -77,18 +104,36 @@ def variants_for(profile: DeviceProfile, wanted: Sequence[str] = ()) -> list[str
 
 
 def profile_here(tree: Tree) -> DeviceProfile:
-    """The profile that a machine fits best.
+    """The profile that a machine fits best; a Jetson's in its present power mode, where that is known.
 
     Raises:
         InputError: none does.
     """
-    if (found := match_profile(tree)) is None:
+    # Cards of one name may differ in memory, which only their driver tells.
+    names, told = read_gpus() if tree.live and read_nvidia(tree) else ((), GpuTold())
+    if (found := match_profile(tree, names, told)) is None:
         raise InputError("no device profile fits this machine: name one with `device`; edgeclip devices lists them")
-    return found
+    mode = present_mode(found, tree)
+    return found.at(mode) if isinstance(mode, PowerMode) else found
+
+
+def present_mode(profile: DeviceProfile, tree: Tree) -> PowerMode | str | None:
+    """The power mode that a machine of a profile is in; its name alone where the profile has none of that name, and
+    None where nvpmodel left no word of it.
+    """
+    jetson = read_jetson(tree)
+    if jetson is None or jetson.mode is None:
+        return None
+    boosted = any(mode.name == "MAXN_SUPER" for mode in jetson.modes)  # nvpmodel.conf is the Super configuration's
+    try:
+        return profile.power_mode(jetson.mode.name, boosted=boosted)
+    except InputError:
+        return jetson.mode.name
 
 
 def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
-    """A demand with what the machine itself can tell filled in: free memory, and a CPU's cores and clock.
+    """A demand with what the machine itself can tell filled in: free memory, a CPU's cores and clock, and whether the
+    power mode of ``profile_here`` is its present one.
 
     What was asked for stays; a GPU with memory of its own does not show how much of it is free.
     """
@@ -100,7 +145,93 @@ def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
         cpu = read_cpu(tree)
         cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
         demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
+    if demand.mode is None and profile.power_modes:
+        demand = dataclasses.replace(demand, mode_why=_why_here(profile, present_mode(profile, tree)))
     return demand
+
+
+def _why_here(profile: DeviceProfile, present: PowerMode | str | None) -> str | None:
+    """Where the mode of a plan for this machine comes from, in words; None where the machine has no part in it."""
+    if profile.mode is not None:
+        return "the present one" if profile.mode == present else None
+    if isinstance(present, PowerMode):
+        return None
+    if present is None:
+        return "the factory default: which is the present one is not known"
+    return f"the factory default: nothing is known of the present one, {present}"
+
+
+def _in_mode(profile: DeviceProfile, demand: Demand, release: JetPack | None) -> tuple[DeviceProfile, str]:
+    """The profile in the power mode that is planned for, and where that mode comes from, in words."""
+    if demand.mode is not None:
+        profile, why = profile.at(demand.mode), "as asked"
+    elif profile.mode is not None:
+        why = "as asked"
+    elif (default := profile.default_mode) is not None:
+        profile, why = profile.at(default), "the factory default"
+        boosted = next((mode for mode in profile.power_modes if mode.default and mode.super_only), None)
+        if boosted is not None and _has(release, boosted):
+            why += f" ({boosted.name} in the Super configuration)"
+    else:
+        why = ""
+    if profile.mode is not None and release is not None and not _has(release, profile.mode):
+        raise InputError(
+            f"expected JetPack {profile.mode.jetpack} or later for {profile.mode.name} of {profile.name}, "
+            f"got {release.version}"
+        )
+    return profile, demand.mode_why or why
+
+
+def _has(release: JetPack | None, mode: PowerMode) -> bool:
+    return not mode.jetpack or release is None or version_key(release.version) >= version_key(mode.jetpack)
+
+
+def _faster(profile: DeviceProfile, release: JetPack | None) -> list[DeviceProfile]:
+    """The device in the modes without a budget that are faster than the one it is in; the fastest where it has none."""
+    if profile.mode is None:
+        return []
+    others = [profile.at(mode) for mode in profile.power_modes if _has(release, mode)]
+    unlimited = [each for each in others if each.mode and each.mode.name.startswith("MAXN")]
+    if not unlimited:
+        unlimited = [max(others, key=_pace)]
+    return [each for each in unlimited if _pace(each)[:2] > _pace(profile)[:2]]
+
+
+def _pace(profile: DeviceProfile) -> tuple[float, float, int]:
+    """What one mode is faster by than another, what counts most first."""
+    peak, bandwidth = profile.peak("fp16"), profile.memory.bandwidth_gb_s
+    cpus = profile.mode.cpus if profile.mode else None
+    return (peak.total() if peak else 0.0, bandwidth.value if bandwidth else 0.0, cpus or 0)
+
+
+def _figures(profile: DeviceProfile, why: str, variants: Sequence[VariantPlan]) -> ModeFigures | None:
+    if profile.mode is None:
+        return None
+    bandwidth = profile.memory.bandwidth_gb_s
+    return ModeFigures(
+        name=profile.mode.name,
+        why=", ".join(filter(None, (why, "in the Super configuration" if profile.mode.super_only else ""))),
+        peak_tflops={peak.precision: peak.total() for peak in profile.peaks},
+        bandwidth_gb_s=bandwidth.value if bandwidth else None,
+        images_per_s={each.name: each.estimate.images_per_s for each in variants if each.estimate},
+    )
+
+
+def _mode_notes(profile: DeviceProfile) -> list[str]:
+    """What the owner of a Jetson should know of the power mode it is in."""
+    mode = profile.mode
+    if mode is None:
+        unknown = "its power modes are not known here: all figures are those of its highest clocks, with all TPCs on"
+        return [unknown] if profile.kind == "jetson" else []
+    notes = [f"{mode.name}: {mode.note}"] if mode.note else []
+    most = max((each.tpcs or 0 for each in profile.power_modes), default=0)
+    if mode.tpcs and mode.tpcs < most:
+        notes.append(
+            f"{mode.name} leaves {mode.tpcs} of {most} TPCs of the GPU on: entering and leaving it takes a reboot"
+        )
+    if mode.super_only:
+        notes.append("the Super configuration is chosen when the module is flashed")
+    return notes
 
 
 def _release(profile: DeviceProfile, demand: Demand) -> JetPack | None:
@@ -113,6 +244,20 @@ def _release(profile: DeviceProfile, demand: Demand) -> JetPack | None:
     return releases[-1] if releases else None
 
 
+def _variants(
+    cost: GraphCost,
+    profile: DeviceProfile,
+    demand: Demand,
+    release: JetPack | None,
+    free: int | None,
+    calibration: Calibration | None,
+) -> tuple[VariantPlan, ...]:
+    return tuple(
+        _variant(name, precision, cost, profile, demand, release, free, calibration)
+        for name, precision in (FOR_CPU if profile.kind == "cpu" else FOR_GPU).items()
+    )
+
+
 def _variant(
     name: str,
     precision: str,
@@ -121,13 +266,14 @@ def _variant(
     demand: Demand,
     release: JetPack | None,
     free: int | None,
+    calibration: Calibration | None,
 ) -> VariantPlan:
     if why := _refusal(precision, profile, release):
         return VariantPlan(name, precision, refused=why)
     allowed = next(each for each in profile.precisions if each.name == precision)
     batch = demand.batch or (1 if profile.kind == "cpu" else min(demand.cameras, _LARGEST_BATCH))
     memory = memory_of(cost, precision, profile, batch=batch, cameras=demand.cameras)
-    speed = _speed(cost, precision, profile, demand, batch)
+    speed = _speed(cost, precision, profile, demand, batch, calibration)
     return VariantPlan(
         name,
         precision,
@@ -140,20 +286,23 @@ def _variant(
     )
 
 
-def _speed(cost: GraphCost, precision: str, profile: DeviceProfile, demand: Demand, batch: int) -> Estimate | None:
+def _speed(
+    cost: GraphCost,
+    precision: str,
+    profile: DeviceProfile,
+    demand: Demand,
+    batch: int,
+    calibration: Calibration | None,
+) -> Estimate | None:
     """None where the peak is not published, or a CPU's cores and clock were not given."""
-    peak = profile.peak(precision)
-    if peak is None or (peak.per == "core_ghz" and None in (demand.cores, demand.ghz)):
+    assert demand.engine is not None  # plan() saw to it
+    device = device_of(profile, precision, demand.engine, cores=demand.cores, ghz=demand.ghz)
+    if device is None:
         return None
-    bandwidth = profile.memory.bandwidth_gb_s
-    return estimate(
-        cost,
-        precision,
-        peak_tflops=peak.total(cores=demand.cores or 1, ghz=demand.ghz or 1.0),
-        bandwidth_gb_s=bandwidth.value if bandwidth else None,
-        batch=batch,
-        shares=CPU if profile.kind == "cpu" else GPU,
-    )
+    shares = shares_of(demand.engine, profile)
+    if calibration is not None:
+        device, shares = calibration.applied(profile, precision, device, shares)
+    return estimate(cost, precision, device, batch=batch, shares=shares)
 
 
 def _refusal(precision: str, profile: DeviceProfile, release: JetPack | None) -> str | None:

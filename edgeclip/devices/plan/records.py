@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.plan.memory import VariantMemory
-from edgeclip.devices.plan.speed import Estimate
+from edgeclip.devices.plan.speed import Estimate, Range
 from edgeclip.errors import InputError
 
 
@@ -19,8 +19,12 @@ class Demand:
         fps: frames of each camera that are labelled a second; None: as many as will go.
         batch: images at once; None: one of each camera, at most 8, on a GPU, and 1 on a CPU.
         jetpack: release on a Jetson; None for the newest that edgeclip runs on.
+        mode: power mode of a Jetson; None for the one that the profile is in, or the factory default.
+        mode_why: where the mode comes from, in words, if not from whoever asks.
         memory_gib: memory that is free for the model, GiB; None for what the device is sold with less its system.
         cores, ghz: of a CPU, whose peaks depend on them.
+        engine: what runs it, a name of ``edgeclip.engine_list``, or ``pytorch`` or ``pytorch-eager`` for comparison;
+            None for TensorRT on a GPU and OpenVINO on a CPU.
 
     Raises:
         InputError: a value that is not above zero.
@@ -33,6 +37,9 @@ class Demand:
     memory_gib: float | None = None
     cores: int | None = None
     ghz: float | None = None
+    mode: str | None = None
+    mode_why: str | None = None
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("cameras", "fps", "batch", "memory_gib", "cores", "ghz"):
@@ -77,6 +84,26 @@ class VariantPlan:
 
 
 @dataclass(frozen=True)
+class ModeFigures:
+    """What a power mode makes of a device.
+
+    Attributes:
+        name: of the mode.
+        why: where it comes from, and of which configuration it is, in words.
+        peak_tflops: precision → its peak there, dense, in 1e12 operations a second; empty where its clocks are not
+            known.
+        bandwidth_gb_s: of the memory.
+        images_per_s: variant → what to expect there, for those whose speed is known.
+    """
+
+    name: str
+    why: str
+    peak_tflops: dict[str, float]
+    bandwidth_gb_s: float | None
+    images_per_s: dict[str, Range]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to expect of an encoder on a device, before either has met.
 
@@ -88,8 +115,11 @@ class Plan:
         recommended: name of the most exact variant that pays and meets the demand for certain; else, of those that
             pay, the one expected to be fastest; None where none can run.
         verdict: one sentence.
-        recipe: commands, in order.
+        recipe: commands, in order; none for an engine that takes a bundle as it is.
         notes: what its owner should know.
+        mode: power mode that all this holds in, on a Jetson whose modes are known.
+        beside: the modes without a budget, or the fastest, where they are faster.
+        engine: what its speeds are of.
     """
 
     device: str
@@ -103,6 +133,9 @@ class Plan:
     verdict: str
     recipe: tuple[str, ...]
     notes: tuple[str, ...]
+    mode: ModeFigures | None = None
+    beside: tuple[ModeFigures, ...] = ()
+    engine: str = ""
 
     def variant(self, name: str) -> VariantPlan:
         """The plan of one variant."""

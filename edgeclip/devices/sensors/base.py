@@ -52,6 +52,8 @@ class Channel:
         wraps_j: where an energy counter starts again from zero; 0 if it does not.
         period_s: how often an energy counter is brought up to date, where a document says so.
         reasons: names of the bits of a ``throttle`` channel.
+        feeds: what a power rail feeds, where its name says so: ``("CPU", "SOC", "MSS")``. One that feeds several is
+            no part's own, and ``part`` is the board.
     """
 
     name: str
@@ -62,24 +64,34 @@ class Channel:
     wraps_j: float = 0.0
     period_s: float | None = None
     reasons: Mapping[int, str] = field(default_factory=dict)
+    feeds: tuple[str, ...] = ()
 
 
 class SensorSource(ABC):
-    """Some channels that are read together.
+    """Some channels that are read together; a subclass sets ``_channels``.
 
     Attributes:
         name: what is read, for people.
-        channels: in the order in which ``read`` returns them.
         each_time: False for what is too slow to read often; it is read before and after only.
     """
 
     name: str
-    channels: tuple[Channel, ...]
     each_time = True
+
+    _channels: tuple[Channel, ...] = ()
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What is read, in the order in which ``read`` returns it.
+
+        A source that learns of more while it is read adds it at the end when this is asked; the tuple stays the same
+        one as long as nothing changes.
+        """
+        return self._channels
 
     @abstractmethod
     def read(self) -> Sequence[float]:
-        """One value a channel, NaN for one that cannot be read now; raises nothing."""
+        """One value a channel of ``channels`` as last asked, NaN for one that cannot be read now; raises nothing."""
 
     def fault(self, _index: int) -> str:
         """Why a channel could not be read the last time; empty if it could."""
@@ -104,6 +116,16 @@ class Found:
         """Take over what another search found."""
         self.sources += other.sources
         self.absent.update(other.absent)
+
+    def still_absent(self) -> dict[str, str]:
+        """``absent`` without what some source came to report after all."""
+        absent = dict(self.absent)
+        kinds = {(channel.kind, channel.part) for source in self.sources for channel in source.channels}
+        if ("load", "gpu") in kinds or ("clock_mhz", "gpu") in kinds:
+            absent.pop("GPU", None)
+        if any(kind == "temperature_c" for kind, _ in kinds):
+            absent.pop("temperature", None)
+        return absent
 
     @property
     def has_power(self) -> bool:
@@ -189,7 +211,7 @@ class FileSource(SensorSource):
     def __init__(self, name: str, readers: Sequence[tuple[Channel, Reader]], *, each_time: bool = True) -> None:
         self.name = name
         self.each_time = each_time
-        self.channels = tuple(channel for channel, _ in readers)
+        self._channels = tuple(channel for channel, _ in readers)
         self._readers = [reader for _, reader in readers]
 
     def read(self) -> Sequence[float]:

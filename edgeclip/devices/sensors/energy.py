@@ -41,6 +41,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         covers: names of the sensors, e.g. ``("VDD_IN",)``; what they do not see is not in it.
         method: ``counter``, ``trapezoid`` or ``counter and trapezoid``.
         readings: distinct readings of the slowest of the sensors.
+        doubt: what speaks against it; empty where nothing does.
     """
 
     joules: float
@@ -51,6 +52,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     covers: tuple[str, ...]
     method: str
     readings: int
+    doubt: str = ""
 
     @property
     def watts(self) -> float:
@@ -60,7 +62,8 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         error = self.error_j / self.seconds
         unknown = "" if self.sensor_j is not None else ", sensor's own error not documented"
-        return f"{with_error(self.watts, error)} W ({' + '.join(self.covers)}{unknown})"
+        doubt = f"; doubtful: {self.doubt}" if self.doubt else ""
+        return f"{with_error(self.watts, error)} W ({' + '.join(self.covers)}{unknown}{doubt})"
 
     def less_idle(self, idle: Energy) -> Energy:
         """This energy without what the machine takes when idle, as measured over another window.
@@ -108,6 +111,7 @@ def sum_of(energies: Sequence[Energy]) -> Energy:
         sensor_j=sensor,
         seconds=sum(each.seconds for each in energies),
         readings=min(each.readings for each in energies),
+        doubt=next((each.doubt for each in energies if each.doubt), ""),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeclip.devices.machine.jetson import is_jetson
+from edgeclip.devices.machine.tree import Tree
 from edgeclip.devices.sensors.base import Found
-from edgeclip.devices.sensors.jetson import is_jetson, jetson_sources
+from edgeclip.devices.sensors.jetson import jetson_sources
 from edgeclip.devices.sensors.linux import linux_sources
 from edgeclip.devices.sensors.nvml import nvml_sources
 from edgeclip.devices.sensors.tegrastats import tegrastats_sources
@@ -24,7 +26,7 @@ def find_sources(root: Path = Path("/")) -> Found:
     """
     here = root == Path("/")
     found = Found()
-    jetson = is_jetson(root)
+    jetson = is_jetson(Tree(root))
     if jetson:
         found.add(jetson_sources(root))
         if here and "board power" in found.absent:
@@ -37,11 +39,9 @@ def find_sources(root: Path = Path("/")) -> Found:
     if here:
         found.add(nvml_sources(in_total=not jetson))
     found.add(linux_sources(root))
-    kinds = {(channel.kind, channel.part) for source in found.sources for channel in source.channels}
-    if ("load", "gpu") in kinds or ("clock_mhz", "gpu") in kinds:
-        found.absent.pop("GPU", None)
-    if not any(kind == "temperature_c" for kind, _ in kinds):
-        found.absent["temperature"] = "no thermal zone and no temperature chip"
-    if not any(kind in ("throttle", "throttle_count") for kind, _ in kinds):
+    found.absent["temperature"] = "no thermal zone and no temperature chip"
+    kinds = {channel.kind for source in found.sources for channel in source.channels}
+    if not kinds & {"throttle", "throttle_count"}:
         found.absent["throttling"] = "nothing here reports it"
+    found.absent = found.still_absent()
     return found

@@ -7,7 +7,7 @@ Linux Developer Guides and the kernel's documentation of the drivers, not run on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from edgeclip.devices.sensors.base import (
@@ -33,12 +33,10 @@ _INA3221_DATASHEET = "TI SBOS576B: shunt offset ±80 µV, gain ±0.25 %, bus ±1
 _WHOLE = ("VIN", "VDD_IN", "POM_5V_IN")
 # Fed by VIN_SYS_5V0 and so already counted there (AGX Orin, same place).
 _WITHIN_ANOTHER = frozenset({"VDDQ_VDD2_1V8AO"})
+# Words of a rail's name that say nothing of what it feeds: VDD, VDDQ, VIN, POM, SYS5V, 1V8AO.
+_NO_PART = re.compile(r"(VDD\w*|VIN|POM|SYS\w*|IN|\d+V\w*)$")
+_ON_MODULE = {"CPU", "GPU", "CV", "SOC", "MSS", "DDR"}
 PowerRail = tuple[str, Reader, SensorAccuracy | None]
-
-
-def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this is a Jetson, by L4T's release file or the device tree."""
-    return (root / "etc/nv_tegra_release").exists() or "nvidia,tegra" in text_of(root / "proc/device-tree/compatible")
 
 
 def jetson_sources(root: Path) -> Found:
@@ -50,10 +48,7 @@ def jetson_sources(root: Path) -> Found:
         found.sources.append(
             FileSource(
                 "INA power monitors",
-                [
-                    (Channel(name, "power_w", part_of_rail(name), in_total=name in total, accuracy=accuracy), reader)
-                    for name, reader, accuracy in rails
-                ],
+                [(rail_channel(name, total, accuracy), reader) for name, reader, accuracy in rails],
             )
         )
     else:
@@ -111,21 +106,59 @@ def _iio_rails(root: Path) -> list[PowerRail]:
     return rails
 
 
+def rail_channel(rail: str, total: Collection[str], accuracy: SensorAccuracy | None = None) -> Channel:
+    """The channel of a rail's power; ``total``: the rails that make the machine's."""
+    parts = parts_of_rail(rail)
+    return Channel(rail, "power_w", part_of_rail(rail), in_total=rail in total, accuracy=accuracy, feeds=parts)
+
+
 def total_rails(rails: Iterable[str]) -> frozenset[str]:
     """The power rails whose powers add up to the most that is measured: one that feeds all, else all that are apart."""
     names = set(rails)
-    for whole in _WHOLE:
-        if whole in names:
-            return frozenset({whole})
-    return frozenset(names - _WITHIN_ANOTHER)
+    whole = whole_rail(names)
+    return frozenset({whole}) if whole else frozenset(names - _WITHIN_ANOTHER)
+
+
+def whole_rail(rails: Iterable[str]) -> str | None:
+    """The rail that feeds all others; None where none of them does."""
+    names = set(rails)
+    return next((whole for whole in _WHOLE if whole in names), None)
+
+
+def parts_of_rail(rail: str) -> tuple[str, ...]:
+    """What a rail feeds, as its name says: ``("CPU", "SOC", "MSS")`` of ``VDD_CPU_SOC_MSS``; none where it does not."""
+    return tuple(word for word in rail.upper().split("_") if not _NO_PART.match(word))
+
+
+def doubt_of(powers_w: Mapping[str, float]) -> str:
+    """What speaks against a total: the rail that feeds all reads less than one of its parts. Empty where nothing does.
+
+    On some carriers the monitors' channels are wired in another order than the device tree names them.
+
+    Args:
+        powers_w: mean power by rail.
+    """
+    whole = whole_rail(powers_w)
+    # A carrier's own rails (VDD_MUX of a TX2's) lie beside or above the module's input, not below it.
+    below = [rail for rail in powers_w if whole != "VDD_IN" or set(parts_of_rail(rail)) & _ON_MODULE]
+    part = max(below, key=lambda rail: powers_w[rail], default=None)
+    if whole is None or part is None or powers_w[part] <= powers_w[whole]:
+        return ""
+    return (
+        f"{whole} reads {powers_w[whole]:.2f} W, less than {part} with {powers_w[part]:.2f} W, which it feeds: "
+        "this carrier may name its rails wrongly"
+    )
 
 
 def part_of_rail(rail: str) -> Part:
-    """``gpu`` and ``cpu`` for a rail of its own; ``board`` for one that feeds several parts."""
-    gpu, cpu = "GPU" in rail, "CPU" in rail
-    if gpu != cpu:
-        return "gpu" if gpu else "cpu"
-    return "board"
+    """``gpu`` and ``cpu`` for a rail of its own; ``board`` for one that feeds several parts, or something else."""
+    match parts_of_rail(rail):
+        case ("GPU",):
+            return "gpu"
+        case ("CPU",):
+            return "cpu"
+        case _:
+            return "board"
 
 
 def _gpu(root: Path) -> Found:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeclip.devices.machine.temperatures import is_constant, is_switched_off
 from edgeclip.devices.sensors.base import (
     NEVER,
     Channel,
@@ -16,6 +17,7 @@ from edgeclip.devices.sensors.base import (
     Part,
     Reader,
     SensorSource,
+    ValueFile,
     numbered,
     opened,
     text_of,
@@ -23,8 +25,8 @@ from edgeclip.devices.sensors.base import (
 
 _CLOCKS = 8  # as many cores' clocks are read: more cost more and say nothing else
 _ZONES = 12
-# A zone that is no sensor of what computes: a constant on several Jetsons, a fan's target, the radio.
-_NO_ZONE = re.compile(r"pmic|fan|iwlwifi|acpitz|pch_", re.IGNORECASE)
+# A zone that is no sensor of what computes: a fan's target, the radio.
+_NO_ZONE = re.compile(r"fan|iwlwifi|acpitz|pch_", re.IGNORECASE)
 _SLOWS = re.compile(r"cpufreq|devfreq|throttle|balanced|^Processor$")  # cooling by a lower clock, not by a fan
 
 
@@ -51,7 +53,7 @@ class ProcSource(SensorSource):
     """
 
     name = "/proc"
-    channels = (
+    _channels = (
         Channel("CPU", "load", "cpu"),
         Channel("this process", "load", "process"),
         Channel("memory in use", "memory_mb", "system"),
@@ -160,7 +162,7 @@ class _CpuinfoClock(SensorSource):
     """The mean of ``cpu MHz``; on a large machine a reading takes milliseconds, so before and after only."""
 
     name = "/proc/cpuinfo"
-    channels = (Channel("CPU", "clock_mhz", "cpu"),)
+    _channels = (Channel("CPU", "clock_mhz", "cpu"),)
     each_time = False
 
     def __init__(self, path: Path) -> None:
@@ -180,9 +182,30 @@ def _thermal_zones(root: Path) -> Found:
     readers: list[tuple[Channel, Reader]] = []
     for zone in numbered(root / "sys/class/thermal", "thermal_zone*"):
         name = text_of(zone / "type") or zone.name
-        if not _NO_ZONE.search(name) and len(readers) < _ZONES and (reader := opened(zone / "temp", 1e-3)):
-            readers.append((Channel(name, "temperature_c", part_of(name)), reader))
+        if is_constant(name) or _NO_ZONE.search(name) or len(readers) == _ZONES:
+            continue
+        if file := opened(zone / "temp", 1e-3):
+            readers.append((Channel(name, "temperature_c", part_of(name)), _ZoneFile(file)))
     return Found([FileSource("thermal zones", readers)] if readers else [])
+
+
+class _ZoneFile:
+    """A thermal zone's °C, or NaN while its part is switched off."""
+
+    def __init__(self, file: ValueFile) -> None:
+        self._file = file
+        self.fault = ""
+
+    def read(self) -> float:
+        """°C now, or NaN."""
+        celsius = self._file.read()
+        off = is_switched_off(celsius)
+        self.fault = "switched off" if off else self._file.fault
+        return NEVER if off else celsius
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _cooling(root: Path) -> Found:

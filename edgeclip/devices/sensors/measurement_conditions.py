@@ -23,6 +23,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         least, mean, most: over all readings.
         missed: share of the readings that failed.
         fault: why, if any did.
+        feeds: what a power rail feeds, where its name says so.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     most: float
     missed: float = 0.0
     fault: str = ""
+    feeds: tuple[str, ...] = ()
 
 
 class MeasurementConditions(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +151,7 @@ def _reading(channel: Channel, source: str, since: Array, values: Array, fault: 
         most=most,
         missed=round(missed, 4),
         fault=fault if missed else "",
+        feeds=channel.feeds,
     )
 
 

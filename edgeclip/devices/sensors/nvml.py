@@ -97,7 +97,7 @@ class NvmlSource(SensorSource):
                 break
         if not self._readings:
             raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
-        self.channels = tuple(channel for channel, _ in self._readings)
+        self._channels = tuple(channel for channel, _ in self._readings)
 
     def read(self) -> Sequence[float]:
         """One value a channel."""

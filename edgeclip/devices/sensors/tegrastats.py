@@ -2,7 +2,8 @@
 
 Formats of JetPack 4 (L4T 32) to 7 (L4T 38, 39), as in the tables "tegrastats Utility" of NVIDIA's Jetson Linux
 Developer Guides: powers without a unit or in mW, with one value, two (now/average) or three (now/average/highest);
-temperatures with one value or two (now/highest); loads with or without a clock, and clocks without a load.
+temperatures with one value or two (now/highest); loads with or without a clock, and clocks without a load, after an @
+or bare. Lines of one board differ: a Thor names no GPU temperature, load or clock while its GPU is idle.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
-from edgeclip.devices.sensors.base import NEVER, Channel, Found, Kind, Part, SensorSource
-from edgeclip.devices.sensors.jetson import part_of_rail, total_rails
+from edgeclip.devices.machine.temperatures import is_constant, is_switched_off
+from edgeclip.devices.sensors.base import NEVER, Channel, Found, Kind, SensorSource
+from edgeclip.devices.sensors.jetson import rail_channel, total_rails
 from edgeclip.devices.sensors.linux import part_of
 from edgeclip.errors import InputError
 
 _MEMORY = re.compile(r"\b(RAM|SWAP|IRAM) (\d+)/(\d+)(k|M)B")
 _CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d+))?")
 _CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
-_ENGINE = re.compile(r"\b([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(\d+)%)?(?:@(?:\[([\d,]+)\]|(\d+)))?(?= |$)")
-_TEMPERATURE = re.compile(r"\b([\w-]+)@(-?\d+(?:\.\d+)?)C\b")
-_POWER = re.compile(r"\b((?:VDD|VIN|POM|CPU|GPU|SOC|CV|SYS5V)\w*) (-?\d+)(?=mW|/)(?:mW)?(?:/(-?\d+))?")
+_ENGINE = re.compile(r"(?<!\S)([A-Z][A-Z0-9]*?)(?:_FREQ)? (?:(\d+)%)?(?:(?:@|(?<= ))(?:\[([\d,]+)\]|(\d+)))?(?!\S)")
+_TEMPERATURE = re.compile(r"(?<!\S)([\w-]+)@(-?\d+(?:\.\d+)?)C(?![^\s/])")
+# A name, then now, average and highest in mW or without a unit; a single number without a unit is a clock.
+_POWER = re.compile(r"(?<!\S)([A-Z]\w*) (-?\d+)(?=mW|/)(?:mW)?(?:/(-?\d+)(?:mW)?)?(?:/-?\d+(?:mW)?)?(?!\S)")
+_NOT_CONNECTED = "NC"
 _PATHS = "/usr/bin:/usr/local/bin:/home/nvidia:/home/ubuntu"
 _STALE_S = 1.0
 _FIRST_LINE_S = 3.0
 _EVERY_MS = 100
-Key = tuple[str, Kind, Part]
+Key = tuple[str, Kind]
 
 
 def tegrastats_sources(command: str | None = None) -> Found:
@@ -65,6 +69,7 @@ class TegrastatsSource(SensorSource):
             [command, "--interval", str(_EVERY_MS)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._lines: deque[tuple[float, dict[Key, float]]] = deque(maxlen=1)
+        self._seen: dict[Key, None] = {}  # in the order of their coming; written by the thread alone
         self._first = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tegrastats", daemon=True)
         self._thread.start()
@@ -72,18 +77,21 @@ class TegrastatsSource(SensorSource):
         if not self._lines:
             self.close()
             raise InputError(f"it printed no line that can be read within {_FIRST_LINE_S:.0f} s")
-        self._keys: tuple[Key, ...] = tuple(self._lines[0][1])
-        total = total_rails(name for name, kind, _ in self._keys if kind == "power_w")
-        self.channels = tuple(
-            Channel(name, kind, part, in_total=kind == "power_w" and name in total) for name, kind, part in self._keys
-        )
+        self._channels = channels_of(tuple(self._seen))
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """What the lines so far named; which rails make the total may change with one that comes later."""
+        if len(self._seen) > len(self._channels):
+            self._channels = channels_of(tuple(self._seen))
+        return self._channels
 
     def read(self) -> Sequence[float]:
         """The latest line's values; NaN once it is older than a second."""
         when, values = self._lines[0]
         if time.perf_counter() - when > _STALE_S:
-            return [NEVER] * len(self._keys)
-        return [values.get(key, NEVER) for key in self._keys]
+            values = {}
+        return [values.get((channel.name, channel.kind), NEVER) for channel in self._channels]
 
     def fault(self, _index: int) -> str:
         """Whether the program ended."""
@@ -104,28 +112,38 @@ class TegrastatsSource(SensorSource):
         with self._process.stdout as lines:
             for line in lines:
                 try:
-                    values = _values(parse_tegrastats(line))
+                    values = values_of(parse_tegrastats(line))
                 except InputError:
                     continue  # a warning between the lines
+                self._seen.update(dict.fromkeys(values))
                 self._lines.append((time.perf_counter(), values))
                 self._first.set()
         self._first.set()
 
 
-def _values(line: Tegrastats) -> dict[Key, float]:
-    """What of a line is not read better from /proc and cpufreq."""
-    values: dict[Key, float] = {}
-    for rail, power in line.powers_w.items():
-        values[rail, "power_w", part_of_rail(rail)] = power
-    for sensor, temperature in line.temperatures_c.items():
-        if "PMIC" not in sensor:  # a constant
-            values[sensor, "temperature_c", part_of(sensor)] = temperature
+def values_of(line: Tegrastats) -> dict[Key, float]:
+    """What of a line is not read better from /proc and cpufreq: powers, temperatures that are no constant, the GPU."""
+    values: dict[Key, float] = {(rail, "power_w"): power for rail, power in line.powers_w.items()}
+    values |= {
+        (sensor, "temperature_c"): celsius for sensor, celsius in line.temperatures_c.items() if not is_constant(sensor)
+    }
     gpu = line.engines.get("GR3D")
     if gpu and gpu.load is not None:
-        values["GPU", "load", "gpu"] = gpu.load
+        values["GPU", "load"] = gpu.load
     if gpu and gpu.clock_mhz is not None:
-        values["GPU", "clock_mhz", "gpu"] = gpu.clock_mhz
+        values["GPU", "clock_mhz"] = gpu.clock_mhz
     return values
+
+
+def channels_of(keys: Collection[Key]) -> tuple[Channel, ...]:
+    """The channels of what some lines name, in their order."""
+    total = total_rails(name for name, kind in keys if kind == "power_w")
+    return tuple(
+        rail_channel(name, total)
+        if kind == "power_w"
+        else Channel(name, kind, part_of(name) if kind == "temperature_c" else "gpu")
+        for name, kind in keys
+    )
 
 
 class UnitReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +165,7 @@ class Tegrastats(msgspec.Struct, frozen=True, kw_only=True):
         ram_mib, ram_total_mib, swap_mib: memory in use, all memory, swap in use (tegrastats' MB are 2²⁰ bytes).
         cpus: one entry a core; None for a core that is off.
         engines: ``"GR3D"`` (the GPU), ``"EMC"`` (memory), ``"NVENC"``, …
-        temperatures_c: by sensor; the value now.
+        temperatures_c: by sensor; the value now. A sensor that is switched off (-256) has none.
         powers_w: by rail; the value now.
         average_powers_w: by rail, since tegrastats started, where it is given.
     """
@@ -188,6 +206,8 @@ def parse_tegrastats(line: str) -> Tegrastats:
     powers: dict[str, float] = {}
     averages: dict[str, float] = {}
     for rail, now, average in _POWER.findall(line):
+        if rail == _NOT_CONNECTED:
+            continue
         powers[rail] = int(now) / 1000
         if average:
             averages[rail] = int(average) / 1000
@@ -197,7 +217,9 @@ def parse_tegrastats(line: str) -> Tegrastats:
         swap_mib=memory["SWAP"][0] if "SWAP" in memory else None,
         cpus=tuple(_core(text, cores[2]) for text in cores[1].split(",")) if cores else (),
         engines=_engines(line),
-        temperatures_c={name: float(now) for name, now in _TEMPERATURE.findall(line)},
+        temperatures_c={
+            name: float(now) for name, now in _TEMPERATURE.findall(line) if not is_switched_off(float(now))
+        },
         powers_w=powers,
         average_powers_w=averages,
     )

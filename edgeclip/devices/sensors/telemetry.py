@@ -14,22 +14,44 @@ import threading
 import time
 from array import array
 from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from edgeclip.devices.machine.jetson import power_mode
 from edgeclip.devices.machine.tree import Tree
-from edgeclip.devices.sensors.base import Channel, Found, SensorSource
+from edgeclip.devices.sensors.base import NEVER, Channel, Found, SensorSource
 from edgeclip.devices.sensors.energy import Array, Energy, energy_of
 from edgeclip.devices.sensors.find import find_sources
+from edgeclip.devices.sensors.jetson import doubt_of
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions, never_read, readings_of, throttling
 from edgeclip.errors import InputError
 
 INTERVAL_S = 0.1
 _KEPT = 36_000  # an hour at ten a second: about 10 MB
 _JITTER = 0.2
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What was read each time, as of one moment.
+
+    Attributes:
+        channels, sources: (C,) what was read, and the name of where.
+        faults: (C and more,) why the latest failure; behind them those of what is read seldom.
+        times: (N,) seconds.
+        values: (N, C), NaN for none.
+    """
+
+    channels: tuple[Channel, ...]
+    sources: tuple[str, ...]
+    faults: tuple[str, ...]
+    times: Array
+    values: Array
 
 
 class Telemetry:
@@ -59,6 +81,7 @@ class Telemetry:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._random = random.Random(0)
         self._often: list[SensorSource] = []
+        self._known: list[tuple[Channel, ...]] = []  # of each of these, as the rows have them
         self._seldom: list[SensorSource] = []
         self._seldom_values: list[list[float]] = []
         self._faults: list[str] = []
@@ -71,6 +94,7 @@ class Telemetry:
         self._often = [source for source in self._found.sources if source.each_time]
         self._seldom = [source for source in self._found.sources if not source.each_time]
         self._mode = power_mode(Tree(self._root))
+        self._known = [source.channels for source in self._often]
         self._faults = [""] * len(self.channels)
         self._read_seldom()
         self._take()
@@ -92,12 +116,12 @@ class Telemetry:
     @property
     def channels(self) -> tuple[Channel, ...]:
         """All that is read: first what is read each time, then what is read before and after."""
-        return tuple(channel for source in [*self._often, *self._seldom] for channel in source.channels)
+        return (*self._fast_channels(), *(channel for source in self._seldom for channel in source.channels))
 
     @property
     def absent(self) -> dict[str, str]:
         """What this machine does not report, and why."""
-        return dict(self._found.absent) if self._found else {}
+        return self._found.still_absent() if self._found else {}
 
     @property
     def cpu_s(self) -> float:
@@ -113,12 +137,12 @@ class Telemetry:
         return self._take()
 
     def samples(self) -> tuple[Array, Array]:
-        """(N,) times, ``time.perf_counter()`` seconds, and (N, C) readings of what is read each time, NaN for none."""
-        with self._lock:
-            rows = np.array(self._rows, dtype=np.float64)
-        if not len(rows):
-            raise InputError("expected readings, got none: enter the telemetry's `with` first")
-        return rows[:, 0], rows[:, 1:]
+        """(N,) times, ``time.perf_counter()`` seconds, and (N, C) readings of what is read each time, NaN for none.
+
+        A channel that a source came to know while reading has NaN before.
+        """
+        rows = self._read_out()
+        return rows.times, rows.values
 
     def energy(self, start: float | None = None, end: float | None = None) -> Energy | str:
         """Energy of a window, by default of all the time so far.
@@ -129,14 +153,17 @@ class Telemetry:
         Returns:
             The energy, or why there is none.
         """
-        times, values = self.samples()
-        chosen = [index for index, channel in enumerate(self._fast_channels()) if channel.in_total]
-        channels = [self._fast_channels()[index] for index in chosen]
+        rows = self._read_out()
+        times, values = rows.times, rows.values
+        chosen = [index for index, channel in enumerate(rows.channels) if channel.in_total]
+        channels = [rows.channels[index] for index in chosen]
         if not channels:
             named = [name for name in self.absent if name.endswith("power") or name == "GPU"]
             return "; ".join(self.absent[name] for name in named) or "no sensor of power"
         first, last = self._window(times, start, end)
-        return energy_of(channels, times, values[:, chosen], first, last)
+        energy = energy_of(channels, times, values[:, chosen], first, last)
+        doubt = doubt_of(_mean_powers(rows.channels, values[(times >= first) & (times <= last)]))
+        return energy if isinstance(energy, str) else msgspec.structs.replace(energy, doubt=doubt)
 
     def conditions(
         self,
@@ -161,19 +188,19 @@ class Telemetry:
         if self._running:
             self._read_seldom()
             self._take()
-        times, values = self.samples()
+        rows = self._read_out()
+        times, fast = rows.times, rows.channels
         first, last = self._window(times, start, end)
         whole_s = float(times[-1] - times[0])
         inside = (times >= first) & (times <= last)
-        fast, slow = self._fast_channels(), self.channels[len(self._fast_channels()) :]
-        values, seldom = values[inside], np.array(self._seldom_values, dtype=np.float64)
+        slow = tuple(channel for source in self._seldom for channel in source.channels)
+        values, seldom = rows.values[inside], np.array(self._seldom_values, dtype=np.float64)
         energy = self.energy(first, last)
         absent = self.absent
-        faults_fast, faults_slow = self._faults[: len(fast)], self._faults[len(fast) :]
+        faults_fast, faults_slow = rows.faults[: len(fast)], rows.faults[len(fast) :]
         absent.update(never_read(fast, values, faults_fast))
         if isinstance(energy, str):
             absent["power"] = energy
-        names = [source.name for source in [*self._often, *self._seldom] for _ in source.channels]
         throttled, reasons = throttling(fast, values)
         per, per_error = _per_inference(energy, inferences, idle)
         return MeasurementConditions(
@@ -188,14 +215,28 @@ class Telemetry:
             inferences=inferences,
             energy_per_inference_j=per,
             energy_per_inference_error_j=per_error,
-            readings=readings_of(fast, names, times[inside], values, faults_fast)
+            readings=readings_of(fast, rows.sources, times[inside], values, faults_fast)
             + (
-                readings_of(slow, names[len(fast) :], np.arange(float(len(seldom))), seldom, faults_slow)
+                readings_of(
+                    slow,
+                    [source.name for source in self._seldom for _ in source.channels],
+                    np.arange(float(len(seldom))),
+                    seldom,
+                    faults_slow,
+                )
                 if slow
                 else ()
             ),
             absent=absent,
         )
+
+    def _read_out(self) -> _Rows:
+        with self._lock:
+            if not self._rows:
+                raise InputError("expected readings, got none: enter the telemetry's `with` first")
+            table = np.array(self._rows, dtype=np.float64)
+            names = tuple(source.name for source, known in zip(self._often, self._known, strict=True) for _ in known)
+            return _Rows(self._fast_channels(), names, tuple(self._faults), table[:, 0], table[:, 1:])
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s * self._random.uniform(1 - _JITTER, 1 + _JITTER)):
@@ -204,35 +245,61 @@ class Telemetry:
 
     def _take(self) -> float:
         with self._lock:
+            self._widen()
             now = time.perf_counter()
             row = array("d", (now,))
-            for source in self._often:
-                row.extend(source.read())
+            known = [(source, len(channels)) for source, channels in zip(self._often, self._known, strict=True)]
+            for source, count in known:
+                row.extend(source.read()[:count])  # it may have learned of more since
             self._rows.append(row)
-            self._note_faults(row[1:], self._often, 0)
+            self._note_faults(row[1:], 0, known)
         return now
+
+    def _widen(self) -> None:
+        """Make room for channels that a source has come to know: the rows so far have no reading of them."""
+        end = 0
+        for index, source in enumerate(self._often):
+            before, self._known[index] = self._known[index], source.channels
+            end += len(before)
+            if more := len(self._known[index]) - len(before):
+                for row in self._rows:  # (1 + C,): the time comes first
+                    row[end + 1 : end + 1] = array("d", [NEVER] * more)
+                self._faults[end:end] = ["not named at first"] * more
+                end += more
 
     def _read_seldom(self) -> None:
         values = [value for source in self._seldom for value in source.read()]
         self._seldom_values.append(values)
-        self._note_faults(values, self._seldom, len(self._fast_channels()))
+        known = [(source, len(source.channels)) for source in self._seldom]
+        self._note_faults(values, len(self._fast_channels()), known)
 
-    def _note_faults(self, values: array[float] | list[float], sources: list[SensorSource], offset: int) -> None:
+    def _note_faults(self, values: Sequence[float], offset: int, read: Iterable[tuple[SensorSource, int]]) -> None:
+        """Keep why readings failed; ``read``: the sources that gave the values, and how many each."""
         if all(value == value for value in values):  # no NaN: the usual case, and the cheap one
             return
         position = 0
-        for source in sources:
-            for index in range(len(source.channels)):
+        for source, count in read:
+            for index in range(count):
                 if values[position] != values[position]:
                     self._faults[offset + position] = source.fault(index)
                 position += 1
 
     def _fast_channels(self) -> tuple[Channel, ...]:
-        return tuple(channel for source in self._often for channel in source.channels)
+        return tuple(channel for channels in self._known for channel in channels)
 
     @staticmethod
     def _window(times: Array, start: float | None, end: float | None) -> tuple[float, float]:
         return (float(times[0]) if start is None else start, float(times[-1]) if end is None else end)
+
+
+def _mean_powers(channels: Sequence[Channel], values: Array) -> dict[str, float]:
+    """Watts by name of what gave a reading; ``values``: (N, C)."""
+    powers = {}
+    for index, channel in enumerate(channels):
+        good = values[np.isfinite(values[:, index]), index]
+        if channel.kind == "power_w" and len(good):
+            powers[channel.name] = float(good.mean())
+    return powers
 
 
 def _per_inference(

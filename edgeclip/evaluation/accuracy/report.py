@@ -16,6 +16,7 @@ from edgeclip.engine_list import engine_entry, engine_packages
 from edgeclip.evaluation.accuracy.retrieval import RetrievalResult
 from edgeclip.evaluation.accuracy.zeroshot import ZeroShotResult
 from edgeclip.evaluation.statistics.metrics import ClassAccuracy
+from edgeclip.printable import counted
 
 _SHOWN = 5
 _FAILURES = 20
@@ -52,7 +53,7 @@ def _print_accuracies(results: Sequence[ZeroShotResult], console: Console) -> No
     low, high = first.ci95
     _say(
         f"{first.data}: top-1 {first.top1:.3f} (95 % {low:.3f}–{high:.3f}), top-5 {first.top5:.3f}, "
-        f"{first.n:,} images, {first.classes} classes{_failed(first.failed)}",
+        f"{counted(first.n, 'image')}, {counted(first.classes, 'class', 'classes')}{_failed(first.failed)}",
         console,
     )
     table = _table("variant", "top-1", "95 %", "top-5", "95 %", "balanced", "95 %")
@@ -70,7 +71,10 @@ def _print_accuracies(results: Sequence[ZeroShotResult], console: Console) -> No
 
 def _print_retrievals(results: Sequence[RetrievalResult], console: Console) -> None:
     first = results[0]
-    _say(f"{first.data}: {first.captions:,} captions, {first.images:,} images{_failed(first.failed)}", console)
+    _say(
+        f"{first.data}: {counted(first.captions, 'caption')}, {counted(first.images, 'image')}{_failed(first.failed)}",
+        console,
+    )
     table = _table("variant", "", "R@1", "95 %", "R@5", "95 %", "R@10", "95 %")
     for each in results:
         for way, found in (("text → image", each.text_to_image), ("image → text", each.image_to_text)):
@@ -124,7 +128,7 @@ def _print_failures(failures: Sequence[str], console: Console) -> None:
 
 
 def _failed(count: int) -> str:
-    return f", {count} images could not be read" if count else ""
+    return f", {counted(count, 'image')} could not be read" if count else ""
 
 
 def _measured_on(results: Sequence[ZeroShotResult | RetrievalResult]) -> str:

@@ -21,7 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeclip.bundle import Bundle, BundleLike, open_bundles
+from edgeclip.devices.machine.machine import match_profile
 from edgeclip.devices.machine.probe import describe_machine
+from edgeclip.devices.machine.tree import Tree
+from edgeclip.devices.plan.cost import load_cost
+from edgeclip.devices.plan.plan import demand_here
+from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.sensors.energy import Energy, sum_of
 from edgeclip.devices.sensors.telemetry import Telemetry
 from edgeclip.engine_list import ENGINES
@@ -124,9 +129,10 @@ def bench(
     of_model = {bundle.manifest.model.id: bundle for bundle in bundles}
     if len(of_model) < len(bundles):
         raise InputError("expected bundles of different models, got one twice: give each once")
+    golden = {model: golden_here(bundle) for model, bundle in of_model.items()}
     for bundle in bundles:
         for setting in settings_of(bundle, options):
-            if why := _refusal(bundle, setting):
+            if why := _refusal(bundle, setting, golden[setting.model]):
                 refused.append((setting, why))
             else:
                 settings.append(setting)
@@ -140,7 +146,9 @@ def bench(
         for _ in range(options.rounds):
             for setting in order.sample(settings, len(settings)):
                 say(str(setting), sum(map(len, rounds.values())), steps)
-                rounds[setting].append(_round(of_model[setting.model], setting, options, telemetry))
+                taken = golden[setting.model]
+                assert taken is not None  # _refusal saw to it
+                rounds[setting].append(_round(of_model[setting.model], setting, taken, options, telemetry))
         conditions = telemetry.conditions()
     memory = _memory_mb(of_model, settings)
     measured = tuple(
@@ -155,12 +163,18 @@ def bench(
         )
         for setting, done in rounds.items()
     )
+    here = Tree()
+    profile = match_profile(here)
+    costs = {bundle.manifest.model.id: load_cost(bundle.path) for bundle in bundles}
     return BenchResult(
         bundles={bundle.manifest.model.id: bundle.manifest.model.name for bundle in bundles},
         measured=tuple(sorted(measured, key=lambda each: settings.index(each.setting))),
         refused=tuple(refused),
         machine=describe_machine(),
         conditions=conditions,
+        device=profile.name if profile else None,
+        ghz=demand_here(Demand(), profile, here).ghz if profile else None,
+        costs={model: cost for model, cost in costs.items() if cost is not None},
     )
 
 
@@ -188,13 +202,12 @@ def settings_of(bundle: Bundle, options: BenchOptions) -> Iterator[BenchSetting]
                         )
 
 
-def _refusal(bundle: Bundle, setting: BenchSetting) -> str:
+def _refusal(bundle: Bundle, setting: BenchSetting, golden: GoldenImages | None) -> str:
     """Why a setting is not measured, or nothing."""
     if setting.batch > 1 and not bundle.variant(setting.variant).dynamic_batch:
         return "the variant takes one image at a time"
     if setting.stage == "end-to-end" and not bundle.manifest.tables:
         return "the bundle has no prompt table to label with"
-    golden = golden_here(bundle)
     if golden is None:
         return "the bundle has no golden images to prove it on: run edgeclip prove with photographs of the site"
     try:
@@ -215,10 +228,10 @@ class _Round:
     energy: Energy | None
 
 
-def _round(bundle: Bundle, setting: BenchSetting, options: BenchOptions, telemetry: Telemetry) -> _Round:
+def _round(
+    bundle: Bundle, setting: BenchSetting, golden: GoldenImages, options: BenchOptions, telemetry: Telemetry
+) -> _Round:
     """Load a setting, warm it up, measure it."""
-    golden = golden_here(bundle)
-    assert golden is not None  # _refusal saw to it
     with ExitStack() as stack:
         encoder, run = _runner(bundle, setting, golden, stack)
         begun = time.perf_counter()
@@ -306,9 +319,10 @@ def _warm_up(run: Callable[[], float], limit_s: float) -> bool:
 
 
 def _together(energies: Sequence[Energy | None]) -> Energy | None:
-    """The energy of several windows; None unless it is known of each."""
+    """The energy of several windows; None unless it is known of each, by the same sensors."""
     known = [each for each in energies if each is not None]
-    return sum_of(known) if known and len(known) == len(energies) else None
+    alike = len({each.covers for each in known}) == 1
+    return sum_of(known) if alike and len(known) == len(energies) else None
 
 
 _CODE = """

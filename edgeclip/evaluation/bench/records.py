@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description
+from edgeclip.devices.plan.cost import GraphCost
 from edgeclip.devices.sensors.energy import Energy
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.documents import read_json
@@ -120,6 +121,9 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         refused: settings that could not run, and why.
         conditions: what the machine was doing over all of it.
+        device: name of the device profile that the machine fits; None where none does.
+        ghz: clock of a CPU's cores, where the profile is a CPU's.
+        costs: what an image costs each model, by its id; a bundle of before there were costs has none.
     """
 
     schema_version: int = SCHEMA
@@ -128,6 +132,9 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     refused: tuple[tuple[BenchSetting, str], ...]
     machine: Description
     conditions: MeasurementConditions
+    device: str | None = None
+    ghz: Annotated[float, msgspec.Meta(gt=0, le=100)] | None = None
+    costs: dict[str, GraphCost] = {}
 
 
 def load_result(path: Path) -> BenchResult:

@@ -24,6 +24,7 @@ from edgeclip.decisions import DecisionFacts, Decisions
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.decisions.data import DataOptions, DecisionData, digests_of, open_decision_data, recorded_data
 from edgeclip.export.prompt_table import table_for_bundle
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptTable, make_classes
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.engines.base import engine_class
@@ -194,7 +195,7 @@ def _fit(
         fitted.append(found.decisions)
         reports.append(found.report)
     damaged = max(int((~found.keep).sum()) for found in embedded.values())
-    notes = [f"{damaged} images could not be decoded and were left out"] if damaged else []
+    notes = [f"{counted(damaged, 'image')} could not be decoded: left out"] if damaged else []
     return Calibrated(_with(table, fitted), reports, damaged, notes)
 
 

@@ -25,11 +25,11 @@ import numpy as np
 
 from edgeclip.calibration.decisions.confidence import NONE, Labels
 from edgeclip.calibration.hashed_images import HashedImage, HashedImages, Item
-from edgeclip.documents import decode_json, read_bytes, read_json
+from edgeclip.documents import decode_json, read_bytes
 from edgeclip.errors import InputError, SourceError
 from edgeclip.evaluation.data.class_sets import plain_name
 from edgeclip.evaluation.data.dataset import open_labelled
-from edgeclip.files import cache_dir, keep_json, sha256_file, sha256_json
+from edgeclip.files import cache_dir, keep_json, kept_json, sha256_file, sha256_json
 from edgeclip.prompts import PromptTable
 from edgeclip.runtime.images import Image
 from edgeclip.runtime.records import UNKNOWN
@@ -287,13 +287,12 @@ def recorded_data(digest: str) -> DecisionData:
     Raises:
         InputError: the record is gone.
     """
-    try:
-        record = read_json(_place(digest), Record)
-    except InputError as error:
+    record = kept_json(_place(digest), Record)
+    if record is None:
         raise InputError(
             f"expected the record of the labelled images in the cache ({digest[:12]}), got none that can be read: "
             "pass `data` again"
-        ) from error
+        )
     return DecisionData(_Recorded(record), tuple(label for _, label in record.images), record.options)
 
 

@@ -13,6 +13,7 @@ from edgeclip.devices.machine.probe import describe_machine
 from edgeclip.evaluation.charts import COLOURS, inline_svg, new_figure, page_style
 from edgeclip.evaluation.decisions.calibrate import Calibrated
 from edgeclip.evaluation.html_page import render_page
+from edgeclip.printable import counted
 
 PROMISES = {"own": "by itself", "together": "with others", "none": "none"}
 _MOST = 12  # classes that a terminal shows
@@ -57,7 +58,8 @@ def as_json(found: Calibrated) -> dict[str, Any]:
 def _print_report(report: FitReport, console: Console) -> None:
     figures = report.figures
     console.print(
-        f"{report.variant}: {report.images} images, {report.known} of a class, top-1 of these {figures['top1']:.3f}",
+        f"{report.variant}: {counted(report.images, 'image')}, {report.known} of a class, "
+        f"top-1 of these {figures['top1']:.3f}",
         style="bold",
         highlight=False,
     )

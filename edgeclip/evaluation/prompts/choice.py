@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 
 from edgeclip.evaluation.prompts.rows import IntArray, PromptRows, hits_of
-from edgeclip.evaluation.statistics.paired import Hits, PairedDifference, holm, mcnemar_p, paired_difference
+from edgeclip.evaluation.statistics.paired import PairedDifference, holm, mcnemar_p, paired_difference
+from edgeclip.hits import Hits
 from edgeclip.prompts import FloatArray
 
 MOST_TEMPLATES = 10

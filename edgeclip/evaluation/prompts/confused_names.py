@@ -15,8 +15,9 @@ import numpy as np
 
 from edgeclip.evaluation.prompts.rows import IntArray
 from edgeclip.evaluation.statistics.metrics import predictions
-from edgeclip.evaluation.statistics.paired import Hits, PairedDifference, holm, mcnemar_p, paired_difference
+from edgeclip.evaluation.statistics.paired import PairedDifference, holm, mcnemar_p, paired_difference
 from edgeclip.extras import require
+from edgeclip.hits import Hits
 from edgeclip.prompts import FloatArray, unit_rows
 
 SEPARABLE = 0.8  # of a pair's images: below it, two classes count as alike

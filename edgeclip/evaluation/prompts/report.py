@@ -18,6 +18,7 @@ from edgeclip.evaluation.prompts.choice import Contribution
 from edgeclip.evaluation.prompts.confused_names import ALIKE, APART, NAMES, TEXT_ONLY
 from edgeclip.evaluation.prompts.study import PromptReport, Studied, Study
 from edgeclip.evaluation.statistics.paired import PairedDifference
+from edgeclip.printable import counted
 
 NOTHING = "Nothing here is beyond noise: keep names and templates as they are."
 _ENDS = 3  # templates at either end of the terminal's table
@@ -36,9 +37,10 @@ def print_report(report: PromptReport, console: Console) -> None:
 
     study, choice = report.study, report.study.choice
     say(
-        f"{report.data}: {study.images:,} images, top-1 {study.top1:.3f} (95 % {study.ci95[0]:.3f}–{study.ci95[1]:.3f})"
-        f"; {len(study.classes)} classes, {len(study.templates)} templates, {report.prompts:,} prompts"
-        + (f"; {report.failed} damaged and left out" if report.failed else "")
+        f"{report.data}: {counted(study.images, 'image')}, top-1 {study.top1:.3f} "
+        f"(95 % {study.ci95[0]:.3f}–{study.ci95[1]:.3f})"
+        f"; {counted(len(study.classes), 'class', 'classes')}, {counted(len(study.templates), 'template')}, "
+        f"{counted(report.prompts, 'prompt')}" + (f"; {report.failed} damaged and left out" if report.failed else "")
     )
     templates, names = _in_order(study)
     shown = templates if len(templates) <= 2 * _ENDS + 1 else templates[:_ENDS] + templates[-_ENDS:]

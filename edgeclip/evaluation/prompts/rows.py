@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from edgeclip.bundle import Bundle
 from edgeclip.evaluation.statistics.metrics import predictions
-from edgeclip.evaluation.statistics.paired import Hits
 from edgeclip.export.prompt_table import BundleTextEncoder
+from edgeclip.hits import Hits
 from edgeclip.prompts import FloatArray, PromptClass, encode_texts, unit_rows
 
 IntArray = npt.NDArray[np.int64]

@@ -20,6 +20,7 @@ from edgeclip.evaluation.prompts.choice import Change, Contribution, PromptChoic
 from edgeclip.evaluation.prompts.confused_names import ALIKE, NAMES, ConfusedNames, confused_names
 from edgeclip.evaluation.prompts.rows import IntArray, PromptRows, prompt_rows
 from edgeclip.evaluation.statistics.metrics import predictions, top_k
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray, PromptClass, PromptTable, make_classes, name_alike
 
 ALPHA = 0.05  # chance of any false claim in a study: half for changes of prompts, half for pairs of classes
@@ -265,7 +266,7 @@ def _notes(classes: list[ClassResult], choice: PromptChoice | None) -> list[str]
     notes: list[str] = []
     middle = int(np.median([item.images for item in classes if item.images]))
     if middle < FEW:
-        notes.append(f"Few labels: {middle} images a class at the median. Only large effects can show.")
+        notes.append(f"Few labels: {counted(middle, 'image')} a class at the median. Only large effects can show.")
     if absent := [item.label for item in classes if not item.images]:
         shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
         notes.append(
@@ -282,4 +283,4 @@ def _notes(classes: list[ClassResult], choice: PromptChoice | None) -> list[str]
         if choice.least_points > 100
         else f"a gain below {choice.least_points:.1f} points could not"
     )
-    return [*notes, f"Tested on {choice.tested_on:,} images: {least} be told from noise there."]
+    return [*notes, f"Tested on {counted(choice.tested_on, 'image')}: {least} be told from noise there."]

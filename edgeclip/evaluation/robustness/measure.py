@@ -24,13 +24,13 @@ from edgeclip.evaluation.robustness.views import Views
 from edgeclip.evaluation.statistics.metrics import predictions
 from edgeclip.evaluation.statistics.paired import (
     ExtraLoss,
-    Hits,
     difference_between_sets,
     difference_of_differences,
     paired_difference,
 )
 from edgeclip.export.prompt_table import table_for_bundle
 from edgeclip.files import sha256_json
+from edgeclip.hits import Hits
 from edgeclip.prompts import FloatArray, load_templates
 
 _LEAST_SIDE = 256

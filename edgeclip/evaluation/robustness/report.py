@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.devices.machine.probe import Description, summary
 from edgeclip.documents import read_json
@@ -24,8 +23,8 @@ from edgeclip.evaluation.statistics.metrics import wilson_interval
 from edgeclip.evaluation.statistics.paired import ExtraLoss, PairedDifference
 from edgeclip.evaluation.wise import Accuracy
 from edgeclip.files import write_json, write_text
-
-_Z95 = 1.959964
+from edgeclip.hits import Z95, Hits
+from edgeclip.printable import counted
 
 
 class CorruptionResult(msgspec.Struct, frozen=True):
@@ -109,7 +108,7 @@ class RobustnessReport(msgspec.Struct, frozen=True):
     effective: list[EffectiveResult] = []
 
 
-def accuracy_of(hits: npt.NDArray[np.bool_]) -> Accuracy:
+def accuracy_of(hits: Hits) -> Accuracy:
     """Top-1 of hits (N,), or its mean over K conditions of the same images (K, N), with a 95 % interval.
 
     One condition has Wilson's. For several, each image gives its mean and the images are what varies; two hits and two
@@ -118,7 +117,7 @@ def accuracy_of(hits: npt.NDArray[np.bool_]) -> Accuracy:
     if hits.ndim == 1:
         return Accuracy(float(hits.mean()), wilson_interval(int(hits.sum()), len(hits)))
     rates = np.concatenate([hits.mean(axis=0), [0, 0, 1, 1]])  # (N + 4,)
-    centre, half = float(rates.mean()), _Z95 * float(rates.std()) / math.sqrt(len(rates))
+    centre, half = float(rates.mean()), Z95 * float(rates.std()) / math.sqrt(len(rates))
     return Accuracy(float(hits.mean()), (max(0.0, centre - half), min(1.0, centre + half)))
 
 
@@ -162,7 +161,7 @@ def verdict(loss: ExtraLoss, *, variant: str, reference: str) -> str:
 def report_lines(report: RobustnessReport) -> list[str]:
     """The report as text."""
     lines = [
-        f"{report.data}: {report.n:,} images in {report.classes} classes"
+        f"{report.data}: {counted(report.n, 'image')} in {counted(report.classes, 'class', 'classes')}"
         + (f", {report.unreadable} could not be decoded" if report.unreadable else "")
         + f"; seed {report.seed}",
         "",
@@ -208,7 +207,7 @@ def _table(report: RobustnessReport) -> list[str]:
 
 def _shift_lines(shift: ShiftResult, variants: Sequence[str]) -> list[str]:
     lines = [
-        f"{shift.name}: {shift.images:,} images in {shift.classes} classes"
+        f"{shift.name}: {counted(shift.images, 'image')} in {counted(shift.classes, 'class', 'classes')}"
         + (f", {shift.unreadable} could not be decoded" if shift.unreadable else "")
     ]
     for row, variant in enumerate(variants):
@@ -280,7 +279,10 @@ def plot_robustness(report: RobustnessReport, path: Path) -> None:
         _draw_losses(panels[1], report, ordered)
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{Path(report.data).name}: {report.n:,} images, {report.classes} classes", fontsize=10)
+    figure.suptitle(
+        f"{Path(report.data).name}: {counted(report.n, 'image')}, {counted(report.classes, 'class', 'classes')}",
+        fontsize=10,
+    )
     save_figure(figure, path)
 
 

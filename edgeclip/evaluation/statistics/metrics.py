@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,9 +12,9 @@ import numpy.typing as npt
 
 from edgeclip.errors import InputError
 from edgeclip.extras import require
+from edgeclip.hits import Z95, Hits
 from edgeclip.prompts import FloatArray
 
-Z95 = NormalDist().inv_cdf(0.975)
 _RESAMPLES, _BATCH = 2000, 16  # draws of a bootstrap, and how many of them are in memory at once
 _CHUNK = 1024
 Ranks = npt.NDArray[np.intp]
@@ -101,7 +100,7 @@ def top_k(ranks: Ranks, k: int) -> Interval95:
     return Interval95(hits / len(ranks), wilson_interval(hits, len(ranks)))
 
 
-def per_class_accuracy(truth: Indices, right: npt.NDArray[np.bool_], labels: Sequence[str]) -> list[ClassAccuracy]:
+def per_class_accuracy(truth: Indices, right: Hits, labels: Sequence[str]) -> list[ClassAccuracy]:
     """Of each of the C classes, how many of its images are labelled right; ``right`` (N,) says which are."""
     counts = np.bincount(truth, minlength=len(labels)).tolist()
     hits = np.bincount(truth[right], minlength=len(labels)).tolist()
@@ -111,7 +110,7 @@ def per_class_accuracy(truth: Indices, right: npt.NDArray[np.bool_], labels: Seq
     ]
 
 
-def balanced_accuracy(truth: Indices, right: npt.NDArray[np.bool_]) -> Interval95:
+def balanced_accuracy(truth: Indices, right: Hits) -> Interval95:
     """Mean over the classes that have images of each one's accuracy.
 
     The interval is for other images of the same classes in the same numbers: the normal one, from the variance within
@@ -181,7 +180,7 @@ def recall(ranks: Ranks, groups: Indices | None = None, *, seed: int = 0) -> Rec
     return Recall(len(ranks), *shares, *intervals)
 
 
-def _grouped(hits: npt.NDArray[np.bool_], groups: Indices, seed: int) -> tuple[float, float]:
+def _grouped(hits: Hits, groups: Indices, seed: int) -> tuple[float, float]:
     sizes = np.bincount(groups)
     won = np.bincount(groups[hits], minlength=len(sizes))[sizes > 0]
     sizes = sizes[sizes > 0]

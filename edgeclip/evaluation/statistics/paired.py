@@ -8,13 +8,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from edgeclip.errors import InputError
-from edgeclip.evaluation.statistics.metrics import Z95
 from edgeclip.extras import require
-
-Hits = npt.NDArray[np.bool_]
+from edgeclip.hits import Z95, Hits, lost_and_won
+from edgeclip.printable import counted
 
 
 class PairedDifference(msgspec.Struct, frozen=True):
@@ -35,7 +33,7 @@ class PairedDifference(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         low, high = self.ci95
-        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {self.n:,} images)"
+        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {counted(self.n, 'image')})"
 
 
 def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
@@ -47,10 +45,7 @@ def paired_difference(reference: Hits, candidate: Hits) -> PairedDifference:
     Raises:
         InputError: no image, or numbers that differ.
     """
-    if len(reference) != len(candidate) or not len(reference):
-        raise InputError(f"expected the same images from both, got {len(reference)} and {len(candidate)}")
-    n = len(reference)
-    lost, won = int((reference & ~candidate).sum()), int((candidate & ~reference).sum())
+    n, lost, won = lost_and_won(reference, candidate)
     adjusted_n, adjusted_lost, adjusted_won = n + 2, lost + 0.5, won + 0.5
     centre = (adjusted_won - adjusted_lost) / adjusted_n
     variance = (adjusted_won + adjusted_lost - (adjusted_won - adjusted_lost) ** 2 / adjusted_n) / adjusted_n**2
@@ -104,7 +99,7 @@ class ExtraLoss(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         low, high = self.ci95
-        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {self.n:,} images)"
+        return f"{self.points:+.2f} points (95 % {low:+.2f} to {high:+.2f}, {counted(self.n, 'image')})"
 
 
 def difference_of_differences(

@@ -15,6 +15,7 @@ from functools import cache
 import msgspec
 
 from edgeclip.evaluation.tradeoff.records import Comparison, ShipDecision, TradeoffLimits, TradeoffPoint
+from edgeclip.printable import counted
 
 
 class Standings:
@@ -190,7 +191,7 @@ def _why(
     said = [
         f"Ship {picked.label} ({width}×{height}): {picked.latency_ms.mean:.2f} ms "
         f"(95 % {picked.latency_ms.low:.2f}–{picked.latency_ms.high:.2f}), top-1 {accuracy.top1:.3f} "
-        f"(95 % {accuracy.ci95[0]:.3f}–{accuracy.ci95[1]:.3f}, {accuracy.n:,} images){memory}."
+        f"(95 % {accuracy.ci95[0]:.3f}–{accuracy.ci95[1]:.3f}, {counted(accuracy.n, 'image')}){memory}."
     ]
     others = [point for point in points if point is not picked]
     if others:

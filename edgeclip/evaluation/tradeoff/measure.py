@@ -23,7 +23,7 @@ from edgeclip.evaluation.bench.bench import BenchOptions, bench, settings_of
 from edgeclip.evaluation.bench.records import BenchResult, Measured, load_result
 from edgeclip.evaluation.data.dataset import LabelledSet
 from edgeclip.evaluation.statistics.metrics import predictions, wilson_interval
-from edgeclip.evaluation.statistics.paired import Hits, paired_difference
+from edgeclip.evaluation.statistics.paired import paired_difference
 from edgeclip.evaluation.statistics.rounds import compare_rounds
 from edgeclip.evaluation.tradeoff.decide import decide
 from edgeclip.evaluation.tradeoff.records import (
@@ -35,6 +35,7 @@ from edgeclip.evaluation.tradeoff.records import (
     Verdict,
 )
 from edgeclip.export.prompt_table import table_for_bundle
+from edgeclip.hits import Hits
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.choose import Recommendation, this_machine
 

@@ -25,6 +25,7 @@ from edgeclip.export.onnx import save_graph
 from edgeclip.export.result_cache import find_result, keep_result, result_key
 from edgeclip.extras import require
 from edgeclip.files import atomic_file, external_data, workshop
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 from edgeclip.training.towers.quiet import silent
 
@@ -122,7 +123,7 @@ def quantize(
         external_data(target).unlink(missing_ok=True)  # of a larger graph that was there before
         return (target,)
     if progress:
-        progress(f"measuring ranges on {len(images)} images")
+        progress(f"measuring ranges on {counted(len(images), 'image')}")
     files = save_graph(_quantized(fp32, images, recipe), target)
     if files == (target,):
         keep_result(key, target.read_bytes())

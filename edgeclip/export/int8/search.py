@@ -33,6 +33,7 @@ from edgeclip.export.int8.quantization import (
 from edgeclip.export.onnx import save_graph
 from edgeclip.extras import require
 from edgeclip.files import workshop
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 
 _SAME_WEIGHT = 0.05  # rounding to 8 bits changes a weight by less than this, smoothing by more
@@ -61,7 +62,8 @@ class GraphLoss(msgspec.Struct, frozen=True, order=True, kw_only=True):
         if not self.n:
             return f"{self.bound:.4g} {unit}"
         counts = f"{self.lost} lost, {self.won} won"
-        return f"at most {self.bound:.2f} {unit} (95 %; measured {self.estimate:+.2f} on {self.n:,} images: {counts})"
+        measured = f"measured {self.estimate:+.2f} on {counted(self.n, 'image')}: {counts}"
+        return f"at most {self.bound:.2f} {unit} (95 %; {measured})"
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
@@ -295,7 +297,9 @@ class Search:
 
     def _try(self, recipe: QuantizationRecipe, kept: tuple[str, ...] = ()) -> Trial:
         alpha = "no smoothing" if recipe.smooth_alpha is None else f"alpha {recipe.smooth_alpha:g}"
-        trial = f"trial {len(self._trials) + 1}: {recipe.range_estimator}, {alpha}, {len(kept)} blocks in fp32"
+        trial = (
+            f"trial {len(self._trials) + 1}: {recipe.range_estimator}, {alpha}, {counted(len(kept), 'block')} in fp32"
+        )
         self._say(trial)
         start = time.perf_counter()
         with workshop() as scratch:

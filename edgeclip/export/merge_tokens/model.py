@@ -17,6 +17,7 @@ from edgeclip.errors import BundleError
 from edgeclip.export.merge_tokens.blocks import MergingBlocks, merge_tower
 from edgeclip.export.photographs import Photograph
 from edgeclip.export.proofs import preprocess
+from edgeclip.printable import counted
 from edgeclip.prompts import FloatArray
 from edgeclip.runtime.proof.parity import ParityReport, compare_embeddings
 from edgeclip.spec import ModelIdentity
@@ -46,7 +47,7 @@ class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
         same = "" if found.agreement is None else f", same best class of {found.classes} in {found.agreement:.0%}"
         return (
             f"merges {self.merged} tokens a block: {self.tokens[0]} enter the first, {self.tokens[-2]} the last; on "
-            f"{found.images} photographs cosine to the unmerged model {found.mean_cosine:.4f} (worst "
+            f"{counted(found.images, 'photograph')} cosine to the unmerged model {found.mean_cosine:.4f} (worst "
             f"{found.min_cosine:.4f}, {found.worst[0]}){same}"
         )
 

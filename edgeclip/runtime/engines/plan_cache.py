@@ -15,12 +15,12 @@ from typing import Annotated
 import msgspec
 
 from edgeclip.devices.machine.probe import Description, describe_machine
+from edgeclip.documents import read_json
 from edgeclip.files import (
     atomic_file,
     cache_dir,
     external_data,
     keep_file,
-    read_json,
     sha256_file,
     sha256_json,
     write_json,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import describe_machine, installed_versions
 from edgeclip.errors import InputError
-from edgeclip.files import cache_dir, keep_json, read_json, sha256_json
+from edgeclip.files import cache_dir, keep_json, kept_json, sha256_json
 from edgeclip.runtime.encoder import ImageEncoder
 from edgeclip.runtime.images import Image, decode_image
 from edgeclip.runtime.preprocess.preprocess import BACKENDS, Pixels, Preprocessor
@@ -81,7 +81,7 @@ def choose_backend(encoder: ImageEncoder, wanted: Literal["auto", "exact", "fast
     if wanted != "auto" and wanted not in BACKENDS:
         raise InputError(f"expected a preprocessing backend of auto, {', '.join(BACKENDS)}, got {wanted!r}")
     path = _kept(encoder)
-    choice = read_json(path, BackendChoice)
+    choice = kept_json(path, BackendChoice)
     if choice is None:
         choice = measure(encoder)
         keep_json(path, choice)

@@ -10,6 +10,7 @@ import msgspec
 from edgeclip.bundle import Bundle
 from edgeclip.documents import read_json
 from edgeclip.errors import IntegrityError
+from edgeclip.printable import counted
 from edgeclip.spec import Precision, Sha256
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ Origin = Literal["stand-ins", "images", "site", "unknown"]
 # If none of 13 labels changed, one in five may still change, at 95 % confidence.
 FEWEST = 14
 
-_KINDS = {
-    "stand-ins": "stand-in photographs",
-    "images": "photographs",
-    "site": "photographs of this site",
-    "unknown": "photographs, not known whose",
+_KINDS = {  # of one, and of several
+    "stand-ins": ("stand-in photograph", "stand-in photographs"),
+    "images": ("photograph", "photographs"),
+    "site": ("photograph of this site", "photographs of this site"),
+    "unknown": ("photograph, not known whose", "photographs, not known whose"),
 }
 
 
@@ -80,7 +81,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         lacks = self._lacks
-        what = f"on {self.photographs} {_KINDS[self.origin]}"
+        what = f"on {counted(self.photographs, *_KINDS[self.origin])}"
         return ", ".join([f"provisional: {what}" if lacks else what, *filter(None, lacks)])
 
 

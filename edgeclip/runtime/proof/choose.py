@@ -7,9 +7,9 @@ machine before it runs, as anything else is, and on another machine it does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -48,7 +48,8 @@ class Choice:
     Attributes:
         variant, engine: names.
         why: one sentence, with what its proof lacks.
-        basis: what it was proved on; None if it was not.
+        basis: what its proof is worth; None if it was not proved.
+        golden: what it was proved on; None if it was not.
         proofs: of all candidates that ran, the fastest first.
         refused: the others, as (variant, engine, reason).
     """
@@ -57,6 +58,7 @@ class Choice:
     engine: str
     why: str
     basis: Basis | None = None
+    golden: GoldenImages | None = field(default=None, repr=False, compare=False)
     proofs: tuple[Proof, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
 
@@ -99,8 +101,6 @@ def choose(
         bundle.variant_path(taken[0])
         check_first_run(bundle, taken[0])
         return Choice(*taken, why=f"not proved: the bundle has no golden images; {_how(bundle)} proves it")
-    proofs: list[Proof] = []
-    refused: list[tuple[str, str, str]] = []
     if variant is None and engine is None and (wanted := recommended_here(bundle)) is not None:
         say(f"proving {wanted.variant} on {wanted.engine}, which is recommended")
         try:
@@ -112,15 +112,12 @@ def choose(
         else:
             if not proof.failures:
                 return _choice(bundle, golden, proof, f"recommended: {wanted.why}", (proof,))
-    for name, runner in candidates(bundle, variant=variant, engine=engine):
-        say(f"proving {name} on {runner}")
-        try:
-            proofs.append(prove(bundle, name, runner, golden, threads=threads))
-        except (InputError, IntegrityError):
-            raise  # no fault of the candidate: the caller's, or a bundle that cannot be trusted
-        except EdgeclipError as error:
-            refused.append((name, runner, str(error)))
-    good = sorted((proof for proof in proofs if not proof.failures), key=lambda proof: proof.latency_ms)
+    pairs = list(candidates(bundle, variant=variant, engine=engine))
+    proofs, refused = _prove_each(bundle, golden, pairs, threads, say, remembered=True)
+    good = _good(proofs)
+    if not all(map(_still_there, [_best(good)] if good else proofs)):  # a library was changed under its package
+        proofs, refused = _prove_each(bundle, golden, pairs, threads, say, remembered=False)
+        good = _good(proofs)
     refused += [
         (proof.variant, proof.engine, "; ".join([*proof.failures, *_unchecked(proof)]))
         for proof in proofs
@@ -132,6 +129,42 @@ def choose(
     return _choice(bundle, golden, best, _why(best, good), tuple(good), tuple(refused))
 
 
+def _prove_each(
+    bundle: Bundle,
+    golden: GoldenImages,
+    pairs: Sequence[tuple[str, str]],
+    threads: int | None,
+    say: Callable[[str], None],
+    *,
+    remembered: bool,
+) -> tuple[list[Proof], list[tuple[str, str, str]]]:
+    """The proofs of the candidates that run, and the others as (variant, engine, reason)."""
+    proofs: list[Proof] = []
+    refused: list[tuple[str, str, str]] = []
+    for name, runner in pairs:
+        say(f"proving {name} on {runner}")
+        try:
+            proofs.append(prove(bundle, name, runner, golden, threads=threads, remembered=remembered))
+        except (InputError, IntegrityError):
+            raise  # no fault of the candidate: the caller's, or a bundle that cannot be trusted
+        except EdgeclipError as error:
+            refused.append((name, runner, str(error)))
+    return proofs, refused
+
+
+def _good(proofs: Sequence[Proof]) -> list[Proof]:
+    """Those that agree with FP32, the fastest first."""
+    return sorted((proof for proof in proofs if not proof.failures), key=lambda proof: proof.latency_ms)
+
+
+def _still_there(proof: Proof) -> bool:
+    """Whether the engine, whose library is loaded now, names itself as it did for the proof."""
+    try:
+        return engine_class(proof.engine).versions() == proof.versions
+    except EdgeclipError:
+        return False
+
+
 def _choice(
     bundle: Bundle,
     golden: GoldenImages,
@@ -141,7 +174,8 @@ def _choice(
     refused: tuple[tuple[str, str, str], ...] = (),
 ) -> Choice:
     basis = basis_of(bundle, best.variant, golden)
-    return Choice(best.variant, best.engine, "; ".join([why, *lacking(bundle, best, basis)]), basis, proofs, refused)
+    reasons = "; ".join([why, *lacking(bundle, best, basis)])
+    return Choice(best.variant, best.engine, reasons, basis, golden, proofs, refused)
 
 
 def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
@@ -149,6 +183,8 @@ def lacking(bundle: Bundle, proof: Proof, basis: Basis) -> Iterator[str]:
     yield from _unchecked(proof)
     if basis.provisional:
         yield f"{basis}: {remedy(bundle, basis)}"
+    if proof.slowed_by:
+        yield f"{proof.slowed_by}: edgeclip prove {bundle_name(bundle)} times it again"
 
 
 def remedy(bundle: Bundle, basis: Basis) -> str:
@@ -191,7 +227,7 @@ def _best(good: list[Proof]) -> Proof:
     return best
 
 
-def _why(best: Proof, good: list[Proof]) -> str:
+def _why(best: Proof, good: Sequence[Proof]) -> str:
     agreement = "" if best.parity.agreement is None else f" and {best.parity.agreement:.0%} of the labels"
     same = f"fp32's embeddings to a cosine of {best.parity.min_cosine:.4f}{agreement}"
     proved = f"{best.latency_ms:.1f} ms an image here, {same}"

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class GoldenImages:
     digests: tuple[str, ...] = ()
     origin: Origin = "stand-ins"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of all that is in it: what a proof was taken on."""
         digest = hashlib.sha256(msgspec.json.encode((self.names, self.digests, self.origin, len(self.classes))))

@@ -12,55 +12,48 @@ from collections import deque
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
-from edgeclip.errors import IntegrityError, ParityError
-from edgeclip.files import cache_dir, keep_file
+from edgeclip.errors import ParityError
+from edgeclip.files import cache_dir, keep_json, kept_json
 from edgeclip.prompts import FloatArray, unit_rows
 from edgeclip.runtime.encoder import ImageEncoder, PendingEmbeddings
 from edgeclip.runtime.engines.base import ByteArray
 from edgeclip.runtime.proof.golden import GoldenImages, decoded_images
 from edgeclip.runtime.proof.parity import LIMITS
-from edgeclip.runtime.proof.site import require_golden
 from edgeclip.runtime.proof.what_runs import what_runs
-from edgeclip.tensors import open_tensors
 
 _AT_EVERY_START = 2  # images; what was seen to go wrong goes wrong for all of them, or for none
 
 
-def prove_in_the_loop(encoder: ImageEncoder, *, rows: int, parallel: int, unproved: bool = False) -> None:
+def prove_in_the_loop(encoder: ImageEncoder, *, golden: GoldenImages, rows: int, parallel: int) -> None:
     """Encode golden images as a stream would.
 
     Args:
         encoder: loaded for ``parallel`` batches at once; none of them under way.
+        golden: what the encoder was proved on.
         rows: frames in a full batch.
         parallel: batches at once.
-        unproved: do nothing for a bundle that has no golden images.
 
     Raises:
-        ParityError: an embedding is further from FP32's than the variant's precision allows, or there are no images.
+        ParityError: an embedding is further from FP32's than the variant's precision allows.
         EngineError: the engine fails.
     """
-    golden = require_golden(encoder.bundle, unproved=unproved)
-    if golden is None:
-        return
     kept = _kept(encoder, golden, rows, parallel)
-    few = _read(kept, encoder)
-    if few is not None:
-        images, expected = few
-        # Every one of the batches that may be under way gets them.
-        together, expected = np.concatenate([images] * parallel), np.concatenate([expected] * parallel)
-        _check(encoder, together, expected, rows=min(rows, len(images)), parallel=parallel)
-        return
-    images = decoded_images(golden.files, encoder.bundle.manifest.encoder.preprocess)
-    expected = unit_rows(golden.embeddings)
-    _check(encoder, images, expected, rows=rows, parallel=parallel)
-    few_of = {"images": images[:_AT_EVERY_START], "expected": expected[:_AT_EVERY_START]}
-    tensors = {name: np.ascontiguousarray(few) for name, few in few_of.items()}
-    keep_file(kept, lambda temporary: safetensors.numpy.save_file(tensors, str(temporary)))
+    known = kept_json(kept, float) is not None
+    files, expected = golden.files, unit_rows(golden.embeddings)
+    if known:
+        files, expected = files[:_AT_EVERY_START], expected[:_AT_EVERY_START]
+    images = decoded_images(files, encoder.bundle.manifest.encoder.preprocess)
+    if known:  # every one of the batches that may be under way gets them
+        rows = min(rows, len(images))
+        images, expected = np.concatenate([images] * parallel), np.concatenate([expected] * parallel)
+    cosine = _checked(encoder, images, expected, rows=rows, parallel=parallel)
+    if not known:
+        keep_json(kept, cosine)
 
 
-def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, rows: int, parallel: int) -> None:
+def _checked(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, rows: int, parallel: int) -> float:
+    """The least cosine to what is expected; refused below the limit."""
     got: list[FloatArray] = []
     under_way: deque[PendingEmbeddings] = deque()
     for first in range(0, len(images), rows):
@@ -76,23 +69,12 @@ def _check(encoder: ImageEncoder, images: ByteArray, expected: FloatArray, *, ro
             f"{encoder.variant.name} on {encoder.engine.name} in {at_once}: expected embeddings with a cosine of at "
             f"least {least:g} to FP32's, got {cosine:.4f}: use another `engine` or `variant`"
         )
+    return cosine
 
 
 def _kept(encoder: ImageEncoder, golden: GoldenImages, rows: int, parallel: int) -> Path:
+    """Where it is kept that all of them were seen to agree with all this."""
     bundle, variant, engine = encoder.bundle, encoder.variant, encoder.engine
     runs = what_runs(bundle, variant.name, engine.name, threads=engine.threads)
     key = runs.digest(golden.sha256, rows, parallel, LIMITS[variant.precision].min_cosine)
-    return cache_dir("streams") / f"{key}.safetensors"
-
-
-def _read(path: Path, encoder: ImageEncoder) -> tuple[ByteArray, FloatArray] | None:
-    """Images (N, H, W, 3) uint8 and their unit embeddings (N, D), or None if they were not kept."""
-    try:
-        with open_tensors(path, error=IntegrityError) as stored:
-            spec = encoder.bundle.manifest.encoder
-            expected = stored.array("expected", "F32", (None, spec.embedding_dim))
-            size = (spec.preprocess.height, spec.preprocess.width, 3)
-            images = stored.array("images", "U8", (len(expected), *size))
-    except IntegrityError:
-        return None
-    return (images, expected) if len(images) else None
+    return cache_dir("streams") / f"{key}.json"

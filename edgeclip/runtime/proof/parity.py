@@ -278,19 +278,6 @@ def compare_decisions(reference: FloatArray, candidate: FloatArray) -> ComparedD
     )
 
 
-def margin_loss(reference: FloatArray, candidate: FloatArray) -> tuple[float, npt.NDArray[np.float64]]:
-    """Agreement of the best class, and each image's loss of margin in units of the reference's median margin.
-
-    Args:
-        reference, candidate: similarities (N, C) of the same images to the same classes, C ≥ 2.
-
-    Returns:
-        The fraction of images whose best class is the same; the losses (N,).
-    """
-    best = reference.argmax(axis=1)
-    return float((candidate.argmax(axis=1) == best).mean()), _margins(reference, candidate, best)[1]
-
-
 def worst_of(reports: Sequence[ParityReport]) -> ParityReport:
     """One report from those of several batch sizes: each figure is the worst of them."""
     worst = min(  # NaN before all numbers

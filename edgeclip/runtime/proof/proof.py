@@ -12,15 +12,17 @@ import numpy as np
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
-from edgeclip.files import cache_dir, keep_json, read_json
+from edgeclip.files import cache_dir, keep_json, kept_json
 from edgeclip.runtime.engines.base import Engine, load_engine
 from edgeclip.runtime.engines.first_run import check_first_run
 from edgeclip.runtime.proof.golden import GoldenImages
 from edgeclip.runtime.proof.parity import LIMITS, Check, ParityReport
-from edgeclip.runtime.proof.what_runs import WhatRuns, what_runs
+from edgeclip.runtime.proof.what_runs import WhatRuns, remembered_versions, what_runs
 from edgeclip.spec import Precision
 
 _WARM_UP_S, _MEASURE_S, _RUNS = 0.3, 1.0, 30
+_BUSY = 0.15  # of all cores, taken by others: a latency is longer than on a machine that does nothing else
+_TELLING_S = 0.05  # Linux counts a load in ticks of 10 ms
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,15 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         """What became of every limit of the variant's precision."""
         return self.parity.checks(LIMITS[self.precision])
 
+    @property
+    def slowed_by(self) -> str:
+        """What else kept the machine busy while the images were timed; empty if nothing did, or nobody can tell."""
+        if self.conditions is None or self.conditions.seconds < _TELLING_S:
+            return ""
+        whole, own = (self.conditions.of("load", part) for part in ("cpu", "process"))
+        others = whole[0].mean - own[0].mean if whole and own else 0.0
+        return f"timed while other processes took {others:.0%} of the CPU" if others >= _BUSY else ""
+
     def __str__(self) -> str:
         agreement = "" if self.parity.agreement is None else f", {self.parity.agreement:.0%} of labels the same"
         return f"{self.latency_ms:.1f} ms an image, cosine to fp32 at least {self.parity.min_cosine:.4f}{agreement}"
@@ -73,6 +84,7 @@ def prove(
     *,
     threads: int | None = None,
     renew: bool = False,
+    remembered: bool = False,
 ) -> Proof:
     """Run the golden images, and time single ones; taken from the cache if nothing that matters has changed.
 
@@ -80,14 +92,20 @@ def prove(
 
     Args:
         renew: run them also where the cache has the proof.
+        remembered: a proof in the cache may be one of the versions that the engine named last, so that its library is
+            not loaded for it.
 
     Raises:
         EdgeclipError: the engine cannot run the variant here; which kind says why.
     """
     described = bundle.variant(variant)
     path = bundle.variant_path(variant)
+    if remembered and (named := remembered_versions(engine)) is not None:
+        runs = what_runs(bundle, variant, engine, threads=threads, versions=named)
+        if (found := kept_json(_kept(runs, golden), Proof)) is not None:
+            return found
     runs = what_runs(bundle, variant, engine, threads=threads)
-    if not renew and (found := read_json(_kept(runs, golden), Proof)) is not None:
+    if not renew and (found := kept_json(_kept(runs, golden), Proof)) is not None:
         return found
     check_first_run(bundle, variant)
     encoder = bundle.manifest.encoder

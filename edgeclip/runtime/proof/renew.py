@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgeclip.bundle import Bundle, open_bundle
 from edgeclip.errors import EdgeclipError, EngineError, InputError, IntegrityError, ParityError
+from edgeclip.printable import counted
 from edgeclip.runtime.engines.base import check_threads, engine_class
 from edgeclip.runtime.proof.basis import FEWEST, Basis, basis_of
 from edgeclip.runtime.proof.choose import candidates
@@ -139,7 +140,7 @@ def prove(
         say("looking at the images of the site")
         spec = opened.manifest.encoder.preprocess
         taken = choose_images(Path(images), spec, count=count, calibrated=calibrated_digests(opened))
-        say(f"encoding {len(taken.names)} images with {' on '.join(REFERENCE)}")
+        say(f"encoding {counted(len(taken.names), 'image')} with {' on '.join(REFERENCE)}")
         try:
             golden = encode_site(opened, taken)
         except EngineError as error:

@@ -8,17 +8,18 @@ the environment. Packages that the engine does not run with are no part of it.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 
 from edgeclip.bundle import Bundle
 from edgeclip.devices.machine.cpu import cpu_flags
 from edgeclip.devices.machine.cuda import driver_cuda_version, find_gpu
-from edgeclip.devices.machine.probe import Description, describe_machine
-from edgeclip.engine_list import engine_packages
+from edgeclip.devices.machine.probe import Description, describe_machine, installed_versions
+from edgeclip.engine_list import engine_entry, engine_packages
 from edgeclip.errors import MissingExtraError
-from edgeclip.files import sha256_json
-from edgeclip.runtime.engines.base import Engine, engine_class
+from edgeclip.files import cache_dir, keep_json, kept_json, sha256_json
+from edgeclip.runtime.engines.base import Engine, engine_class, module_stamp
 from edgeclip.runtime.engines.plan_cache import graph_sha256, records
 from edgeclip.spec import EncoderSpec, Variant
 from edgeclip.version import __version__
@@ -61,8 +62,13 @@ class WhatRuns(msgspec.Struct, frozen=True, kw_only=True):
         return sha256_json((self, more))
 
 
-def what_runs(bundle: Bundle, variant: str, engine: str, *, threads: int | None) -> WhatRuns:
+def what_runs(
+    bundle: Bundle, variant: str, engine: str, *, threads: int | None, versions: dict[str, str] | None = None
+) -> WhatRuns:
     """Ask the bundle, the engine's class and the machine; no session is built.
+
+    Args:
+        versions: what the engine names; None to ask it, which loads its library.
 
     Raises:
         VariantError: no such variant.
@@ -78,12 +84,34 @@ def what_runs(bundle: Bundle, variant: str, engine: str, *, threads: int | None)
         encoder=bundle.manifest.encoder,
         graph=tuple(graph),
         engine=engine,
-        versions=found.versions(),
+        versions=_versions(found) if versions is None else versions,
         plans=tuple(record.sha256 for record in records(engine, of_plans)),  # an engine takes the one built last
         threads=threads,
         variables={name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)},
         device=_device(found),
     )
+
+
+def remembered_versions(engine: str) -> dict[str, str] | None:
+    """What an engine last named, while its packages are the same; None if that is not known.
+
+    For those that do not run, whose libraries need not be loaded to look a proof up; of what runs it is no proof, as a
+    library may be changed under its package.
+    """
+    return kept_json(_remembered(engine), dict[str, str])
+
+
+def _versions(engine: type[Engine]) -> dict[str, str]:
+    named = engine.versions()
+    if named != remembered_versions(engine.name):
+        keep_json(_remembered(engine.name), named)
+    return named
+
+
+def _remembered(engine: str) -> Path:
+    entry = engine_entry(engine)
+    stamp = (engine, installed_versions(entry.packages), module_stamp(entry.module))
+    return cache_dir("versions") / f"{sha256_json(stamp)}.json"
 
 
 def _device(engine: type[Engine]) -> Description:

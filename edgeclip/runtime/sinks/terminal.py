@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edgeclip.printable import counted
 from edgeclip.runtime.account import Account, SourceCount
 from edgeclip.runtime.proof.choose import Choice
 from edgeclip.runtime.records import Event, LabelledFrame
@@ -157,7 +158,7 @@ def _event_line(event: Event, *, several: bool) -> Text:
 def print_summary(account: Account, console: Console) -> None:
     """Say what became of every frame, how long it took, which labels were seen and which sinks failed."""
     _say(
-        f"{account.labelled:,} frames labelled in {account.elapsed_s:.1f} s ({account.fps:.1f} frames/s)"
+        f"{counted(account.labelled, 'frame')} labelled in {account.elapsed_s:.1f} s ({account.fps:.1f} frames/s)"
         f"{'; stopped' if account.interrupted else ''}",
         console,
     )
@@ -177,7 +178,7 @@ def print_summary(account: Account, console: Console) -> None:
         )
         table = Table.grid(padding=(0, 2))
         for label, number in account.labels.most_common(_LABELS_IN_SUMMARY):
-            table.add_row(Text(label), f"{number:,} frames", f"{number / account.labelled:.1%}")
+            table.add_row(Text(label), counted(number, "frame"), f"{number / account.labelled:.1%}")
         console.print(table)
     for name, count in account.sources.items():
         for failed in count.failures[:_FAILURES_IN_SUMMARY]:

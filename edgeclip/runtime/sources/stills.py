@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgeclip.errors import SourceError
-from edgeclip.printable import path_text
+from edgeclip.printable import counted, path_text
 from edgeclip.runtime.images import images_among, list_images, read_image
 from edgeclip.runtime.sources.address import without_password
 from edgeclip.runtime.sources.base import Frame, Source, picture_text
@@ -88,4 +88,4 @@ class ImagesSource(Source):
 
     def describe(self) -> str:
         """How many images there are."""
-        return f"{self.total} images"
+        return counted(len(self._files), "image")

