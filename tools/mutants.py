@@ -75,12 +75,18 @@ SUBJECTS = {
     "golden": _subject("runtime/proof/golden", "runtime/test_golden"),
     "decisions": _subject(
         "decisions calibration/decisions/fit calibration/decisions/confidence calibration/decisions/background",
-        "calibration/test_promises calibration/test_decisions",
+        "calibration/test_promises",
     ),
-    "promises": _subject("calibration/decisions/precision_bound", "calibration/test_promises"),
+    "promises": _subject(
+        "calibration/decisions/precision_bound",
+        "calibration/test_promises",
+        "fewest_images or sequence or level_with_the_last or likely_threshold or promised",
+    ),
     "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures"),
     "bench": _subject(
-        "evaluation/bench/bench evaluation/bench/records", "evaluation/test_bench_figures evaluation/test_bench"
+        "evaluation/bench/bench evaluation/bench/records",
+        "evaluation/test_bench_figures evaluation/test_bench",
+        "bench_figures or by_hand or kept_result or setting_by_setting",
     ),
     "statistics": _subject(
         "evaluation/statistics/paired evaluation/statistics/rounds evaluation/statistics/metrics "
@@ -103,7 +109,12 @@ SUBJECTS = {
         "export/lint/graph export/lint/lint export/lint/operators export/lint/qdq", "export/test_lint_findings"
     ),
     "precision": _subject("export/half/plan", "export/test_precision_plan"),
-    "accuracy": _subject("export/accuracy", "export/test_accuracy"),
+    "accuracy": _subject(
+        "export/accuracy",
+        "export/test_accuracy_figures export/test_accuracy",
+        "accuracy_figures or bound and (score_test or 97_times or usual or never or grows) or in_pairs "
+        "or other_images or as_are_asked_for or what_they_can_bound or no_number_of_images",
+    ),
 }
 
 

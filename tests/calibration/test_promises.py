@@ -24,6 +24,7 @@ from edgeclip.calibration.decisions.background import (
     fit_footage,
     footage_notes,
     require_frames,
+    vocabulary,
 )
 from edgeclip.calibration.decisions.confidence import NONE, Labelled, _logistic, _Regression, fit_confidence
 from edgeclip.calibration.decisions.confidence import fit_temperature as temperature_of
@@ -149,6 +150,11 @@ def test_the_sequence_begins_at_a_tenth_of_the_images() -> None:
     # Of 20 images the only count that can be looked at is one, less than a tenth.
     few = promised_threshold(np.linspace(0.9, 0.1, 20), np.ones(20, np.bool_), target=0.999, confidence=0.001)
     assert few == Threshold(pytest.approx(0.9 - 1e-6), 1, 1)
+    # Of 1000 that are 1, with no error, and 46, with one: only the last of them.
+    right = np.arange(1000) > 0
+    last = promised_threshold(np.linspace(0.9, 0.1, 1000), right, target=1 - 1e-6, confidence=1e-9)
+    assert last is not None
+    assert (last.accepted, last.right) == (46, 45)
 
 
 def test_images_that_are_level_with_the_last_are_counted_too() -> None:
@@ -261,6 +267,7 @@ def test_confidence_is_fitted_to_what_is_judged_and_scaled_alike() -> None:
     solution = np.linalg.solve(inputs.T @ inputs + strength * np.eye(WIDTH + 1), inputs.T @ target)
     np.testing.assert_allclose(images.embeddings @ found.rows.T + found.offsets, inputs @ solution, atol=1e-5)
     assert found.verified.tolist() == [0, 1, 2, 3]
+    found.check(4, WIDTH)  # of the types and shapes in which it is stored
 
 
 @pytest.mark.parametrize("encoder", [SPEC, SIGMOID], ids=["softmax", "sigmoid"])
@@ -760,6 +767,31 @@ def test_a_site_is_described_by_the_words_that_add_most() -> None:
     assert describe_site(frames, words[1:2], axes[4:], count=2, **asked) == []
     further = unit_rows((axes[4:5] + 0.76 * axes[0:1]).astype(np.float32))  # cosine 0.796
     assert describe_site(frames, further, axes[4:], count=2, **asked) == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_word_is_the_one_that_explains_the_footage_best_beside_those_before(seed: int) -> None:
+    """As said by SciPy's softmax over the words chosen so far, one more, and the classes."""
+    frames, words, classes = (
+        unit_rows(np.random.default_rng([seed, count]).standard_normal((count, WIDTH)).astype(np.float32))
+        for count in (40, 12, 5)
+    )
+
+    def explained(chosen: list[int]) -> float:
+        shares = special.log_softmax(8.0 * (frames @ np.concatenate([words[chosen], classes]).T), axis=1)
+        return float(special.logsumexp(shares[:, : len(chosen)], axis=1).mean())
+
+    far = [word for word in range(12) if (words[word] @ classes.T).max() < 0.8]
+    expected: list[int] = []
+    while len(expected) < 6:
+        expected.append(max(set(far) - set(expected), key=lambda word: explained([*expected, word])))
+    assert describe_site(frames, words, classes, logit_scale=8.0, count=6) == expected
+
+
+def test_the_words_that_come_with_it_are_many_and_each_once() -> None:
+    words = vocabulary()
+    assert len(set(words)) == len(words) > 150
+    assert {"wall", "floor", "sky"} <= set(words)
 
 
 def test_footage_notes_say_the_rate() -> None:

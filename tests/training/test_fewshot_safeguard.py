@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
+import json
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 from sklearn import metrics
 
-from edgeclip import EncoderSpec, PreprocessSpec, PromptTable, make_classes
+from edgeclip import Bundle, EncoderSpec, PreprocessSpec, PromptTable, make_classes
+from edgeclip.errors import InputError
 from edgeclip.prompts import unit_rows
+from edgeclip.runtime.images import write_image
 from edgeclip.runtime.scoring import Scorer
+from tests import conftest
 
 pytest.importorskip("torch")
 
+import torch
+
+from edgeclip.calibration.embeddings import image_embeddings
+from edgeclip.calibration.hashed_images import files as image_files
 from edgeclip.devices.machine.probe import describe_machine, summary
-from edgeclip.evaluation.fewshot import CurveReport, adapted_lines, curve_lines
+from edgeclip.evaluation import fewshot
+from edgeclip.evaluation.fewshot import (
+    CurveReport,
+    FewShotOptions,
+    adapt_bundle,
+    adapted_lines,
+    curve_lines,
+    curve_of_bundle,
+    plot_curves,
+    run_recipe,
+    save_curve,
+)
 from edgeclip.training.adapt.curve import Curve, CurveOptions, CurvePoint, draw_curve
 from edgeclip.training.adapt.fewshot import (
     METHODS,
@@ -31,12 +55,22 @@ from edgeclip.training.adapt.fewshot import (
     adapt,
     cross_validate,
 )
-from edgeclip.training.adapt.linear_probe import Shots
+from edgeclip.training.adapt.linear_probe import Shots, class_means, fit_rows
+from edgeclip.training.adapt.recipe import CurveSection, FewShotRecipe
 
 WIDTH = 8
 _PREPROCESS = PreprocessSpec(height=32, width=32, resize_to=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SOFTMAX = EncoderSpec(preprocess=_PREPROCESS, embedding_dim=WIDTH, logit_scale=20.0)
 AXES = np.eye(WIDTH, dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The matrices are small: threads would wait for each other, and a process forked off has none of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def table_of(rows: np.ndarray) -> PromptTable:
@@ -179,6 +213,22 @@ def test_one_shot_a_class_takes_what_was_chosen_once(name: str, setting: MethodS
     assert uneven.startswith(f"{name}, 1 to 3 shots a class, ")
 
 
+def test_a_method_gives_rows_or_keys() -> None:
+    text, shots = table_of(unit_rows(AXES[:3] + 0.8 * AXES[1:4])), few([1, 1, 1])
+    made = {name: adapt(text, shots, SOFTMAX, name).table for name in METHODS}
+    means, (nearer,) = class_means(shots, 3), fit_rows(text.embeddings, shots, SOFTMAX, [1.0])
+    for name, rows in (("probe", means), ("zs-probe", nearer)):
+        np.testing.assert_allclose(made[name].embeddings, rows, atol=1e-6)
+        assert made[name].cache is None
+    assert np.abs(nearer - text.embeddings).max() > 1e-3
+    for name in ("tip-adapter", "tip-adapter-f"):  # the second has not moved its keys yet
+        cache = made[name].cache
+        assert cache is not None
+        np.testing.assert_allclose(cache.keys, shots.embeddings, atol=1e-6)
+        assert (cache.labels.tolist(), cache.alpha, cache.beta) == ([0, 1, 2], 5.0, 4.0)
+        np.testing.assert_array_equal(made[name].embeddings, text.embeddings)
+
+
 def test_settings_go_from_zero_shot_on() -> None:
     text, shots = table_of(AXES[:3]), few([4, 4, 4])
     pulls = [math.inf, 10, 3, 1, 0.3, 0.1, 0.03, 0.01]
@@ -261,3 +311,209 @@ def test_what_a_table_is_worth_is_said_where_it_is_known() -> None:
     assert plain == ["shelf: 3 classes, as the text has it"]
     told = adapted_lines(Adapted(TEXT, MethodSetting(), 0.75, 0.5))
     assert told[1:] == ["cross-validated on these images: top-1 0.750, zero-shot 0.500"]
+
+
+# With a bundle
+
+
+class Shelf(NamedTuple):
+    """A bundle, a folder of labelled images, what the table of text was asked for, and its embeddings by folder."""
+
+    bundle: Bundle
+    data: Path
+    asked: list[dict[str, Any]]
+    rows: dict[str, np.ndarray]
+
+
+@pytest.fixture
+def shelf(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Six images of each of two classes, one of them damaged, and a second variant; text rows are made up."""
+    double = conftest.edit_weight("projection", lambda weight: np.roll(weight, 1, axis=1))
+    bundle = conftest.add_variant(tiny_bundle, "rolled", double, precision="fp32")
+    chooser = np.random.default_rng(0)
+    for name, colour in (("blue_thing", (20, 20, 220)), ("red_thing", (220, 20, 20))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(6):
+            image = np.clip(np.array(colour) + chooser.integers(-20, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+            write_image(tmp_path / "images" / name / f"{index}.png", image)
+    (tmp_path / "images" / "red_thing" / "5.png").write_bytes(b"not a picture")
+    asked: list[dict[str, Any]] = []
+
+    def table_for_bundle(of: Bundle, classes: Any, templates: Any, *, progress: Any, **more: Any) -> PromptTable:
+        assert of.path == bundle.path
+        background = more["background"]
+        asked.append({"classes": tuple(classes), "templates": tuple(templates), **more})
+        if progress:
+            progress(3, 4)
+        every = (*classes, *background)
+        rows = np.random.default_rng(1).standard_normal((len(every), conftest.WIDTH)).astype(np.float32)
+        return PromptTable(more["name"], every, unit_rows(rows), tuple(templates), of.manifest.model.id)
+
+    monkeypatch.setattr(fewshot, "table_for_bundle", table_for_bundle)
+    rows = {}
+    for name in ("blue_thing", "red_thing"):
+        found, keep = image_embeddings(bundle, "rolled", image_files(sorted((tmp_path / "images" / name).iterdir())))
+        rows[name] = found[keep]
+    return Shelf(bundle, tmp_path / "images", asked, rows)
+
+
+def digest_of(*rows: np.ndarray) -> str:
+    """The end of what is written into a table that was adapted to these rows of class 0, 1, …"""
+    labels = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
+    return hashlib.sha256(np.concatenate(rows).tobytes() + labels.tobytes()).hexdigest()[:12]
+
+
+def test_so_many_images_of_each_class_are_drawn_and_all_of_them_for_0(shelf: Shelf) -> None:
+    blue, red = shelf.rows["blue_thing"], shelf.rows["red_thing"]
+    assert (len(blue), len(red)) == (6, 5)
+    told: list[tuple[str, int, int]] = []
+    wall = make_classes(["wall"])
+
+    def adapted(shots: int, seed: int, **more: Any) -> Adapted:
+        options = FewShotOptions("tip-adapter", shots, ("{}!",), background=wall, variant="rolled", seed=seed)
+        return adapt_bundle(shelf.bundle, shelf.data, options, name="shelf", **more)
+
+    drawn = {
+        digest_of(blue[list(some)], red[list(others)])
+        for some in itertools.combinations(range(6), 3)
+        for count in (2, 3)  # the damaged one may be among them
+        for others in itertools.combinations(range(5), count)
+    }
+    found = adapted(3, 1, progress=lambda *each: told.append(each))
+    said = {found.table.adapted.rpartition(" ")[2]} | {
+        adapted(3, seed).table.adapted.rpartition(" ")[2] for seed in range(1, 5)
+    }
+    assert 2 < len(said) <= 4  # the same for the same seed
+    assert said <= drawn
+    assert told[0] == ("prompts", 3, 4)
+    assert told[-1] == ("images", 6, 6)
+    classes = make_classes({"blue_thing": "blue thing", "red_thing": "red thing"})
+    assert shelf.asked[0] == {"classes": classes, "templates": ("{}!",), "name": "shelf", "background": wall}
+    assert found.table.name == "shelf"
+    every = adapted(0, 0).table.adapted
+    assert every.startswith("tip-adapter, 5 to 6 shots a class, ")
+    assert every.endswith(f"shots {digest_of(blue, red)}")
+
+
+def test_few_shot_options_begin_as_the_guide_has_it_and_are_checked(shelf: Shelf) -> None:
+    assert FewShotOptions() == FewShotOptions("zs-probe", 16, (), None, (), "fp32", 0)
+    for wrong, says in ((FewShotOptions(shots=-1), "got -1"), (FewShotOptions("none"), "got 'none'")):
+        with pytest.raises(InputError, match=says):
+            adapt_bundle(shelf.bundle, shelf.data, wrong, name="shelf")
+    assert not shelf.asked
+
+
+def test_a_curve_of_a_bundle_is_that_of_its_embeddings(shelf: Shelf) -> None:
+    told: list[tuple[str, int, int]] = []
+    names = shelf.data.parent / "names.json"
+    names.write_text('{"red_thing": "rose", "blue_thing": "sky"}')
+    options = FewShotOptions(templates=("{}!",), names=names, variant="rolled")
+    curve = CurveOptions(methods=("tip-adapter",), shots=(0, 2), seeds=3)
+    found = curve_of_bundle(shelf.bundle, shelf.data, options, curve, progress=lambda *each: told.append(each))
+    table = fewshot.table_for_bundle(shelf.bundle, make_classes(["a", "b"]), ("{}!",), name="images", progress=None, background=())  # fmt: skip  # noqa: E501
+    blue, red = shelf.rows["blue_thing"], shelf.rows["red_thing"]
+    shots = Shots(np.concatenate([blue, red]), np.repeat([0, 1], [6, 5]))
+    expected = draw_curve(table, shots, shelf.bundle.manifest.encoder, curve)
+    assert found == CurveReport(
+        "images", shelf.bundle.manifest.model.id, "rolled", ("{}!",), 1, expected, describe_machine()
+    )
+    assert shelf.asked[0]["name"] == "images"
+    assert shelf.asked[0]["classes"] == make_classes({"blue_thing": "sky", "red_thing": "rose"})
+    assert [told[0], told[1], told[-1]] == [("prompts", 3, 4), ("images", 12, 12), ("fits", 6, 6)]
+    assert len(told) == 8
+
+
+def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
+    names = shelf.data.parent / "names [red].json"
+    names.write_text('{"red_thing": "rose", "blue_thing": "sky"}')
+    (templates := shelf.data.parent / "templates.txt").write_text("a {} here\n")
+    given: dict[str, Any] = {
+        "bundle": str(shelf.bundle.path), "data": str(shelf.data), "names": str(names), "templates": str(templates),
+        "background": "wall, floor", "variant": "rolled", "method": "tip-adapter", "shots": 0, "seed": 1,
+    }  # fmt: skip
+    return FewShotRecipe(name="shelf", **given | changed)
+
+
+def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path) -> None:
+    out, folder = io.StringIO(), tmp_path / "made [red]"
+    recipe = recipe_of(shelf, curve=CurveSection(seeds=2, methods=("tip-adapter",), shots=(0, 2)))
+    run_recipe(recipe, folder, console=Console(file=out, width=300))
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "curve.json", "curve.png", "recipe.json", "shelf.safetensors"
+    ]  # fmt: skip
+    assert msgspec.json.decode((folder / "recipe.json").read_bytes(), type=FewShotRecipe) == recipe
+    table = PromptTable.load(folder / "shelf.safetensors")
+    assert table.labels == ("blue_thing", "red_thing", "wall", "floor")
+    blue, red = shelf.rows["blue_thing"], shelf.rows["red_thing"]
+    assert table.adapted.startswith("tip-adapter, 5 to 6 shots a class")
+    assert table.adapted.endswith(digest_of(blue, red))
+    assert [each["name"] for each in shelf.asked] == ["shelf", "images"]
+    named = make_classes({"blue_thing": "sky", "red_thing": "rose"})
+    assert [each["classes"] for each in shelf.asked] == [named, named]
+    assert shelf.asked[0]["background"] == make_classes(["wall", "floor"])
+    assert shelf.asked[0]["templates"] == ("a {} here",)
+    report = msgspec.json.decode((folder / "curve.json").read_bytes(), type=CurveReport)
+    assert (report.curve.seeds, {each.method for each in report.curve.points}) == (2, {"tip-adapter"})
+    assert {each.shots for each in report.curve.points} == {0, 2}
+    printed, end = json.JSONDecoder().raw_decode(out.getvalue())
+    assert msgspec.convert(printed, FewShotRecipe) == recipe
+    assert '  "name": "shelf"' in out.getvalue()[:end]
+    told = out.getvalue()[end:].strip().splitlines()
+    assert told[0] == f"shelf: 4 classes, {table.adapted}"
+    assert told[1].startswith("cross-validated on these images: ")
+    assert told[2:-1] == curve_lines(report)
+    assert told[-1] == f"written: {folder}"
+
+    before = (folder / "recipe.json").read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        run_recipe(recipe, folder, console=Console(file=out))
+    other = recipe_of(shelf, background="", names="", shots=1)
+    run_recipe(other, folder, console=Console(file=out), overwrite=True)
+    assert sorted(file.name for file in folder.iterdir()) == ["recipe.json", "shelf.safetensors"]
+    assert (folder / "recipe.json").read_bytes() != before
+    table = PromptTable.load(folder / "shelf.safetensors")
+    assert table.labels == ("blue_thing", "red_thing")
+    assert table.adapted.startswith("tip-adapter, 1 shots a class")
+    (folder / "recipe.json").unlink()
+    with pytest.raises(InputError):  # a folder that is not one of ours is not thrown away
+        run_recipe(other, folder, console=Console(file=out), overwrite=True)
+
+
+def test_a_curve_is_kept_as_numbers_and_as_a_picture(tmp_path: Path) -> None:
+    points = [point("zs-probe", 0, 0.0), point("zs-probe", 2, 0.1, top1=0.6)]
+    report = CurveReport("d", "m", "fp32", (), 3, Curve(points, 9, 3, 4, 2, 2), describe_machine())
+    assert save_curve(report, tmp_path) == (tmp_path / "curve.json", tmp_path / "curve.png")
+    assert msgspec.json.decode((tmp_path / "curve.json").read_bytes(), type=CurveReport) == report
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chart_has_a_line_with_its_band_for_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Any, Path]] = []
+    monkeypatch.setattr(fewshot, "save_figure", lambda *each: drawn.append(each))
+    points = [
+        point("zs-probe", 0, 0.0, top1=0.45),
+        point("zs-probe", 2, 0.1, top1=0.6, low=0.55, high=0.65),
+        point("zs-probe", 16, 0.2, top1=0.7, low=0.6, high=0.8),
+        point("probe", 16, 0.1, top1=0.65),
+    ]
+    first = CurveReport("cups", "m", "fp32", (), 0, Curve(points, 9, 3, 4, 5, 16), describe_machine())
+    second = CurveReport("shoes", "m", "fp32", (), 0, Curve(points[1:], 9, 7, 4, 2, 16), describe_machine())
+    plot_curves([first, second], tmp_path / "c.png")
+    ((figure, path),) = drawn
+    assert path == tmp_path / "c.png"
+    left, right = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["cups (3 classes, 5 seeds)", "shoes (7 classes, 2 seeds)"]
+    lines = {line.get_label(): line for line in left.lines}
+    assert {*lines} == {"zs-probe", "probe", "zero-shot"}
+    assert {line.get_label() for line in right.lines} == {"zs-probe", "probe"}
+    assert [*map(list, lines["zs-probe"].get_data())] == [[0, 1, 2], [0.45, 0.6, 0.7]]  # evenly spaced
+    assert [*map(list, lines["probe"].get_data())] == [[2], [0.65]]
+    assert set(lines["zero-shot"].get_ydata()) == {0.45}
+    assert len({line.get_color() for line in lines.values()}) == 3
+    band = left.collections[1].get_paths()[0].vertices
+    assert {tuple(corner) for corner in band.round(6)} >= {(1.0, 0.55), (1.0, 0.65), (2.0, 0.6), (2.0, 0.8)}
+    assert [text.get_text() for text in left.get_xticklabels()] == ["0", "2", "16"]
+    assert list(left.get_xticks()) == [0, 1, 2]
+    assert [text.get_text() for text in right.get_xticklabels()] == ["2", "16"]
+    assert (left.get_xlabel(), left.get_ylabel()) == ("labelled images a class", "top-1")
+    assert {text.get_text() for text in left.get_legend().get_texts()} == {*lines}
