@@ -437,7 +437,7 @@ def recipe_of(shelf: Shelf, **changed: Any) -> FewShotRecipe:
 def test_a_recipe_leaves_its_table_curve_and_itself(shelf: Shelf, tmp_path: Path) -> None:
     out, folder = io.StringIO(), tmp_path / "made [red]"
     recipe = recipe_of(shelf, curve=CurveSection(seeds=2, methods=("tip-adapter",), shots=(0, 2)))
-    run_recipe(recipe, folder, console=Console(file=out, width=300))
+    run_recipe(recipe, folder, console=Console(file=out, width=40))
     assert sorted(file.name for file in folder.iterdir()) == [
         "curve.json", "curve.png", "recipe.json", "shelf.safetensors"
     ]  # fmt: skip

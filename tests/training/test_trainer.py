@@ -94,11 +94,13 @@ def recipe_file(folder: Path, shapes: Path, **more: Any) -> Path:
     return path
 
 
-def train(path: Path, target: Path, *overrides: str, resume: bool = False, overwrite: bool = False) -> str:
+def train(
+    path: Path, target: Path, *overrides: str, resume: bool = False, overwrite: bool = False, width: int = 200
+) -> str:
     """Train in this process; what was printed."""
     said = io.StringIO()
     recipe = load_recipe(path, overrides=overrides)
-    train_recipe(recipe, target, console=Console(file=said, width=200), resume=resume, overwrite=overwrite)
+    train_recipe(recipe, target, console=Console(file=said, width=width), resume=resume, overwrite=overwrite)
     return said.getvalue()
 
 
@@ -383,7 +385,7 @@ def test_tensorboard_and_the_log_say_the_same(shapes: Path, tmp_path: Path) -> N
 
 def test_the_recipe_is_printed_in_full(shapes: Path, tmp_path: Path) -> None:
     path = recipe_file(tmp_path, shapes)
-    said = train(path, tmp_path / "run", "data.val=")
+    said = train(path, tmp_path / "run", "data.val=", width=20)
     printed = json.JSONDecoder().raw_decode(said)[0]
     assert printed == json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert printed["optimizer"]["weight_decay"] == Optimizer().weight_decay  # a default, not in the file

@@ -42,7 +42,8 @@ def train_recipe(
         folder = RunFolder(target)
         if world.main:
             folder.prepare(recipe, overwrite=overwrite, resume=resume)
-            console.print(msgspec.json.format(encode_json(recipe), indent=2).decode(), highlight=False)
+            shown = msgspec.json.format(encode_json(recipe), indent=2).decode()
+            console.print(shown, highlight=False, markup=False, soft_wrap=True)
         world.wait()
         batch_size = share_of(settings.batch_size, world, name="optimizer.batch_size")
 
