@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from edgeclip.errors import EdgeclipError, InputError, TrainingError
+from edgeclip.extras import require
 from edgeclip.files import write_text
 from edgeclip.prompts import load_templates
 from edgeclip.training.checkpoint.checkpoint import save_checkpoint
@@ -74,7 +75,8 @@ def train_starter(recipe: StarterRecipe, target: Path, *, console: Console, over
         class_names = read_class_names(Path(recipe.data.classes))
         views, labels = _load_views(recipe, tower, len(class_names), bars)
         first_names = [names[0].lower() for names in class_names]
-        tower_names = [name.lower() for name in tower.class_names]
+        imagenet = require("open_clip", purpose="name the ImageNet classes of the image tower's classifier")
+        tower_names = [name.lower() for name in imagenet.IMAGENET_CLASSNAMES]
         templates = load_templates(recipe.captions.templates)
         captions = CaptionVectors(sentences, list(dict.fromkeys(first_names + tower_names)), templates, bars)
         label_rows, tower_rows = captions.rows(first_names), captions.rows(tower_names)  # (classes,), (C,)
