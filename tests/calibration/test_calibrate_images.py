@@ -237,7 +237,7 @@ def test_a_folder_is_searched_with_its_folders_and_a_damaged_image_is_counted_an
     (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     record = calibrate_images(bundle, [str(tmp_path / "in")], tmp_path / "out", ChooseOptions(4))
     assert record.sources[0].unreadable == 1
-    assert any("1 files or frames could not be decoded" in note for note in record.notes)
+    assert any("1 file or frame could not be decoded" in note for note in record.notes)
     originals = {hashlib.sha256(path.read_bytes()).hexdigest() for path in photographs_dir.iterdir()}
     assert {image.sha256 for image in record.images} <= originals  # the bytes that were there
 

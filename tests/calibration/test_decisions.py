@@ -291,7 +291,7 @@ def test_a_class_without_images_is_promised_nothing(world: World) -> None:
         world.table, SPEC, embeddings[some], truth[some], FitOptions(), variant="v", graph="g"
     ).report
     assert report.classes["c2"].promise == "none"
-    assert any("no labelled image" in note and "c2" in note for note in report.notes)
+    assert any("1 class without a labelled image" in note and "c2" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(

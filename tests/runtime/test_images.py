@@ -451,7 +451,7 @@ def test_every_kind_of_image_in_a_folder_is_one(tmp_path: Path, caplog: pytest.L
     assert (len(frames), source.total, source.failed) == (8, 8, 0)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"{tmp_path}: passed over")
-    assert all(part in said for part in ("2 .mp4", "1 .txt", "1 without a suffix", "1 folders"))
+    assert all(part in said for part in ("2 .mp4", "1 .txt", "1 without a suffix", "1 folder"))
     caplog.clear()
     with open_source(str(tmp_path / "*.[jm]*")) as source:
         assert source.total == 2
