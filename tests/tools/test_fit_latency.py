@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("scipy", reason="fitting needs scipy")
+pytest.importorskip("scipy")
 
 from edgeclip.devices.plan.speed import SHARES, estimate_on, load_shares
 from tests.devices.published import published_latencies

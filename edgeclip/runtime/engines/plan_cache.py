@@ -16,6 +16,7 @@ import msgspec
 
 from edgeclip.devices.machine.probe import Description, describe_machine
 from edgeclip.documents import read_json
+from edgeclip.errors import InputError
 from edgeclip.files import (
     atomic_file,
     cache_dir,
@@ -136,7 +137,10 @@ def remove(key: PlanKey) -> None:
 
 def read_record(path: Path) -> PlanRecord | None:
     """The sidecar of the plan at ``path``; None if there is none that this version of edgeclip can read."""
-    return read_json(path.with_name(_SIDECAR), PlanRecord)
+    try:
+        return read_json(path.with_name(_SIDECAR), PlanRecord)
+    except InputError:
+        return None
 
 
 def records(engine: str, variant_sha256: str) -> list[PlanRecord]:
