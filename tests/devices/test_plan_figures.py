@@ -224,7 +224,7 @@ def test_what_takes_longest_bounds(changed: dict[str, Any], batch: int, bound_by
 def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
     """A GeForce sums FP16 products in FP32 at half the rate; only TensorRT sums in FP16."""
     card = load_profile("rtx-4090")
-    peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of("gpu")}
+    peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of(card)}
     assert {engine for engine, found in peaks.items() if found and found.peak_tflops == 330.3} == {
         *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
     }
@@ -241,18 +241,26 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
         found.plain_tflops for each in (tensor, plain) if (found := device_of(each, "fp16", "tensorrt")) is not None
     ] == [2, 8]
     assert device_of(card, "fp64", "tensorrt") is None
-    in_int8 = {engine for engine in engines_of("gpu") if device_of(card, "int8", engine)}
+    in_int8 = {engine for engine in engines_of(card) if device_of(card, "int8", engine)}
     assert in_int8 == {"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"}
 
 
 def test_a_cpus_engines_are_not_a_gpus() -> None:
-    assert engines_of("cpu") == ("openvino", "pytorch", "onnxruntime")
-    assert engines_of("jetson") == engines_of("gpu")
-    assert engines_of("gpu")[0] == "tensorrt"
+    assert engines_of(cpu()) == ("openvino", "pytorch", "onnxruntime")
+    assert engines_of(device())[0] == "tensorrt"
     with pytest.raises(InputError, match=r"an engine of box out of openvino, pytorch, onnxruntime, got 'tensorrt'"):
         shares_of("tensorrt", cpu())
     with pytest.raises(InputError, match=r"out of tensorrt, tensorrt-rtx, .* got 'openvino-gpu'"):
         plan(COST, device(), Demand(engine="openvino-gpu"))
+    # TensorRT-RTX knows the GPUs of PCs alone: no Jetson, and none of the data centres' own.
+    for name in ("orin-nano", "thor", "jetson-nano", "a100-40gb", "h200", "v100-pcie", "b200"):
+        with pytest.raises(InputError, match="out of tensorrt, onnxruntime-tensorrt, onnxruntime-cuda, .* got "):
+            plan(COST, load_profile(name), Demand(engine="tensorrt-rtx"))
+        assert not any(engine.endswith("rtx") for engine in engines_of(load_profile(name)))
+    for name in ("t4", "a10", "l4", "rtx-5090", "gb10", "gtx-1650"):
+        assert "tensorrt-rtx" in engines_of(load_profile(name))
+        assert "--engine tensorrt-rtx" in plan(COST, load_profile(name), Demand(engine="tensorrt-rtx")).recipe[-1]
+        assert "--engine" not in plan(COST, load_profile(name)).recipe[-1]
     found = device_of(cpu(), "int8", "openvino", cores=4, ghz=2.5)
     assert found == Device(peak_tflops=2.0, plain_tflops=0.5, bandwidth_gb_s=100)
     assert device_of(cpu(), "int8", "openvino", cores=4) is None

@@ -308,6 +308,36 @@ def test_on_the_device_another_mode_can_be_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "release", "newest"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 1", "6.2", False),
+        ("# R36 (release), REVISION: 4.7", "6.2.1", False),
+        ("# R99 (release), REVISION: 1.0", None, True),  # of no release that is known, so the newest
+        (None, None, True),
+    ],
+)
+def test_on_the_device_its_own_jetpack_is_planned_for(
+    said: str | None, release: str | None, newest: bool, tmp_path: Path
+) -> None:
+    tree = Tree(make("orin-nano-jp62", tmp_path, {"etc/nv_tegra_release": said}))
+    profile = profile_here(tree)
+    demand = demand_here(Demand(), profile, tree)
+    assert demand.jetpack == release
+    assert (plan(VIT_B_32, profile, demand).release == plan(VIT_B_32, load_profile("orin-nano")).release) is newest
+    assert demand_here(Demand(jetpack="6.1"), profile, tree).jetpack == "6.1"
+
+
+def test_the_mode_that_a_device_is_in_is_not_denied(tmp_path: Path) -> None:
+    """MAXN_SUPER came with JetPack 6.2, and with a patched 36.4 before it."""
+    files = {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.0", "var/lib/nvpmodel/status": "pmode:0002"}
+    tree = Tree(make("orin-nano-jp62", tmp_path, files))
+    profile = profile_here(tree)
+    made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
+    assert made.mode is not None
+    assert (made.mode.name, made.release) == ("MAXN_SUPER", "6.1")
+
+
+@pytest.mark.parametrize(
     ("changed", "why"),
     [
         ({"var/lib/nvpmodel/status": None}, "the factory default: which is the present one is not known"),

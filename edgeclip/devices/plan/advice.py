@@ -59,12 +59,19 @@ def verdict(chosen: VariantPlan | None, demand: Demand, variants: Sequence[Varia
     return f"{expected}, {asked}: out of reach; label fewer frames (`gate` skips still scenes) or take a smaller model"
 
 
-def recipe(chosen: VariantPlan, profile: DeviceProfile, free: int | None) -> tuple[str, ...]:
-    """Commands that build the variant on the device, within its memory."""
+def recipe(
+    chosen: VariantPlan, profile: DeviceProfile, free: int | None, *, engine: str = "tensorrt"
+) -> tuple[str, ...]:
+    """Commands that build the variant on the device, within its memory.
+
+    Args:
+        engine: of a GPU; on a CPU it is OpenVINO.
+    """
     if profile.kind == "cpu":
         return (f"edgeclip build BUNDLE --variant {chosen.name} --engine openvino",)
     batch = chosen.estimate.batch if chosen.estimate else 1
-    command = f"edgeclip build BUNDLE --variant {chosen.name} --batch 1,{batch},{batch}"
+    named = "" if engine == "tensorrt" else f" --engine {engine}"  # which a build takes by itself on a GPU
+    command = f"edgeclip build BUNDLE --variant {chosen.name}{named} --batch 1,{batch},{batch}"
     if free is None or chosen.memory is None:
         return (command,)
     lacking = chosen.memory.building - free

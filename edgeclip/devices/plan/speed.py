@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import msgspec
 
@@ -39,6 +39,9 @@ SHARES_OF = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
 }
+# Compute capabilities of TensorRT-RTX 1.7: NVIDIA, TensorRT-RTX support matrix,
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
+_RTX_CAPABILITIES = {"7.5", "8.6", "8.9", "12.0", "12.1"}
 # The others take Q/DQ graphs operator by operator, in FP32 and slower than FP32's own, or not at all.
 _MULTIPLIES_IN_INT8 = {"tensorrt", "onnxruntime", "openvino"}
 _ADDS_IN_FP16 = {"tensorrt"}  # the others sum FP16 products in FP32, which GeForce cards do at half the rate
@@ -195,11 +198,15 @@ def estimate(cost: GraphCost, precision: str, device: Device, *, batch: int, sha
     return Estimate(batch, latency, max(parts, key=lambda name: parts[name]))
 
 
-def engines_of(kind: Literal["jetson", "gpu", "cpu"]) -> tuple[str, ...]:
-    """Names of the engines whose speed can be estimated on such devices; the first is taken where none is named."""
-    fitted = load_shares().cpu if kind == "cpu" else load_shares().gpu
+def engines_of(profile: DeviceProfile) -> tuple[str, ...]:
+    """Names of the engines whose speed can be estimated on a device; the first is taken where none is named."""
+    fitted = load_shares().cpu if profile.kind == "cpu" else load_shares().gpu
     known = tuple(name for name, shares in SHARES_OF.items() if shares in fitted)
-    return ("openvino", *(name for name in known if name != "openvino")) if kind == "cpu" else known
+    if profile.kind == "cpu":
+        return ("openvino", *(name for name in known if name != "openvino"))
+    if profile.compute_capability in {None, *_RTX_CAPABILITIES}:
+        return known
+    return tuple(name for name in known if not name.endswith("tensorrt-rtx"))
 
 
 def shares_of(engine: str, profile: DeviceProfile) -> Shares:
@@ -208,7 +215,7 @@ def shares_of(engine: str, profile: DeviceProfile) -> Shares:
     Raises:
         InputError: an engine that does not run there, or of which nothing is known.
     """
-    if engine not in (known := engines_of(profile.kind)):
+    if engine not in (known := engines_of(profile)):
         raise InputError(f"expected an engine of {profile.name} out of {', '.join(known)}, got {engine!r}")
     fitted = load_shares().cpu if profile.kind == "cpu" else load_shares().gpu
     return fitted[SHARES_OF[engine]]

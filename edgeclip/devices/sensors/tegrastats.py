@@ -111,6 +111,8 @@ class TegrastatsSource(SensorSource):
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
+                if not line.endswith("\n"):
+                    break  # cut short where the program ended: a number in it may lack digits
                 try:
                     values = values_of(parse_tegrastats(line))
                 except InputError:
