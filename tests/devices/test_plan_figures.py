@@ -254,7 +254,7 @@ def test_a_cpus_engines_are_not_a_gpus() -> None:
         plan(COST, device(), Demand(engine="openvino-gpu"))
     # TensorRT-RTX knows the GPUs of PCs alone: no Jetson, and none of the data centres' own.
     for name in ("orin-nano", "thor", "jetson-nano", "a100-40gb", "h200", "v100-pcie", "b200"):
-        with pytest.raises(InputError, match="out of tensorrt, onnxruntime-tensorrt, onnxruntime-cuda, .* got "):
+        with pytest.raises(InputError, match=r"out of tensorrt, onnxruntime-tensorrt, onnxruntime-cuda, .* got "):
             plan(COST, load_profile(name), Demand(engine="tensorrt-rtx"))
         assert not any(engine.endswith("rtx") for engine in engines_of(load_profile(name)))
     for name in ("t4", "a10", "l4", "rtx-5090", "gb10", "gtx-1650"):
