@@ -245,6 +245,19 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
     assert in_int8 == {"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"}
 
 
+def test_a_card_holds_what_its_power_limit_allows() -> None:
+    """L4's boost clock promises 30.3 TFLOPS within 72 W; it has 14.4 of them under load."""
+    found = device_of(load_profile("l4"), "fp16", "tensorrt")
+    assert found is not None
+    assert (found.plain_tflops, found.peak_tflops) == (pytest.approx(14.4), pytest.approx(121 * 14.4 / 30.3))
+    assert found.bandwidth_gb_s == 300
+    for watts, plain in ((None, 5.0), (24.0, 4.8), (25.0, 5.0), (26.0, 5.0)):
+        limited = device(power_w=watts and Figure(watts, "s"))
+        found = device_of(limited, "fp16", "tensorrt")
+        assert found is not None
+        assert (found.plain_tflops, found.peak_tflops) == (pytest.approx(plain), pytest.approx(2 * plain))
+
+
 def test_a_cpus_engines_are_not_a_gpus() -> None:
     assert engines_of(cpu()) == ("openvino", "pytorch", "onnxruntime")
     assert engines_of(device())[0] == "tensorrt"
@@ -257,6 +270,11 @@ def test_a_cpus_engines_are_not_a_gpus() -> None:
         with pytest.raises(InputError, match=r"out of tensorrt, onnxruntime-tensorrt, onnxruntime-cuda, .* got "):
             plan(COST, load_profile(name), Demand(engine="tensorrt-rtx"))
         assert not any(engine.endswith("rtx") for engine in engines_of(load_profile(name)))
+    with pytest.raises(InputError, match="got 'pytorch-eager'"):
+        plan(COST, load_profile("thor"), Demand(engine="pytorch-eager"))
+    noted = plan(COST, load_profile("thor"), Demand(engine="onnxruntime-cuda")).notes
+    assert any(note.startswith("no latency of onnxruntime-cuda on a Jetson") for note in noted)
+    assert not any("fit to" in note for note in plan(COST, load_profile("thor")).notes)
     for name in ("t4", "a10", "l4", "rtx-5090", "gb10", "gtx-1650"):
         assert "tensorrt-rtx" in engines_of(load_profile(name))
         assert "--engine tensorrt-rtx" in plan(COST, load_profile(name), Demand(engine="tensorrt-rtx")).recipe[-1]

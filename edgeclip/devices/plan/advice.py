@@ -103,6 +103,10 @@ def notes_on(
             f"these figures hold where the laptop grants its GPU {most:g} W; at {least:g} W it has "
             f"{slowest / fastest:.0%} of the arithmetic"
         )
+    if profile.kind == "jetson" and demand.engine and not demand.engine.endswith(("tensorrt", "tensorrt-rtx")):
+        notes.append(
+            f"no latency of {demand.engine} on a Jetson was there to fit to: starting kernels takes longer there"
+        )
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))
     if profile.kind == "cpu" and None in (demand.cores, demand.ghz):
