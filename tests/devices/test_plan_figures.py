@@ -233,7 +233,7 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
     assert fp32 is not None
     assert (fp32.peak_tflops, fp32.plain_tflops, fp32.bandwidth_gb_s) == (82.58, 82.58, 1008)
     assert fp32.slowness == load_shares().architectures["Ada Lovelace"]
-    unseen = device_of(device(architecture="Pascal"), "fp16", "tensorrt")
+    unseen = device_of(device(architecture="Kepler"), "fp16", "tensorrt")
     assert unseen == Device(peak_tflops=10, plain_tflops=5, bandwidth_gb_s=100, slowness=1.0)
     tensor = device(peaks=(Peak("fp16", Figure(16.0, "s"), "tensor"),))
     plain = device(peaks=(Peak("fp16", Figure(16.0, "s"), "cuda"),))
