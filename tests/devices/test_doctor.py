@@ -236,6 +236,12 @@ def test_what_cannot_be_read_is_absent_and_not_zero(tmp_path: Path) -> None:
     assert found(report) == {"profile": "note", "memory": "note"}
 
 
+@pytest.mark.parametrize("text", [None, "garbage", "# R36 (release), REVISION: x.y"])
+def test_a_release_file_that_names_none_is_not_denied(text: str | None, tmp_path: Path) -> None:
+    report = examine(make("agx-orin-jp62", tmp_path, {"etc/nv_tegra_release": text}))
+    assert finding(report, "jetpack").what == "no release named by /etc/nv_tegra_release"
+
+
 def test_a_jetson_that_tells_little_is_asked_for_the_rest(tmp_path: Path) -> None:
     hidden = {path: None for path in files("thor-jp70") if path.startswith(("sys/", "etc/nv", "var/"))}
     report = examine(make("thor-jp70", tmp_path, {**hidden, "run/.containerenv": ""}))

@@ -60,6 +60,10 @@ BOARDS = [
     ("jetson-nano", 4, 4050944, "jetson-nano tegra210"),
     ("jetson-nano-2gb", 2, 2027000, "p3542-0000+p3448-0003 jetson-nano-2gb jetson-nano tegra210"),
     (None, 0, 4050944, "odin tegra210"),
+    ("agx-orin-64gb", 64, 64335000, "p3737-0000+p3701-0005-b00 tegra234"),
+    # Modules that do not exist yet.
+    (None, 0, 64335000, "p3737-0000+p3701-00050 p3701-00050 tegra234"),
+    (None, 0, 128825804, "p4071-0000+p3834-0009 p3834-0009 tegra264"),
 ]
 
 

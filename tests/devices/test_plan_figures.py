@@ -526,6 +526,8 @@ def test_a_verdict_says_what_to_expect() -> None:
     assert verdict(variant("fp16", None), asked, []) == blind
     none = [variant("a", refused="no A"), variant("b", refused="no A"), variant("c", fits=False)]
     assert verdict(None, asked, none) == "nothing can run: no A; c needs more memory than is free"
+    none.append(variant("d", fits=False))
+    assert verdict(None, asked, none) == "nothing can run: no A; c, d need more memory than is free"
 
 
 @pytest.mark.parametrize(

@@ -253,8 +253,10 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     made = plan(VIT_B_32, load_profile("l4"))
     assert made.mode is None
     assert made.beside == ()
-    with pytest.raises(InputError, match="got 'MAXN': known are none"):
+    with pytest.raises(InputError, match="got 'MAXN': known are none: it is no Jetson"):
         plan(VIT_B_32, load_profile("l4"), Demand(mode="MAXN"))
+    with pytest.raises(InputError, match="got 'MAXN': known are none, plan without one"):
+        plan(VIT_B_32, load_profile("igx-orin"), Demand(mode="MAXN"))
     # A Jetson whose nvpmodel file nobody published.
     unknown = plan(VIT_B_32, load_profile("agx-orin-industrial"))
     assert unknown.mode is None

@@ -288,7 +288,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         found = [mode for mode in self.power_modes if _mode_key(mode.name) == _mode_key(name)]
         if not found:
             known = ", ".join(dict.fromkeys(mode.name for mode in self.power_modes)) or "none"
-            raise InputError(f"expected a power mode of {self.name}, got {name!r}: known are {known}")
+            none = "" if self.power_modes else ", plan without one" if self.kind == "jetson" else ": it is no Jetson"
+            raise InputError(f"expected a power mode of {self.name}, got {name!r}: known are {known}{none}")
         if boosted is None:
             boosted = self.mode is not None and self.mode.super_only
         return next((mode for mode in found if mode.super_only == boosted), found[0])

@@ -40,10 +40,11 @@ def _expected_ms(each: VariantPlan) -> float:
 def verdict(chosen: VariantPlan | None, demand: Demand, variants: Sequence[VariantPlan]) -> str:
     """One sentence: what to expect of the chosen variant, and whether that will do."""
     if chosen is None:
-        reasons = "; ".join(
-            dict.fromkeys(each.refused or f"{each.name} needs more memory than is free" for each in variants)
-        )
-        return f"nothing can run: {reasons}"
+        reasons = list(dict.fromkeys(each.refused for each in variants if each.refused))
+        if large := [each.name for each in variants if not each.refused]:
+            need = "needs" if len(large) == 1 else "need"
+            reasons.append(f"{', '.join(large)} {need} more memory than is free")
+        return f"nothing can run: {'; '.join(reasons)}"
     wanted = demand.images_per_s
     if chosen.estimate is None:
         return f"{chosen.name} can run; how fast is not known: measure with edgeclip build"
