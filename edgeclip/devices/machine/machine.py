@@ -178,7 +178,7 @@ def _fit(match: Match, seen: _Seen) -> tuple[int, int] | None:
 
 
 def _names(compatible: str, part: str) -> bool:
-    """Whether a part stands there whole: ``p3701-0005`` does in ``p3737-0000+p3701-0005-b00``, not in ``p3701-00050``."""
+    """Whether a part stands there whole: ``p3701-0005`` does in ``p3701-0005-b00``, not in ``p3701-00050``."""
     return re.search(rf"{re.escape(part)}(?!\d)", compatible) is not None
 
 
