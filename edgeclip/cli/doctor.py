@@ -83,8 +83,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def _title(report: Report) -> Text:
     title = Text(report.machine.title, style="bold")
-    if report.profile:
-        title.append(f"  {report.profile}", style="cyan")
+    if report.device:
+        title.append(f"  {report.device}", style="cyan")
     title.append("  (recorded files)" if report.recorded else "", style="dim")
     return title
 

@@ -46,8 +46,9 @@ def opencv() -> Any:
         import cv2
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            "OpenCV is needed to read images and cameras but is not installed: on a Jetson run "
-            "apt install python3-opencv (it has GStreamer), elsewhere pip install 'edgeclip[opencv]'"
+            "OpenCV is needed to read images and cameras but is not installed: on a Jetson run apt install "
+            "nvidia-opencv, or python3-opencv where there is none (they have GStreamer); elsewhere "
+            "pip install 'edgeclip[opencv]'"
         ) from error
     except ImportError as error:
         said = str(error)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgeclip.devices.catalogue.profile import Boost, GpuTold, load_profile
+from edgeclip.devices.doctor.examine import examine
 from edgeclip.devices.machine.machine import find_profile, match_profile
 from edgeclip.devices.machine.software import _gpus_of
 from edgeclip.devices.machine.tree import Tree
@@ -59,6 +60,10 @@ BOARDS = [
     ("jetson-nano", 4, 4050944, "jetson-nano tegra210"),
     ("jetson-nano-2gb", 2, 2027000, "p3542-0000+p3448-0003 jetson-nano-2gb jetson-nano tegra210"),
     (None, 0, 4050944, "odin tegra210"),
+    ("agx-orin-64gb", 64, 64335000, "p3737-0000+p3701-0005-b00 tegra234"),
+    # Modules that do not exist yet.
+    (None, 0, 64335000, "p3737-0000+p3701-00050 p3701-00050 tegra234"),
+    (None, 0, 128825804, "p4071-0000+p3834-0009 p3834-0009 tegra264"),
 ]
 
 
@@ -83,6 +88,22 @@ def test_a_board_is_known_by_its_device_tree_and_its_memory(
     if found:
         assert found.memory.gib is not None
         assert found.memory.gib.value == gib
+        again = load_profile(found.asked_as)
+        assert (again.name, again.title, again.memory) == (found.name, found.title, found.memory)
+
+
+def test_doctor_names_a_board_with_the_memory_that_it_has(tmp_path: Path) -> None:
+    for gib, name in ((32, "agx-orin-32gb-devkit"), (64, "agx-orin-64gb")):
+        root = write(
+            tmp_path / name,
+            {
+                "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0000\0",
+                "proc/meminfo": f"MemTotal:       {gib * 999_000} kB\n",
+            },
+        )
+        report = examine(root)
+        assert (report.profile, report.device) == ("agx-orin-64gb", name)
+        assert f"known device: {name}" in [finding.what for finding in report.findings]
 
 
 RTX = "NVIDIA GeForce RTX"

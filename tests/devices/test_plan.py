@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from edgeclip.devices.plan.records import Demand
 from edgeclip.devices.plan.speed import Device, estimate, estimate_on, load_shares
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import BundleError, InputError, ModelError
+from edgeclip.evaluation.bench.calibrate import calibration_of
 from edgeclip.evaluation.bench.records import BenchResult, BenchSetting, Measured
 from edgeclip.export.cost import cost_of_bundle, cost_of_model, graph_cost
 from edgeclip.files import write_json
@@ -352,6 +355,43 @@ def test_the_command_takes_an_engine_and_a_benchmark_to_calibrate_it(tmp_path: P
     assert (found["low"] * found["high"]) ** 0.5 == pytest.approx(ms, rel=1e-3)
     assert after["notes"][-1] == "calibrated by 1 measurement of onnxruntime there: times the estimate, fp32 2.00"
     assert "expected an engine of t4" in refused("plan", "starter", "--device", "t4", "--measured", path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, None),
+        (
+            {"machine": {}},
+            "a benchmark that tells the power mode of the NVIDIA Jetson AGX Orin 64 GB, got one that does",
+        ),
+        ({"machine": {"power_mode": "MY_OWN_22W"}}, "expected a power mode of agx-orin-64gb, got 'MY_OWN_22W'"),
+        ({"device": "agx-orin-1tb"}, "expected the name of a device, got 'agx-orin-1tb'"),
+        ({"device": None}, "expected a benchmark that names its device"),
+        ({"costs": {}}, "expected measurements of tensorrt on NVIDIA Jetson AGX Orin 64 GB, got none that can be"),
+        ({"measured": ()}, "expected measurements of tensorrt on NVIDIA Jetson AGX Orin 64 GB, got none that can be"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_compared_calibrates_nothing(changed: dict[str, Any], expected: str | None) -> None:
+    setting = BenchSetting(
+        model="m", variant="fp16", engine="tensorrt", stage="engine", batch=1, threads=None, size=(224, 224)
+    )
+    measured = Measured(setting=setting, ran_on="GPU", rounds_ms=((2.0,),) * 3, warm_up_s=0.0, stable=True)
+    given: dict[str, Any] = {
+        "bundles": {"m": "shop"},
+        "measured": (measured,),
+        "refused": (),
+        "machine": {"power_mode": "MODE_30W"},
+        "conditions": MeasurementConditions(seconds=1.0, rate_hz=1.0, cost=0.0, power_mode=None, throttled=None),
+        "device": "agx-orin-64gb",
+        "costs": {"m": VIT_B_32},
+    }
+    result = BenchResult(**given | changed)
+    if expected is None:
+        assert list(calibration_of(result).ratios) == ["fp16"]
+        return
+    with pytest.raises(InputError, match=re.escape(expected)):
+        calibration_of(result)
 
 
 def test_the_command_prints_the_plan_and_the_same_as_json() -> None:

@@ -224,7 +224,7 @@ def test_what_takes_longest_bounds(changed: dict[str, Any], batch: int, bound_by
 def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
     """A GeForce sums FP16 products in FP32 at half the rate; only TensorRT sums in FP16."""
     card = load_profile("rtx-4090")
-    peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of("gpu")}
+    peaks = {engine: device_of(card, "fp16", engine) for engine in engines_of(card)}
     assert {engine for engine, found in peaks.items() if found and found.peak_tflops == 330.3} == {
         *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
     }
@@ -233,7 +233,7 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
     assert fp32 is not None
     assert (fp32.peak_tflops, fp32.plain_tflops, fp32.bandwidth_gb_s) == (82.58, 82.58, 1008)
     assert fp32.slowness == load_shares().architectures["Ada Lovelace"]
-    unseen = device_of(device(architecture="Pascal"), "fp16", "tensorrt")
+    unseen = device_of(device(architecture="Kepler"), "fp16", "tensorrt")
     assert unseen == Device(peak_tflops=10, plain_tflops=5, bandwidth_gb_s=100, slowness=1.0)
     tensor = device(peaks=(Peak("fp16", Figure(16.0, "s"), "tensor"),))
     plain = device(peaks=(Peak("fp16", Figure(16.0, "s"), "cuda"),))
@@ -241,18 +241,44 @@ def test_engines_meet_a_devices_peaks_as_they_add_and_round() -> None:
         found.plain_tflops for each in (tensor, plain) if (found := device_of(each, "fp16", "tensorrt")) is not None
     ] == [2, 8]
     assert device_of(card, "fp64", "tensorrt") is None
-    in_int8 = {engine for engine in engines_of("gpu") if device_of(card, "int8", engine)}
+    in_int8 = {engine for engine in engines_of(card) if device_of(card, "int8", engine)}
     assert in_int8 == {"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"}
 
 
+def test_a_card_holds_what_its_power_limit_allows() -> None:
+    """L4's boost clock promises 30.3 TFLOPS within 72 W; it has 14.4 of them under load."""
+    found = device_of(load_profile("l4"), "fp16", "tensorrt")
+    assert found is not None
+    assert (found.plain_tflops, found.peak_tflops) == (pytest.approx(14.4), pytest.approx(121 * 14.4 / 30.3))
+    assert found.bandwidth_gb_s == 300
+    for watts, plain in ((None, 5.0), (24.0, 4.8), (25.0, 5.0), (26.0, 5.0)):
+        limited = device(power_w=watts and Figure(watts, "s"))
+        found = device_of(limited, "fp16", "tensorrt")
+        assert found is not None
+        assert (found.plain_tflops, found.peak_tflops) == (pytest.approx(plain), pytest.approx(2 * plain))
+
+
 def test_a_cpus_engines_are_not_a_gpus() -> None:
-    assert engines_of("cpu") == ("openvino", "pytorch", "onnxruntime")
-    assert engines_of("jetson") == engines_of("gpu")
-    assert engines_of("gpu")[0] == "tensorrt"
+    assert engines_of(cpu()) == ("openvino", "pytorch", "onnxruntime")
+    assert engines_of(device())[0] == "tensorrt"
     with pytest.raises(InputError, match=r"an engine of box out of openvino, pytorch, onnxruntime, got 'tensorrt'"):
         shares_of("tensorrt", cpu())
     with pytest.raises(InputError, match=r"out of tensorrt, tensorrt-rtx, .* got 'openvino-gpu'"):
         plan(COST, device(), Demand(engine="openvino-gpu"))
+    # TensorRT-RTX knows the GPUs of PCs alone: no Jetson, and none of the data centres' own.
+    for name in ("orin-nano", "thor", "jetson-nano", "a100-40gb", "h200", "v100-pcie", "b200"):
+        with pytest.raises(InputError, match=r"out of tensorrt, onnxruntime-tensorrt, onnxruntime-cuda, .* got "):
+            plan(COST, load_profile(name), Demand(engine="tensorrt-rtx"))
+        assert not any(engine.endswith("rtx") for engine in engines_of(load_profile(name)))
+    with pytest.raises(InputError, match="got 'pytorch-eager'"):
+        plan(COST, load_profile("thor"), Demand(engine="pytorch-eager"))
+    noted = plan(COST, load_profile("thor"), Demand(engine="onnxruntime-cuda")).notes
+    assert any(note.startswith("no latency of onnxruntime-cuda on a Jetson") for note in noted)
+    assert not any("fit to" in note for note in plan(COST, load_profile("thor")).notes)
+    for name in ("t4", "a10", "l4", "rtx-5090", "gb10", "gtx-1650"):
+        assert "tensorrt-rtx" in engines_of(load_profile(name))
+        assert "--engine tensorrt-rtx" in plan(COST, load_profile(name), Demand(engine="tensorrt-rtx")).recipe[-1]
+        assert "--engine" not in plan(COST, load_profile(name)).recipe[-1]
     found = device_of(cpu(), "int8", "openvino", cores=4, ghz=2.5)
     assert found == Device(peak_tflops=2.0, plain_tflops=0.5, bandwidth_gb_s=100)
     assert device_of(cpu(), "int8", "openvino", cores=4) is None
@@ -500,6 +526,8 @@ def test_a_verdict_says_what_to_expect() -> None:
     assert verdict(variant("fp16", None), asked, []) == blind
     none = [variant("a", refused="no A"), variant("b", refused="no A"), variant("c", fits=False)]
     assert verdict(None, asked, none) == "nothing can run: no A; c needs more memory than is free"
+    none.append(variant("d", fits=False))
+    assert verdict(None, asked, none) == "nothing can run: no A; c, d need more memory than is free"
 
 
 @pytest.mark.parametrize(

@@ -253,8 +253,10 @@ def test_a_device_without_modes_is_planned_for_as_it_is() -> None:
     made = plan(VIT_B_32, load_profile("l4"))
     assert made.mode is None
     assert made.beside == ()
-    with pytest.raises(InputError, match="got 'MAXN': known are none"):
+    with pytest.raises(InputError, match="got 'MAXN': known are none: it is no Jetson"):
         plan(VIT_B_32, load_profile("l4"), Demand(mode="MAXN"))
+    with pytest.raises(InputError, match="got 'MAXN': known are none, plan without one"):
+        plan(VIT_B_32, load_profile("igx-orin"), Demand(mode="MAXN"))
     # A Jetson whose nvpmodel file nobody published.
     unknown = plan(VIT_B_32, load_profile("agx-orin-industrial"))
     assert unknown.mode is None
@@ -305,6 +307,36 @@ def test_on_the_device_another_mode_can_be_asked_for(tmp_path: Path) -> None:
     assert made.mode is not None
     assert (made.mode.name, made.mode.why) == ("25W", "as asked, in the Super configuration")
     assert (profile.power_mode("7W").id, load_profile("orin-nano").power_mode("7W").id) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "release", "newest"),
+    [
+        ("# R36 (release), REVISION: 4.3, GCID: 1", "6.2", False),
+        ("# R36 (release), REVISION: 4.7", "6.2.1", False),
+        ("# R99 (release), REVISION: 1.0", None, True),  # of no release that is known, so the newest
+        (None, None, True),
+    ],
+)
+def test_on_the_device_its_own_jetpack_is_planned_for(
+    said: str | None, release: str | None, newest: bool, tmp_path: Path
+) -> None:
+    tree = Tree(make("orin-nano-jp62", tmp_path, {"etc/nv_tegra_release": said}))
+    profile = profile_here(tree)
+    demand = demand_here(Demand(), profile, tree)
+    assert demand.jetpack == release
+    assert (plan(VIT_B_32, profile, demand).release == plan(VIT_B_32, load_profile("orin-nano")).release) is newest
+    assert demand_here(Demand(jetpack="6.1"), profile, tree).jetpack == "6.1"
+
+
+def test_the_mode_that_a_device_is_in_is_not_denied(tmp_path: Path) -> None:
+    """MAXN_SUPER came with JetPack 6.2, and with a patched 36.4 before it."""
+    files = {"etc/nv_tegra_release": "# R36 (release), REVISION: 4.0", "var/lib/nvpmodel/status": "pmode:0002"}
+    tree = Tree(make("orin-nano-jp62", tmp_path, files))
+    profile = profile_here(tree)
+    made = plan(VIT_B_32, profile, demand_here(Demand(), profile, tree))
+    assert made.mode is not None
+    assert (made.mode.name, made.release) == ("MAXN_SUPER", "6.1")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_a_running_tegrastats_is_a_source(tmp_path: Path) -> None:
     finally:
         source.close()
     assert source.fault(0) == "tegrastats ended"
+
+
+def test_a_line_that_ends_within_a_number_is_not_read(tmp_path: Path) -> None:
+    """``GR3D_FREQ 5`` of ``GR3D_FREQ 55%`` is no clock of 5 MHz."""
+    whole = "RAM 1/2MB CPU [1%@1] GR3D_FREQ 55%"
+    cut = whole.removesuffix("5%")
+    assert parse_tegrastats(cut).engines["GR3D"].clock_mhz == 5
+    (source,) = tegrastats_sources(script(tmp_path / "tegrastats", f"echo '{whole}'; printf %s '{cut}'")).sources
+    while source.fault(0) != "tegrastats ended":
+        time.sleep(0.01)
+    source.close()
+    assert [channel.kind for channel in source.channels] == ["load"]
+
+
+def test_a_load_above_all_of_the_time_is_none() -> None:
+    read = parse_tegrastats("RAM 1/2MB CPU [150%@729,100%@729] GR3D_FREQ 101%@[1300] EMC_FREQ 100%")
+    assert [core and core.load for core in read.cpus] == [None, 1.0]
+    assert read.engines == {"GR3D": UnitReading(clock_mhz=1300), "EMC": UnitReading(load=1.0)}
 
 
 def test_a_tegrastats_that_ends_or_prints_nothing_is_absent(tmp_path: Path) -> None:

@@ -264,6 +264,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         return any(each.name == precision for each in self.precisions)
 
     @property
+    def asked_as(self) -> str:
+        """The name that ``load_profile`` takes for it with the memory that it has."""
+        own = self.memory.gib
+        return next((size.name for size in self.sizes if own and size.gib.value == own.value), self.name)
+
+    @property
     def default_mode(self) -> PowerMode | None:
         """The power mode that it leaves the factory in, without the Super configuration; None where that is unknown."""
         return next((mode for mode in self.power_modes if mode.default and not mode.super_only), None)
@@ -282,7 +288,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         found = [mode for mode in self.power_modes if _mode_key(mode.name) == _mode_key(name)]
         if not found:
             known = ", ".join(dict.fromkeys(mode.name for mode in self.power_modes)) or "none"
-            raise InputError(f"expected a power mode of {self.name}, got {name!r}: known are {known}")
+            none = "" if self.power_modes else ", plan without one" if self.kind == "jetson" else ": it is no Jetson"
+            raise InputError(f"expected a power mode of {self.name}, got {name!r}: known are {known}{none}")
         if boosted is None:
             boosted = self.mode is not None and self.mode.super_only
         return next((mode for mode in found if mode.super_only == boosted), found[0])
@@ -323,9 +330,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
         size = min(self.sizes, key=lambda each: abs(each.gib.value - gib))
         if abs(own.value - gib) <= abs(size.gib.value - gib):
             return self
-        return msgspec.structs.replace(
-            self, title=size.title, memory=msgspec.structs.replace(self.memory, gib=size.gib), sizes=()
-        )
+        memory = msgspec.structs.replace(self.memory, gib=size.gib)
+        return msgspec.structs.replace(self, title=size.title, memory=memory)
 
     def at_power(self, watts: float | None) -> DeviceProfile:
         """A laptop's GPU at the power that its maker grants it; any other device, and None, as it is."""

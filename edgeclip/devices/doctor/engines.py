@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeclip.devices.doctor.finding import Facts, Finding, Rule
-from edgeclip.devices.machine.software import Software
+from edgeclip.devices.machine.software import PIP_TENSORRT, Software
 from edgeclip.engine_list import engine_libraries
 
 # What engines need beside their own library -> what installs it.
@@ -48,13 +48,14 @@ def broken(facts: Facts) -> Iterator[Finding]:
         if why is None or (name == "cuda-bindings" and _too_new(software)):
             continue
         on_jetson = facts.machine.jetson is not None and name == "tensorrt"
+        remove = _without_pip_tensorrt(facts) if on_jetson else ()
         yield Finding(
             f"{name}-broken",
             "problem",
             f"{name} is installed but does not {'load' if tried.error else 'work'}",
             why,
-            ("pip uninstall -y tensorrt",)  # JetPack's own is of an older Python and cannot be meant
-            if on_jetson and facts.system_python_too_old
+            remove
+            if remove
             else ("sudo apt install --reinstall python3-libnvinfer",)
             if on_jetson
             else (f"pip install --force-reinstall '{package}'",),
@@ -195,15 +196,30 @@ def builders(facts: Facts) -> Iterator[Finding]:
         assert software is not None
         assert served is not None
         if software.library(name).facts.get("builder") == "no":
+            remove = _without_pip_tensorrt(facts) if name == "tensorrt" else ()
             yield Finding(
                 f"{name}-builder",
                 "problem",
                 f"{name} {software.library(name).version} loads, and makes no builder with a driver for CUDA {served}",
-                "it may be of a newer CUDA than the driver: take one of the driver's, or a newer driver",
-                (f"pip install --force-reinstall tensorrt-cu{served.partition('.')[0]}",)
+                "pip's TensorRT hides JetPack's own, which is made for this driver"
+                if remove
+                else "it may be of a newer CUDA than the driver: take one of the driver's, or a newer driver",
+                remove
+                if remove
+                else (f"pip install --force-reinstall tensorrt-cu{served.partition('.')[0]}",)
                 if name == "tensorrt"
                 else _INSTALL_DRIVER.get(facts.machine.distribution_id or "", _OTHER_DRIVER),
             )
+
+
+def _without_pip_tensorrt(facts: Facts) -> tuple[str, ...]:
+    """What removes a TensorRT of pip's from a Jetson, after which JetPack's is seen; nothing where there is none."""
+    if facts.machine.jetson is None or facts.software is None:
+        return ()
+    pips = [name for name in PIP_TENSORRT if name in facts.software.packages]
+    if not pips and not facts.system_python_too_old:  # JetPack's own is of an older Python there and cannot be meant
+        return ()
+    return (f"pip uninstall -y {' '.join(('tensorrt', *pips))}",)
 
 
 def _too_new(software: Software) -> bool:

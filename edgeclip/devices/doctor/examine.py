@@ -38,6 +38,7 @@ class Report(msgspec.Struct, frozen=True):
         software: None if the files come without a record of it: then nothing was tried.
         findings: problems first.
         stops: whether something keeps edgeclip from running here; decides the exit code.
+        device: what to ask for it by, with the memory that it has: ``agx-orin-32gb-devkit`` of ``agx-orin-64gb``.
     """
 
     edgeclip: str
@@ -48,6 +49,7 @@ class Report(msgspec.Struct, frozen=True):
     software: Software | None
     findings: tuple[Finding, ...]
     stops: bool
+    device: str | None = None
 
     def of(self, level: str) -> list[Finding]:
         """The findings of one level."""
@@ -85,6 +87,7 @@ def examine(root: Path = Path("/"), *, record: Path | None = None) -> Report:
         software=software,
         findings=tuple(sorted(findings, key=lambda finding: (not finding.stops, _ORDER[finding.level]))),
         stops=any(finding.stops for finding in findings),
+        device=facts.profile.asked_as if facts.profile else None,
     )
 
 

@@ -16,7 +16,7 @@ _DISK_GIB = (0.25, 2.0)
 def profile(facts: Facts) -> Iterator[Finding]:
     """Which known device it is."""
     if facts.profile:
-        yield Finding("profile", "ok", f"known device: {facts.profile.name}")
+        yield Finding("profile", "ok", f"known device: {facts.profile.asked_as}")
     else:
         yield Finding(
             "profile",

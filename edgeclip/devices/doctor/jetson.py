@@ -24,7 +24,12 @@ def release(facts: Facts) -> Iterator[Finding]:
         return
     if jetson.l4t is None:
         inside = " (a container has it only if it is mounted)" if facts.machine.container else ""
-        yield Finding("jetpack", "note", f"no /etc/nv_tegra_release{inside}", "which JetPack this is stays unknown")
+        yield Finding(
+            "jetpack",
+            "note",
+            f"no release named by /etc/nv_tegra_release{inside}",
+            "which JetPack this is stays unknown",
+        )
         return
     known = facts.release
     here = f"JetPack {known.version} (Jetson Linux {jetson.l4t})" if known else f"Jetson Linux {jetson.l4t}"

@@ -163,7 +163,7 @@ class _Seen(msgspec.Struct, frozen=True):
 
 def _fit(match: Match, seen: _Seen) -> tuple[int, int] | None:
     """Rank of the kind of evidence, and how much of it there is; None for none."""
-    parts = [len(part) for part in match.device_tree if any(part in name for name in seen.compatible)]
+    parts = [len(part) for part in match.device_tree if any(_names(name, part) for name in seen.compatible)]
     if parts:
         return 5, max(parts)
     if not set(match.boards).isdisjoint(seen.compatible):
@@ -175,6 +175,11 @@ def _fit(match: Match, seen: _Seen) -> tuple[int, int] | None:
     if match.cpu_flags and seen.cpu_flags.issuperset(match.cpu_flags):
         return 1, len(match.cpu_flags)
     return None
+
+
+def _names(compatible: str, part: str) -> bool:
+    """Whether a part stands there whole: ``p3701-0005`` does in ``p3701-0005-b00``, not in ``p3701-00050``."""
+    return re.search(rf"{re.escape(part)}(?!\d)", compatible) is not None
 
 
 def _bare(gpu_name: str) -> str:

@@ -29,6 +29,8 @@ _SAME_MODULE = (
     ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
 )
+# TensorRT as pip installs it; JetPack's own is called tensorrt too, and has none of these beside it.
+PIP_TENSORRT = tuple(f"tensorrt-cu{major}{part}" for major in (12, 13) for part in ("", "-bindings", "-libs"))
 _GROUPS = ("video", "render")
 _PATIENCE_S = 90.0
 # The path comes first: nothing is to be imported from the working folder.
@@ -60,7 +62,7 @@ class Software(msgspec.Struct, frozen=True):
         system_python: whether it is the system's, or an environment of that one.
         system_packages: whether it sees the packages of the system's Python.
         libraries: as they did when tried, each in a process of its own.
-        packages: those installed, of the sets that bring the same module; version by name.
+        packages: those installed, of the sets that bring the same module and of pip's TensorRT; version by name.
         missing_groups: groups that give access to cameras and GPUs, exist here, and do not have this user.
         closed_devices: cameras that this user may not open.
     """
@@ -106,7 +108,7 @@ def read_software(devices: Iterable[str] = ()) -> Software:
         system_python=sys.base_prefix == "/usr",
         system_packages=sys.prefix == "/usr" or any(path.endswith("/dist-packages") for path in sys.path),
         libraries=try_libraries(trials()),
-        packages=installed_versions(name for names in _SAME_MODULE for name in names),
+        packages=installed_versions(name for names in (*_SAME_MODULE, PIP_TENSORRT) for name in names),
         missing_groups=_missing_groups(),
         closed_devices=tuple(path for path in devices if not os.access(path, os.R_OK | os.W_OK)),
         disk=_disk(_cache()),

@@ -40,10 +40,11 @@ def _expected_ms(each: VariantPlan) -> float:
 def verdict(chosen: VariantPlan | None, demand: Demand, variants: Sequence[VariantPlan]) -> str:
     """One sentence: what to expect of the chosen variant, and whether that will do."""
     if chosen is None:
-        reasons = "; ".join(
-            dict.fromkeys(each.refused or f"{each.name} needs more memory than is free" for each in variants)
-        )
-        return f"nothing can run: {reasons}"
+        reasons = list(dict.fromkeys(each.refused for each in variants if each.refused))
+        if large := [each.name for each in variants if not each.refused]:
+            need = "needs" if len(large) == 1 else "need"
+            reasons.append(f"{', '.join(large)} {need} more memory than is free")
+        return f"nothing can run: {'; '.join(reasons)}"
     wanted = demand.images_per_s
     if chosen.estimate is None:
         return f"{chosen.name} can run; how fast is not known: measure with edgeclip build"
@@ -59,12 +60,19 @@ def verdict(chosen: VariantPlan | None, demand: Demand, variants: Sequence[Varia
     return f"{expected}, {asked}: out of reach; label fewer frames (`gate` skips still scenes) or take a smaller model"
 
 
-def recipe(chosen: VariantPlan, profile: DeviceProfile, free: int | None) -> tuple[str, ...]:
-    """Commands that build the variant on the device, within its memory."""
+def recipe(
+    chosen: VariantPlan, profile: DeviceProfile, free: int | None, *, engine: str = "tensorrt"
+) -> tuple[str, ...]:
+    """Commands that build the variant on the device, within its memory.
+
+    Args:
+        engine: of a GPU; on a CPU it is OpenVINO.
+    """
     if profile.kind == "cpu":
         return (f"edgeclip build BUNDLE --variant {chosen.name} --engine openvino",)
     batch = chosen.estimate.batch if chosen.estimate else 1
-    command = f"edgeclip build BUNDLE --variant {chosen.name} --batch 1,{batch},{batch}"
+    named = "" if engine == "tensorrt" else f" --engine {engine}"  # which a build takes by itself on a GPU
+    command = f"edgeclip build BUNDLE --variant {chosen.name}{named} --batch 1,{batch},{batch}"
     if free is None or chosen.memory is None:
         return (command,)
     lacking = chosen.memory.building - free
@@ -95,6 +103,10 @@ def notes_on(
         notes.append(
             f"these figures hold where the laptop grants its GPU {most:g} W; at {least:g} W it has "
             f"{slowest / fastest:.0%} of the arithmetic"
+        )
+    if profile.kind == "jetson" and demand.engine and not demand.engine.endswith(("tensorrt", "tensorrt-rtx")):
+        notes.append(
+            f"no latency of {demand.engine} on a Jetson was there to fit to: starting kernels takes longer there"
         )
     if profile.dla:
         notes.append(_dla(cost, profile.dla, release))

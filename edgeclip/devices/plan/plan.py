@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from edgeclip.devices.catalogue.jetpack import JetPack, load_release, version_key
+from edgeclip.devices.catalogue.jetpack import JetPack, load_release, release_for_l4t, version_key
 from edgeclip.devices.catalogue.profile import DeviceProfile, GpuTold, PowerMode
 from edgeclip.devices.machine.clocks import read_clocks
 from edgeclip.devices.machine.cpu import read_cpu
@@ -52,7 +52,7 @@ def plan(
         InputError: a JetPack, a power mode or an engine that the device does not have, or a mode that its JetPack does
             not.
     """
-    engine = demand.engine or engines_of(profile.kind)[0]
+    engine = demand.engine or engines_of(profile)[0]
     shares_of(engine, profile)
     demand = dataclasses.replace(demand, engine=engine)
     release = _release(profile, demand)
@@ -70,7 +70,7 @@ def plan(
         variants=variants,
         recommended=chosen.name if chosen else None,
         verdict=verdict(chosen, demand, variants),
-        recipe=recipe(chosen, profile, free) if chosen and engine in built_engines() else (),
+        recipe=recipe(chosen, profile, free, engine=engine) if chosen and engine in built_engines() else (),
         notes=(
             *_mode_notes(profile),
             *notes_on(cost, profile, demand, release, free),
@@ -132,8 +132,8 @@ def present_mode(profile: DeviceProfile, tree: Tree) -> PowerMode | str | None:
 
 
 def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
-    """A demand with what the machine itself can tell filled in: free memory, a CPU's cores and clock, and whether the
-    power mode of ``profile_here`` is its present one.
+    """A demand with what the machine itself can tell filled in: free memory, a CPU's cores and clock, a Jetson's
+    release, and whether the power mode of ``profile_here`` is its present one.
 
     What was asked for stays; a GPU with memory of its own does not show how much of it is free.
     """
@@ -145,6 +145,10 @@ def demand_here(demand: Demand, profile: DeviceProfile, tree: Tree) -> Demand:
         cpu = read_cpu(tree)
         cores = demand.cores or (int(min(cpu.cores, cpu.quota_cores or cpu.cores)) or 1 if cpu.cores else None)
         demand = dataclasses.replace(demand, cores=cores, ghz=demand.ghz or _ghz(tree))
+    if demand.jetpack is None and (jetson := read_jetson(tree)) is not None and jetson.l4t:
+        release = release_for_l4t(jetson.l4t)
+        if release is not None and release.version in profile.jetpacks:
+            demand = dataclasses.replace(demand, jetpack=release.version)
     if demand.mode is None and profile.power_modes:
         demand = dataclasses.replace(demand, mode_why=_why_here(profile, present_mode(profile, tree)))
     return demand
@@ -174,7 +178,8 @@ def _in_mode(profile: DeviceProfile, demand: Demand, release: JetPack | None) ->
             why += f" ({boosted.name} in the Super configuration)"
     else:
         why = ""
-    if profile.mode is not None and release is not None and not _has(release, profile.mode):
+    # What a machine is in, it has, whatever the release that brought it to others.
+    if profile.mode is not None and release is not None and not demand.mode_why and not _has(release, profile.mode):
         raise InputError(
             f"expected JetPack {profile.mode.jetpack} or later for {profile.mode.name} of {profile.name}, "
             f"got {release.version}"

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import msgspec
 
@@ -25,6 +25,9 @@ ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _WIDE_BYTES = {**ELEMENT_BYTES, "int8": 2}  # of activations between INT8's products, but for those of convolutions
 _CPU_BANDWIDTH_GB_S = 40.0  # two channels of DDR4; profiles of CPUs are of instructions, not of boards
 _TENSOR_TO_PLAIN = 8  # FP16 products of tensor cores for one FP32 product of the other cores, from Volta on
+# FP32 arithmetic that a card does for each watt of its limit: one whose boost clock promises more does not hold that
+# clock under load. RTX 4090 and 5090 stay below with 0.18; L4 (0.42) and RTX PRO 6000 Max-Q (0.37) do not.
+_HELD_TFLOPS_PER_W = 0.2
 _NOTHING = Work(kernels=0, macs=0, traffic=0)
 
 # Engines as ``edgeclip.engine_list`` calls them, and PyTorch for comparison → whose shares are theirs.
@@ -39,6 +42,9 @@ SHARES_OF = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
 }
+# Compute capabilities of TensorRT-RTX 1.7: NVIDIA, TensorRT-RTX support matrix,
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html
+_RTX_CAPABILITIES = {"7.5", "8.6", "8.9", "12.0", "12.1"}
 # The others take Q/DQ graphs operator by operator, in FP32 and slower than FP32's own, or not at all.
 _MULTIPLIES_IN_INT8 = {"tensorrt", "onnxruntime", "openvino"}
 _ADDS_IN_FP16 = {"tensorrt"}  # the others sum FP16 products in FP32, which GeForce cards do at half the rate
@@ -195,11 +201,17 @@ def estimate(cost: GraphCost, precision: str, device: Device, *, batch: int, sha
     return Estimate(batch, latency, max(parts, key=lambda name: parts[name]))
 
 
-def engines_of(kind: Literal["jetson", "gpu", "cpu"]) -> tuple[str, ...]:
-    """Names of the engines whose speed can be estimated on such devices; the first is taken where none is named."""
-    fitted = load_shares().cpu if kind == "cpu" else load_shares().gpu
+def engines_of(profile: DeviceProfile) -> tuple[str, ...]:
+    """Names of the engines whose speed can be estimated on a device; the first is taken where none is named."""
+    fitted = load_shares().cpu if profile.kind == "cpu" else load_shares().gpu
     known = tuple(name for name, shares in SHARES_OF.items() if shares in fitted)
-    return ("openvino", *(name for name in known if name != "openvino")) if kind == "cpu" else known
+    if profile.kind == "cpu":
+        return ("openvino", *(name for name in known if name != "openvino"))
+    if profile.kind == "jetson":  # where it starts each operator from a CPU that nothing was fitted to
+        known = tuple(name for name in known if name != "pytorch-eager")
+    if profile.compute_capability in {None, *_RTX_CAPABILITIES}:
+        return known
+    return tuple(name for name in known if not name.endswith("tensorrt-rtx"))
 
 
 def shares_of(engine: str, profile: DeviceProfile) -> Shares:
@@ -208,7 +220,7 @@ def shares_of(engine: str, profile: DeviceProfile) -> Shares:
     Raises:
         InputError: an engine that does not run there, or of which nothing is known.
     """
-    if engine not in (known := engines_of(profile.kind)):
+    if engine not in (known := engines_of(profile)):
         raise InputError(f"expected an engine of {profile.name} out of {', '.join(known)}, got {engine!r}")
     fitted = load_shares().cpu if profile.kind == "cpu" else load_shares().gpu
     return fitted[SHARES_OF[engine]]
@@ -225,16 +237,25 @@ def device_of(
     peak, fp32 = profile.peak(precision), profile.peak("fp32")
     if peak is None or (peak.per == "core_ghz" and None in (cores, ghz)):
         return None
-    tflops = peak.total(cores=cores or 1, ghz=ghz or 1.0, fp32_sums=SHARES_OF[engine] not in _ADDS_IN_FP16)
+    held = _held(profile)
+    tflops = held * peak.total(cores=cores or 1, ghz=ghz or 1.0, fp32_sums=SHARES_OF[engine] not in _ADDS_IN_FP16)
     bandwidth = profile.memory.bandwidth_gb_s.value if profile.memory.bandwidth_gb_s else None
     slowness = load_shares().architectures.get(profile.architecture, 1.0)
     if fp32 is not None:
-        plain = fp32.total(cores=cores or 1, ghz=ghz or 1.0)
+        plain = held * fp32.total(cores=cores or 1, ghz=ghz or 1.0)
     elif (half := profile.peak("fp16")) is not None:
         plain = half.tflops.value / (_TENSOR_TO_PLAIN if half.units == "tensor" else 2)
     else:
         plain = tflops
     return Device(tflops, plain, bandwidth or (_CPU_BANDWIDTH_GB_S if profile.kind == "cpu" else None), slowness)
+
+
+def _held(profile: DeviceProfile) -> float:
+    """What share of its peaks a card of that power limit holds under load; 1 where no limit is published."""
+    fp32 = profile.peak("fp32")
+    if profile.kind != "gpu" or profile.power_w is None or fp32 is None:
+        return 1.0
+    return min(1.0, _HELD_TFLOPS_PER_W * profile.power_w.value / fp32.total())
 
 
 def estimate_on(

@@ -111,6 +111,8 @@ class TegrastatsSource(SensorSource):
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
+                if not line.endswith("\n"):
+                    break  # cut short where the program ended: a number in it may lack digits
                 try:
                     values = values_of(parse_tegrastats(line))
                 except InputError:
@@ -230,7 +232,12 @@ def _core(text: str, common_clock: str | None) -> UnitReading | None:
     if not found:
         return None  # "off"
     clock = found[2] or common_clock
-    return UnitReading(load=int(found[1]) / 100, clock_mhz=float(clock) if clock else None)
+    return UnitReading(load=_share(found[1]), clock_mhz=float(clock) if clock else None)
+
+
+def _share(percent: str) -> float | None:
+    """None for what is no share of a unit's time."""
+    return int(percent) / 100 if percent and int(percent) <= 100 else None
 
 
 def _engines(line: str) -> dict[str, UnitReading]:
@@ -238,7 +245,5 @@ def _engines(line: str) -> dict[str, UnitReading]:
     for name, load, clocks, clock in _ENGINE.findall(line):
         if load or clocks or clock:
             speeds = [float(value) for value in (clocks or clock).split(",") if value]
-            engines[name] = UnitReading(
-                load=int(load) / 100 if load else None, clock_mhz=max(speeds) if speeds else None
-            )
+            engines[name] = UnitReading(load=_share(load), clock_mhz=max(speeds) if speeds else None)
     return engines

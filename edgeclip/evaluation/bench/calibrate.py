@@ -25,9 +25,14 @@ def calibration_of(result: BenchResult, engine: str | None = None) -> Calibratio
             "that did not write it: measure again, and see edgeclip devices"
         )
     profile = load_profile(result.device)
-    if (mode := result.machine.get("power_mode")) and profile.power_modes:
+    if profile.power_modes:
+        if (mode := result.machine.get("power_mode")) is None:  # as in a container, which does not see nvpmodel's files
+            raise InputError(
+                f"expected a benchmark that tells the power mode of the {profile.title}, got one that does not: its "
+                "times cannot be compared; measure outside of a container"
+            )
         profile = profile.at(str(mode))
-    known = engines_of(profile.kind)
+    known = engines_of(profile)
     timed = {
         name: found
         for name in known
