@@ -126,7 +126,9 @@ def run_recipe(recipe: FewShotRecipe, folder: Path, *, console: Console, overwri
         InputError: the folder exists and ``overwrite`` is false; and as ``adapt_bundle`` and
             ``curve_of_bundle`` say.
     """
-    console.print(msgspec.json.format(encode_json(recipe), indent=2).decode(), highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        msgspec.json.format(encode_json(recipe), indent=2).decode(), highlight=False, markup=False, soft_wrap=True
+    )
     bundle, data = Bundle.open(recipe.bundle), Path(recipe.data)
     options = FewShotOptions(
         method=recipe.method,

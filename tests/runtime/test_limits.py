@@ -130,6 +130,14 @@ def test_linears_only_int8_of_a_real_transformer_passes(ladder: tuple[Rung, ...]
         assert not refused(item, "first")
 
 
+def test_at_its_own_size_the_transformer_passes_where_int8_costs_nothing_and_nowhere_else(results: Result) -> None:
+    costs = {loss.variant: loss for loss in results.int8 if loss.model == "vit"}
+    passes = {item.variant for item in results.unpriced if not item.gate.failures(LIMITS[item.precision])}
+    assert {name for name, loss in costs.items() if loss.loss < 0.3} == {"linears-only int8, asymmetric"}
+    assert {name for name, loss in costs.items() if loss.low > 0.25} == {"linears-only int8", "int8 (edgeclip)"}
+    assert passes & set(costs) == {"linears-only int8, asymmetric"}
+
+
 @pytest.mark.parametrize("variant", ["raw fp16, larger residual", "a8 whole graph, per tensor"])
 def test_the_published_collapses_are_refused_at_every_precision(results: Result, variant: str) -> None:
     item = rung(results.rungs, "vit-112", variant)
