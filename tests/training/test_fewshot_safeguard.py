@@ -137,6 +137,15 @@ def test_a_setting_with_less_loss_is_taken_only_if_it_is_not_more_often_wrong(lo
     assert (best, top1) == (1, pytest.approx((40 - lost) / 40))
 
 
+@pytest.mark.parametrize(("lost", "best"), [(0, 2), (2, 0)])
+def test_a_setting_answers_for_its_own_mistakes_and_not_for_those_of_another(lost: int, best: int) -> None:
+    wrong = table_of(AXES[[1, 0, 6]])
+    settings = (MethodSetting(), MethodSetting(0.5), MethodSetting(1.0))
+    three = Method(lambda *_: [TEXT, wrong, OTHER], lambda *_: settings, lambda _: settings[0], from_text=True)
+    shots = shots_of(lost=lost, won=0, both=40 - lost)
+    assert cross_validate(three, TEXT, shots, SOFTMAX, settings)[:2] == (best, 1.0)
+
+
 def test_each_shot_is_asked_about_once_by_a_fit_that_did_not_see_it() -> None:
     seen: list[Shots] = []
     shots = shots_of(lost=0, won=0, both=12)
