@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from edgeclip.errors import LintError
 from edgeclip.export.lint.graph import Graph
-from edgeclip.export.lint.lint import lint
+from edgeclip.export.lint.lint import OLDEST_TENSORRT, lint, require_legal
 from edgeclip.export.lint.operators import operator
 from tests.export.test_lint import (
     FLOAT,
@@ -498,3 +499,50 @@ def test_numbers_are_found_behind_constants_casts_and_identities(tmp_path: Path)
         f"error zero-point {name}: expected zero-points of 0, got 3: quantize symmetrically" for name in ("Q_y", "DQ_y")
     ]
     assert said(path) == found
+
+
+@pytest.mark.parametrize(("attributes", "outputs"), [({}, 1), ({"transB": 0}, 1), ({"transB": 1}, 0)])
+def test_the_outputs_of_a_gemm_lie_where_its_weight_is_turned_to(
+    attributes: dict[str, int], outputs: int, tmp_path: Path
+) -> None:
+    right = product(op="Gemm", axis=outputs, **attributes)
+    assert [line for line in said(save(right, tmp_path)) if "weight-axis" in line] == []
+    wrong = product(op="Gemm", axis=1 - outputs, **attributes)
+    (told,) = [line for line in said(save(wrong, tmp_path)) if "weight-axis" in line]
+    assert told == (
+        f"warning weight-axis product: expected weight scales along axis {outputs} (outputs), got axis {1 - outputs}: "
+        "INT8 is lost"
+    )
+
+
+def test_a_weight_of_two_channels_has_its_scales_along_the_outputs_too(tmp_path: Path) -> None:
+    two = {"levels": np.ones((2, 2), np.int8), "scales": np.full(2, 0.01, np.float32)}
+    made = product(two, axis=0, x=("x", FLOAT, ["N", 2]))
+    assert any("got axis 0: INT8 is lost" in line for line in said(save(made, tmp_path)))
+
+
+def test_a_graph_that_is_refused_names_five_of_its_errors_and_counts_the_rest(tmp_path: Path) -> None:
+    for count, more in ((5, ""), (7, "; and 2 more")):
+        nodes = [node("Det", ["x"], [f"d{number}"], name=f"det{number}") for number in range(count)]
+        made = graph([*nodes, node("Sum", [f"d{number}" for number in range(count)], ["y"])], x=("x", FLOAT, [4, 4]))
+        with pytest.raises(LintError) as refused:
+            require_legal(save(made, tmp_path))
+        told = str(refused.value)
+        assert f"got {count} errors: [operator] det0: " in told
+        assert [f"det{number}:" in told for number in range(count)] == [True] * 5 + [False] * (count - 5)
+        assert told.endswith(more) if more else "more" not in told
+    assert OLDEST_TENSORRT == (10, 0)
+
+
+def test_an_8_bit_constant_that_is_read_undequantized_is_an_error(tmp_path: Path) -> None:
+    made = graph([node("Cast", ["levels"], ["w"], to=FLOAT), node("MatMul", ["x", "w"], ["y"])])
+    assert [line for line in said(save(made, tmp_path)) if "constant read by" in line] == [
+        "error pair levels: INT8 constant read by Cast: dequantize it"
+    ]
+
+
+def test_an_opset_before_the_oldest_is_told_with_both(tmp_path: Path) -> None:
+    made = graph([node("Relu", ["x"], ["y"])], opset=8, ir_version=4)
+    (told,) = [line for line in said(save(made, tmp_path)) if "opset" in line.split(":")[0]]
+    assert "expected opset " in told
+    assert "got 8: no parser declares it" in told
