@@ -82,7 +82,9 @@ SUBJECTS = {
         "calibration/test_promises",
         "fewest_images or sequence or level_with_the_last or likely_threshold or promised",
     ),
-    "plan": _subject("devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures"),
+    "plan": _subject(
+        "devices/plan/memory devices/plan/speed devices/plan/plan", "devices/test_plan_figures devices/test_power_modes"
+    ),
     "bench": _subject(
         "evaluation/bench/bench evaluation/bench/records",
         "evaluation/test_bench_figures evaluation/test_bench",
