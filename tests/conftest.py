@@ -307,6 +307,16 @@ def tiny_bundle(_tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
     return copy
 
 
+def write_two_colours(folder: Path, colours: dict[str, tuple[int, int, int]]) -> None:
+    """Six images of each class, of about its colour, which a random encoder tells apart."""
+    chooser = np.random.default_rng(0)
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            image = np.clip(np.array(colour) + chooser.integers(-20, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+            write_image(folder / name / f"{index}.png", image)
+
+
 def add_variant(
     bundle: Path, name: str, edit: Callable[[Any], None], *, precision: Precision = "fp16", start: str = "fp32"
 ) -> Bundle:

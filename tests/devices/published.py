@@ -10,6 +10,7 @@ import msgspec
 from edgeclip.bundle import Bundle
 from edgeclip.devices.catalogue.profile import DeviceProfile, load_profile
 from edgeclip.devices.plan.cost import GraphCost, Work, WorkKind, load_cost
+from edgeclip.devices.plan.speed import Estimate, estimate_on
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 
@@ -96,6 +97,18 @@ class Latency:
         """The device, in its power mode."""
         found = load_profile(self.device)
         return found.at(self.mode) if self.mode else found
+
+    def estimated(self) -> Estimate | None:
+        """What the planner expects."""
+        return estimate_on(
+            self.profile,
+            self.cost,
+            self.precision,
+            self.engine,
+            batch=self.batch,
+            cores=self.cores,
+            ghz=self.ghz,
+        )
 
     def __str__(self) -> str:
         place = f"{self.device} {self.mode or ''}".strip()

@@ -18,7 +18,7 @@ from edgeclip.devices.plan.cost import FILE, GraphCost, Work, load_cost
 from edgeclip.devices.plan.memory import build_lacks, build_workspace, free_bytes, memory_of
 from edgeclip.devices.plan.plan import demand_here, plan, profile_here, variants_for
 from edgeclip.devices.plan.records import Demand
-from edgeclip.devices.plan.speed import Device, estimate, estimate_on, load_shares
+from edgeclip.devices.plan.speed import Device, estimate, load_shares
 from edgeclip.devices.sensors.measurement_conditions import MeasurementConditions
 from edgeclip.errors import BundleError, InputError, ModelError
 from edgeclip.evaluation.bench.calibrate import calibration_of
@@ -164,15 +164,7 @@ def test_vit_b_32_is_planned_by_its_name_alone() -> None:
 @pytest.mark.parametrize("published", published_latencies(), ids=str)
 def test_a_published_latency_is_estimated_and_its_range_says_something(published: Latency) -> None:
     """Four of five lie within their range: tests/tools/test_fit_latency.py counts them."""
-    estimated = estimate_on(
-        published.profile,
-        published.cost,
-        published.precision,
-        published.engine,
-        batch=published.batch,
-        cores=published.cores,
-        ghz=published.ghz,
-    )
+    estimated = published.estimated()
     assert estimated is not None
     assert published.ms / 3 <= estimated.latency_ms.middle <= published.ms * 3
     assert estimated.latency_ms.high <= 3 * estimated.latency_ms.low

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from edgeclip.devices.plan.speed import SHARES, estimate_on, load_shares
+from edgeclip.devices.plan.speed import SHARES, load_shares
 from tests.devices.published import published_latencies
 from tools.fit_latency import NAMES, Held, Latencies, device_key, errors_of, family, is_inside, quantile, toml_of
 
@@ -59,18 +59,9 @@ def test_what_is_fitted_is_what_is_estimated() -> None:
     for kind in ("gpu", "cpu"):
         for each in held(kind):
             if not each.latency.copied:
-                latency = each.latency
-                found = estimate_on(
-                    latency.profile,
-                    latency.cost,
-                    latency.precision,
-                    latency.engine,
-                    batch=latency.batch,
-                    cores=latency.cores,
-                    ghz=latency.ghz,
-                )
+                found = each.latency.estimated()
                 assert found is not None
-                assert found.latency_ms.middle / latency.ms == pytest.approx(each.fitted, rel=0.02)
+                assert found.latency_ms.middle / each.latency.ms == pytest.approx(each.fitted, rel=0.02)
 
 
 def test_figures_of_the_printout_are_those_of_today() -> None:

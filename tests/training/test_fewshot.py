@@ -18,7 +18,7 @@ from edgeclip.prompts import unit_rows
 from edgeclip.runtime.images import write_image
 from edgeclip.runtime.scoring import Scorer
 from edgeclip.runtime.tables import TableSet
-from tests.conftest import make_table, shared
+from tests.conftest import make_table, shared, write_two_colours
 
 pytest.importorskip("torch")
 
@@ -324,12 +324,7 @@ def test_a_curve_needs_seeds_and_images() -> None:
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     """Two classes that a random encoder tells apart: red and blue, six images each, one of them damaged."""
-    chooser = np.random.default_rng(0)
-    for name, colour in (("red thing", (220, 20, 20)), ("blue thing", (20, 20, 220))):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for index in range(6):
-            image = np.clip(np.array(colour) + chooser.integers(-20, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
-            write_image(tmp_path / "images" / name / f"{index}.png", image)
+    write_two_colours(tmp_path / "images", {"red thing": (220, 20, 20), "blue thing": (20, 20, 220)})
     (tmp_path / "images" / "red thing" / "5.png").write_bytes(b"not a picture")
     return tmp_path / "images"
 

@@ -21,7 +21,6 @@ from sklearn import metrics
 from edgeclip import Bundle, EncoderSpec, PreprocessSpec, PromptTable, make_classes
 from edgeclip.errors import InputError
 from edgeclip.prompts import unit_rows
-from edgeclip.runtime.images import write_image
 from edgeclip.runtime.scoring import Scorer
 from tests import conftest
 
@@ -339,12 +338,7 @@ def shelf(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Six images of each of two classes, one of them damaged, and a second variant; text rows are made up."""
     double = conftest.edit_weight("projection", lambda weight: np.roll(weight, 1, axis=1))
     bundle = conftest.add_variant(tiny_bundle, "rolled", double, precision="fp32")
-    chooser = np.random.default_rng(0)
-    for name, colour in (("blue_thing", (20, 20, 220)), ("red_thing", (220, 20, 20))):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for index in range(6):
-            image = np.clip(np.array(colour) + chooser.integers(-20, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
-            write_image(tmp_path / "images" / name / f"{index}.png", image)
+    conftest.write_two_colours(tmp_path / "images", {"blue_thing": (20, 20, 220), "red_thing": (220, 20, 20)})
     (tmp_path / "images" / "red_thing" / "5.png").write_bytes(b"not a picture")
     asked: list[dict[str, Any]] = []
 
